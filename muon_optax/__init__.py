@@ -1,0 +1,43 @@
+"""Muon for JAX and Optax: composable parts, one factory, the right parameters by default."""
+
+from muon_optax._assign_layouts import assign_layouts, label_params
+from muon_optax._coefficients import (
+    CUBIC,
+    DEEPSEEK_V4,
+    KELLER,
+    YOU_JIACHENG,
+    coefficient_range,
+    polar_express,
+)
+from muon_optax._layout import Layout
+from muon_optax._layout_rules import default_layouts
+from muon_optax._muon import muon
+from muon_optax._newton_schulz import newton_schulz
+from muon_optax._orthogonalize import orthogonalize, orthogonalize_via_newton_schulz
+from muon_optax._partition import partition_by_layout
+from muon_optax._polar import polar_factor
+from muon_optax._scale_by_shape import scale_by_shape
+from muon_optax._summary import summarize
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CUBIC",
+    "DEEPSEEK_V4",
+    "KELLER",
+    "YOU_JIACHENG",
+    "Layout",
+    "assign_layouts",
+    "coefficient_range",
+    "default_layouts",
+    "label_params",
+    "muon",
+    "newton_schulz",
+    "orthogonalize",
+    "orthogonalize_via_newton_schulz",
+    "partition_by_layout",
+    "polar_express",
+    "polar_factor",
+    "scale_by_shape",
+    "summarize",
+]

@@ -1,0 +1,189 @@
+"""From rules and overrides to the layout of every leaf, and from layouts to labels."""
+
+import fnmatch
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from muon_optax._layout import Layout, as_layout
+from muon_optax._layout_rules import guess_layouts
+from muon_optax._paths import NamedLeaf, is_hidden, named_leaves, show
+
+LayoutMap: TypeAlias = Mapping[str, Layout | None]
+Layouts: TypeAlias = Mapping[str, Layout | str | None] | Callable[[Any], Mapping[str, Layout | str | None]] | None
+
+
+def assign_layouts(params: Any, layouts: Layouts = None) -> dict[str, Layout | None]:
+    """The layout of every leaf of ``params``: overrides first, then the default rules.
+
+    Args:
+        params: Any tree of arrays or ``ShapeDtypeStruct``.
+        layouts: ``None`` for the default rules; a mapping from path glob to layout (a string, a :class:`Layout`, or
+            ``None`` for "not a matrix"), tried in order before the default rules, where ``*`` also matches slashes; or
+            a function that replaces the rules: called with ``params``, it returns the layout of every path.
+
+    Returns:
+        A mapping from each leaf's path to its :class:`Layout`, or ``None`` where the leaf goes to AdamW.
+
+    Raises:
+        ValueError: If a glob matches no path, a layout does not fit a leaf's shape, or a leaf with a layout is
+            complex or integer; the message names the path.
+
+    Warns:
+        UserWarning: Once, with the paths of the arrays of three or more axes that no rule knows. They go to AdamW.
+
+    Example:
+        >>> import jax.numpy as jnp, muon_optax as mo
+        >>> params = {"up": jnp.ones((8, 32)), "router": jnp.ones((8, 4))}
+        >>> {path: str(layout) for path, layout in mo.assign_layouts(params, {"router": None}).items()}
+        {'router': 'None', 'up': 'io'}
+    """
+    leaves = named_leaves(params)
+    resolved, unknown = resolve(params, leaves, layouts)
+    if unknown:
+        listed = ", ".join(f"{show(leaf.path)} {leaf.dtype}{list(leaf.shape)}" for leaf in unknown)
+        warnings.warn(
+            f"No rule knows which axes of these arrays are inputs and outputs, so AdamW trains them: {listed}. Give "
+            f"their layout, for example layouts={{{unknown[0].path!r}: 'bio'}}, or None to leave them to AdamW.",
+            stacklevel=2,
+        )
+    return resolved
+
+
+def label_params(params: Any, layouts: Layouts = None) -> Any:
+    """``"muon"`` for every leaf with a layout and ``"adamw"`` for every other, as a tree like ``params``.
+
+    Args:
+        params: Any tree of arrays or ``ShapeDtypeStruct``.
+        layouts: As in :func:`assign_layouts`.
+
+    Returns:
+        A tree of the structure of ``params`` whose leaves are the labels, for ``optax.partition``.
+
+    Raises:
+        ValueError: As in :func:`assign_layouts`.
+
+    Example:
+        >>> import jax.numpy as jnp, muon_optax as mo
+        >>> mo.label_params({"dense": {"kernel": jnp.ones((8, 4)), "bias": jnp.ones(4)}})
+        {'dense': {'bias': 'adamw', 'kernel': 'muon'}}
+    """
+    return labels_of(params, assign_layouts(params, layouts))
+
+
+def labels_of(tree: Any, resolved: LayoutMap) -> Any:
+    """The tree of labels that belongs to resolved layouts."""
+    labels = ["adamw" if resolved[leaf.path] is None else "muon" for leaf in named_leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), labels)
+
+
+def resolve(
+    tree: Any, leaves: list[NamedLeaf], layouts: Layouts, known: LayoutMap | None = None
+) -> tuple[dict[str, Layout | None], list[NamedLeaf]]:
+    """The layout of every leaf, and the leaves of several axes that neither a rule nor an override knows.
+
+    ``known`` stands in for the default rules where the whole tree was seen before.
+    """
+    if callable(layouts):
+        given, globs = layouts(tree), {}
+        if not isinstance(given, Mapping):
+            raise TypeError(
+                f"The layouts function must return a mapping from path to layout; got {type(given).__name__}."
+            )
+        base, unknown = {path: as_layout(layout) for path, layout in given.items()}, []
+        _refuse_unmatched(set(base) - {leaf.path for leaf in leaves}, leaves)
+    elif known is not None:
+        base, unknown, globs = dict(known), [], layouts or {}
+    else:
+        base, unknown = guess_layouts(leaves)
+        globs = layouts or {}
+    overrides = _match(globs, leaves)
+    resolved = {}
+    for leaf in leaves:
+        if leaf.path not in overrides and leaf.path not in base:
+            raise ValueError(
+                f"No layout for {show(leaf.path)}: the layouts function must name every path; use None for AdamW."
+            )
+        resolved[leaf.path] = overrides[leaf.path] if leaf.path in overrides else base[leaf.path]
+        _refuse_misfit(leaf, resolved[leaf.path])
+    if len(resolved) < len(leaves):
+        _refuse_ambiguous_paths(leaves, resolved)
+    return resolved, [leaf for leaf in unknown if leaf.path not in overrides]
+
+
+def _match(globs: Mapping[str, Layout | str | None], leaves: list[NamedLeaf]) -> dict[str, Layout | None]:
+    """The override of each leaf: its exact path, or else the first glob that matches."""
+    overrides: dict[str, Layout | None] = {}
+    unmatched = set()
+    paths = [leaf.path for leaf in leaves]
+    for glob, layout in globs.items():
+        matched = [path for path in paths if path == glob or fnmatch.fnmatchcase(path, glob)]
+        if not matched:
+            unmatched.add(glob)
+        for path in matched:
+            overrides.setdefault(path, as_layout(layout))
+    overrides.update((path, as_layout(globs[path])) for path in paths if path in globs)
+    _refuse_unmatched(unmatched, leaves)
+    return overrides
+
+
+def _refuse_unmatched(unmatched: set[str], leaves: list[NamedLeaf]) -> None:
+    if unmatched:
+        paths = sorted(leaf.path for leaf in leaves)
+        listed = ", ".join(map(repr, paths[:20])) + (f" and {len(paths) - 20} more" if len(paths) > 20 else "")
+        raise ValueError(
+            f"layouts names {', '.join(map(repr, sorted(unmatched)))}, which matches no parameter. The paths are: "
+            f"{listed}."
+        )
+
+
+def _refuse_misfit(leaf: NamedLeaf, layout: Layout | None) -> None:
+    if layout is None:
+        return
+    mismatch = layout.mismatch(leaf.shape)
+    if mismatch is not None:
+        raise ValueError(f"{show(leaf.path)}: {mismatch}.")
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise ValueError(
+            f"{show(leaf.path)} has dtype {leaf.dtype}, and only real floating parameters can be orthogonalized: give "
+            "it the layout None, or leave it out of the optimizer's parameters."
+        )
+
+
+def _refuse_ambiguous_paths(leaves: list[NamedLeaf], resolved: LayoutMap) -> None:
+    seen: set[str] = set()
+    for leaf in leaves:
+        if leaf.path in seen and resolved[leaf.path] is not None:
+            raise ValueError(
+                f"Two parameters have the path {show(leaf.path)}: rename one, so that its layout is its own."
+            )
+        seen.add(leaf.path)
+
+
+def matrices_of(tree: Any, layouts: Layouts, known: LayoutMap | None = None) -> list[tuple[NamedLeaf, Layout]]:
+    """Each leaf with its layout, for a transform that takes nothing but matrices.
+
+    Raises:
+        ValueError: If a leaf has no layout, naming it and ``partition_by_layout``.
+    """
+    leaves = named_leaves(tree)
+    resolved, _ = resolve(tree, leaves, layouts, known)
+    return [(leaf, _need_layout(leaf, resolved[leaf.path])) for leaf in leaves]
+
+
+def _need_layout(leaf: NamedLeaf, layout: Layout | None) -> Layout:
+    if layout is None:
+        raise ValueError(
+            f"{show(leaf.path)} of shape {leaf.shape} has no matrix layout, and this transform takes nothing but "
+            "matrices. Send such parameters elsewhere with muon_optax.partition_by_layout(matrices, others), or give a "
+            f"layout: layouts={{{leaf.path!r}: 'io'}}."
+        )
+    return layout
+
+
+def is_partial(tree: Any) -> bool:
+    """Whether leaves of ``tree`` are hidden by ``optax.masked``, so that siblings can't be asked."""
+    return any(map(is_hidden, jax.tree.leaves(tree, is_leaf=is_hidden)))

@@ -1,0 +1,103 @@
+"""The factory: Muon for matrices, AdamW for the rest."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.typing
+import optax
+
+from muon_optax._assign_layouts import Layouts
+from muon_optax._checks import check_momentum_dtype, check_number
+from muon_optax._decay_mask import as_mask_function, decay_mask
+from muon_optax._newton_schulz import newton_schulz
+from muon_optax._orthogonalize import orthogonalize
+from muon_optax._partition import partition_by_layout
+from muon_optax._scale_by_shape import scale_by_shape
+from muon_optax._scales import Scale
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
+    weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
+    momentum: jax.typing.ArrayLike = 0.95,
+    nesterov: bool = True,
+    momentum_dtype: jax.typing.DTypeLike | None = None,
+    scale: Scale = "moonlight",
+    orthogonalizer: Callable[[jax.Array], jax.Array] | None = None,
+    layouts: Layouts = None,
+    adamw: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Muon for the matrices of a model and AdamW for everything else.
+
+    For a matrix ``W`` with gradient ``g``: ``m <- momentum m + g``; ``O = orthogonalizer(g + momentum m)``;
+    ``W <- W - learning_rate (scale O + weight_decay W)``. Embeddings, heads, biases and norms go to AdamW. It is
+    :func:`muon_optax.partition_by_layout` of ``optax.chain(optax.trace, orthogonalize, scale_by_shape,
+    optax.add_decayed_weights, optax.scale_by_learning_rate)`` and ``optax.adamw``: to change more than the arguments
+    below, chain the parts yourself.
+
+    Args:
+        learning_rate: Step size, for both branches: a number >= 0, a scalar array or an Optax schedule. With the
+            default scale, AdamW's own learning rate is a safe start, and a few times that is often better.
+        weight_decay: Decoupled decay, for both branches: a number >= 0, a scalar array or a schedule. Multiplied by the
+            learning rate and by no scale. Default 0.1, what the large published runs with AdamW and Muon used.
+        weight_decay_mask: A tree of booleans like the parameters, or a function from parameters to one, for both
+            branches: decay where ``True``. Default: all matrices, and of AdamW's leaves those of two or more axes that
+                are
+            no bias and no norm.
+        momentum: In [0, 1). Default 0.95, everyone's.
+        nesterov: Whether to orthogonalize ``g + momentum m`` (default, and better) or ``m``.
+        momentum_dtype: Of the stored momentum; ``None`` for each parameter's own.
+        scale: As ``variant`` in :func:`muon_optax.scale_by_shape`.
+        orthogonalizer: From matrices ``(*batch, rows, cols)`` to matrices of the same shape. ``None`` for
+            :func:`muon_optax.newton_schulz` with its defaults.
+        layouts: Which leaves are matrices, and how: as in :func:`muon_optax.assign_layouts`.
+        adamw: Any transform, for the leaves without a layout, in place of ``optax.adamw(learning_rate, b1=0.9, b2=0.95,
+            eps=1e-8, weight_decay=weight_decay, mask=...)``; it brings its own learning rate, sign and decay.
+
+    Returns:
+        A transform whose state holds one momentum for each matrix and AdamW's two for each other parameter. ``update``
+        needs ``params``. Updates come back in the dtypes of the gradients.
+
+    Raises:
+        ValueError: At construction, for a number out of range, an unknown scale or an integer ``momentum_dtype``; at
+            ``init``, for layouts that do not fit; at ``update``, without ``params`` or with another tree. Paths are
+            named.
+
+    Warns:
+        UserWarning: At ``init``, with the paths of arrays of three or more axes that no rule knows; AdamW trains them.
+
+    References:
+        Keller Jordan, "Muon: An optimizer for hidden layers in neural networks",
+        https://kellerjordan.github.io/posts/muon/, 2024.
+        Jingyuan Liu et al., "Muon is Scalable for LLM Training", https://arxiv.org/abs/2502.16982, 2025.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, muon_optax as mo, optax
+        >>> params = {"kernel": jnp.eye(4), "bias": jnp.ones(4)}
+        >>> optimizer = mo.muon(3e-4, weight_decay=0.1)
+        >>> state = optimizer.init(params)
+        >>> gradients = jax.tree.map(jnp.ones_like, params)
+        >>> updates, state = optimizer.update(gradients, state, params)
+        >>> params = optax.apply_updates(params, updates)
+    """
+    if not callable(learning_rate):
+        check_number("learning_rate", learning_rate, "use a finite number >= 0, or a schedule", 0.0)
+    if not callable(weight_decay):
+        check_number("weight_decay", weight_decay, "use a finite number >= 0, such as 0.1", 0.0)
+    check_number("momentum", momentum, "use a number in [0, 1), such as 0.95", 0.0, 1.0)
+    check_momentum_dtype(momentum_dtype)
+    mask = as_mask_function(weight_decay_mask)
+    matrices = optax.chain(
+        optax.trace(momentum, nesterov=nesterov, accumulator_dtype=momentum_dtype),
+        orthogonalize(newton_schulz() if orthogonalizer is None else orthogonalizer),
+        scale_by_shape(scale),
+        optax.add_decayed_weights(weight_decay, mask=mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    if adamw is None:
+        adamw = optax.adamw(
+            learning_rate, b1=0.9, b2=0.95, eps=1e-8, weight_decay=weight_decay, mask=mask or decay_mask
+        )
+    return partition_by_layout(matrices, adamw, layouts)

@@ -1,0 +1,113 @@
+"""The orthogonalizing transform: every matrix of the updates is replaced by its nearest orthogonal one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from muon_optax._assign_layouts import LayoutMap, Layouts, is_partial, matrices_of
+from muon_optax._coefficients import KELLER, Coefficients
+from muon_optax._layout import Layout
+from muon_optax._newton_schulz import Method, newton_schulz
+
+
+def orthogonalize(
+    orthogonalizer: Callable[[jax.Array], jax.Array], *, layouts: Layouts = None
+) -> optax.GradientTransformationExtraArgs:
+    """Replaces every matrix of the updates by ``orthogonalizer(matrix)``.
+
+    Args:
+        orthogonalizer: Takes matrices ``(*batch, rows, cols)``, rows being inputs and columns outputs, to matrices of
+            the same shape with singular values near 1: :func:`muon_optax.newton_schulz`,
+            :func:`muon_optax.polar_factor` or one of yours. It must treat each matrix of a batch on its own.
+        layouts: How leaves are seen as matrices, as in :func:`muon_optax.assign_layouts`. Inside
+            :func:`muon_optax.partition_by_layout` and :func:`muon_optax.muon` it is not needed: they hand it on.
+
+    Returns:
+        A transform without state. Updates keep their shape and dtype.
+
+    Raises:
+        ValueError: At ``init``, if a leaf has no layout (its path is named) or one that does not fit.
+        TypeError: At construction, if ``orthogonalizer`` is no function; at ``update``, if it changes a shape.
+
+    Example:
+        >>> import jax.numpy as jnp, muon_optax as mo
+        >>> transform = mo.orthogonalize(mo.polar_factor())
+        >>> gradient = {"w": jnp.array([[0.0, 3.0], [2.0, 0.0]])}
+        >>> updates, _ = transform.update(gradient, transform.init(gradient))
+        >>> updates["w"].round(4).tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
+    """
+    if not callable(orthogonalizer):
+        raise TypeError(
+            f"orthogonalizer={orthogonalizer!r} is not a function: pass one from matrices to matrices, such as "
+            "muon_optax.newton_schulz() or muon_optax.polar_factor()."
+        )
+
+    def init(params: optax.Params) -> optax.EmptyState:
+        # Behind a mask the siblings that tell layouts apart are out of sight; whoever masked them checks.
+        if not is_partial(params):
+            matrices_of(params, layouts)
+        return optax.EmptyState()
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        layouts_of_tree: LayoutMap | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params, extra_args
+        matrices = matrices_of(updates, layouts, layouts_of_tree)
+        results = [_apply(orthogonalizer, jnp.asarray(leaf.value), layout) for leaf, layout in matrices]
+        return jax.tree.unflatten(jax.tree.structure(updates), results), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def orthogonalize_via_newton_schulz(
+    coefficients: Coefficients = KELLER,
+    *,
+    dtype: jax.typing.DTypeLike = jnp.bfloat16,
+    method: Method = "auto",
+    layouts: Layouts = None,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`orthogonalize` with :func:`muon_optax.newton_schulz`: the heart of Muon.
+
+    Args:
+        coefficients: One ``(a, b, c)`` per step.
+        dtype: Of the products.
+        method: ``"auto"``, ``"direct"`` or ``"gram"``.
+        layouts: As in :func:`orthogonalize`.
+
+    Returns:
+        A transform without state. Updates keep their shape and dtype.
+
+    Raises:
+        ValueError: For arguments that :func:`muon_optax.newton_schulz` refuses, and as :func:`orthogonalize`.
+
+    References:
+        Keller Jordan, "Muon: An optimizer for hidden layers in neural networks",
+        https://kellerjordan.github.io/posts/muon/, 2024.
+
+    Example:
+        >>> import jax.numpy as jnp, muon_optax as mo, optax
+        >>> transform = optax.chain(optax.trace(0.95, nesterov=True), mo.orthogonalize_via_newton_schulz())
+        >>> gradient = {"w": jnp.array([[0.0, 3.0], [2.0, 0.0]])}
+        >>> updates, _ = transform.update(gradient, transform.init(gradient))
+        >>> bool(abs(updates["w"][0, 1] - 1) < 0.4)
+        True
+    """
+    return orthogonalize(newton_schulz(coefficients, dtype=dtype, method=method), layouts=layouts)
+
+
+def _apply(orthogonalizer: Callable[[jax.Array], jax.Array], array: jax.Array, layout: Layout) -> jax.Array:
+    matrices = layout.to_matrices(array)
+    results = tuple(map(orthogonalizer, matrices))
+    for matrix, result in zip(matrices, results, strict=True):
+        if matrix.shape != result.shape:
+            raise TypeError(f"The orthogonalizer changed the shape {matrix.shape} to {result.shape}; it must keep it.")
+    return layout.from_matrices(results, array.shape).astype(array.dtype)

@@ -1,0 +1,99 @@
+"""The label-based partition: matrices to one transform, everything else to another."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from muon_optax._assign_layouts import Layouts, assign_layouts, labels_of, resolve
+from muon_optax._paths import named_leaves, show
+
+
+def partition_by_layout(
+    matrices: optax.GradientTransformation, others: optax.GradientTransformation, layouts: Layouts = None
+) -> optax.GradientTransformationExtraArgs:
+    """Applies ``matrices`` to the parameters that have a layout and ``others`` to the rest.
+
+    It is ``optax.partition`` with the labels of :func:`muon_optax.label_params`. The layouts are resolved on the whole
+    tree, where siblings can be asked, and handed to the parts in ``matrices`` (:func:`muon_optax.orthogonalize`,
+    :func:`muon_optax.scale_by_shape`, ...), which need no ``layouts`` of their own. State and updates keep the dtypes
+    of their first step: updates those of the gradients, states those of ``init``.
+
+    Args:
+        matrices: For leaves with a layout, usually an ``optax.chain`` that holds :func:`muon_optax.orthogonalize`.
+        others: For all other leaves, usually ``optax.adamw``.
+        layouts: As in :func:`muon_optax.assign_layouts`.
+
+    Returns:
+        A transform with the state of ``optax.partition``, whose labels are ``"muon"`` and ``"adamw"``.
+
+    Raises:
+        ValueError: At ``init``, for layouts that :func:`muon_optax.assign_layouts` refuses; at ``update``, if the tree
+            of the updates is not the one of ``init`` or of ``params``. Messages name the path.
+
+    Warns:
+        UserWarning: At ``init``, as :func:`muon_optax.assign_layouts`.
+
+    Example:
+        >>> import jax.numpy as jnp, muon_optax as mo, optax
+        >>> matrices = optax.chain(mo.orthogonalize(mo.polar_factor()), optax.scale(-0.1))
+        >>> optimizer = mo.partition_by_layout(matrices, optax.sgd(0.5))
+        >>> gradient = {"kernel": jnp.array([[0.0, 3.0], [2.0, 0.0]]), "bias": jnp.array([1.0, 2.0])}
+        >>> updates, _ = optimizer.update(gradient, optimizer.init(gradient))
+        >>> updates["bias"].tolist(), updates["kernel"].round(4).tolist()
+        ([-0.5, -1.0], [[-0.0, -0.1], [-0.1, -0.0]])
+    """
+
+    def partition(tree: Any, resolved: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
+        # A function, not the labels themselves: a tree that is an Equinox module is callable, and would be called.
+        labels = labels_of(tree, resolved)
+        return optax.partition({"muon": matrices, "adamw": others}, lambda _: labels)
+
+    def init(params: optax.Params) -> optax.OptState:
+        return partition(params, assign_layouts(params, layouts)).init(params)
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        leaves = named_leaves(updates)
+        shapes = {leaf.path: leaf.shape for leaf in leaves}
+        if params is not None:
+            _refuse_other_tree(shapes, {leaf.path: leaf.shape for leaf in named_leaves(params)}, "params")
+        resolved, _ = resolve(updates, leaves, layouts)
+        for label in ("muon", "adamw"):
+            labelled = {path: shapes[path] for path in shapes if (resolved[path] is None) == (label == "adamw")}
+            for remembered in _remembered_trees(state.inner_states[label]):
+                _refuse_other_tree(labelled, {leaf.path: leaf.shape for leaf in named_leaves(remembered)}, "init")
+        transform = partition(updates, resolved)
+        results, new_state = transform.update(updates, state, params, layouts_of_tree=resolved, **extra_args)
+        return _cast_like(results, updates), _cast_like(new_state, state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _remembered_trees(state: Any) -> Iterator[Any]:
+    """The trees of momenta in a state: they have the paths and shapes that ``init`` saw."""
+    kinds = (optax.TraceState, optax.ScaleByAdamState)
+    for node in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds)):
+        if isinstance(node, optax.TraceState):
+            yield node.trace
+        elif isinstance(node, optax.ScaleByAdamState):
+            yield node.mu
+
+
+def _refuse_other_tree(updates: dict[str, Any], expected: dict[str, Any], source: str) -> None:
+    differing = sorted(path for path in updates.keys() | expected.keys() if updates.get(path) != expected.get(path))
+    if differing:
+        path, missing = differing[0], "none (missing)"
+        raise ValueError(
+            f"The updates are not the tree of {source}: {show(path)} has shape {updates.get(path, missing)} in the "
+            f"updates and {expected.get(path, missing)} in {source} ({len(differing)} such paths). Pass "
+            "gradients of the parameters that `init` saw, or call `init` again for the changed model."
+        )
+
+
+def _cast_like(tree: Any, reference: Any) -> Any:
+    """``tree`` in the dtypes of ``reference``: a gradient of another dtype must not change a state for good."""
+    return jax.tree.map(lambda value, like: jnp.asarray(value, jax.dtypes.result_type(like)), tree, reference)

@@ -1,0 +1,81 @@
+"""Leaf paths: the tree path joined by slashes, the same at ``init`` and at ``update``."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+class NamedLeaf(NamedTuple):
+    """A leaf with its path and, where it lies in an Equinox layer, that layer."""
+
+    path: str
+    value: Any
+    owner: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape; Python numbers have none."""
+        return tuple(np.shape(self.value))
+
+    @property
+    def dtype(self) -> Any:
+        """Data type; Python numbers get the one JAX would give them."""
+        return jax.dtypes.result_type(self.value)
+
+
+@cache
+def _is_flax_box(kind: type) -> bool:
+    # nnx.Variable at `init` and its bare array at `update`, linen's partitioning metadata: a box adds a
+    # trailing "value" to some of an optimizer's paths and not to others, so it counts as the leaf it holds.
+    boxes = ("Variable", "AxisMetadata")
+    return any(base.__module__.startswith("flax.") and base.__name__ in boxes for base in kind.__mro__)
+
+
+@cache
+def _is_equinox_layer(kind: type) -> bool:
+    return any(base.__module__.startswith("equinox.nn") for base in kind.__mro__)
+
+
+def _starts_scope(node: Any) -> bool:
+    return _is_flax_box(type(node)) or _is_equinox_layer(type(node))
+
+
+def _component(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def _walk(node: Any, prefix: tuple[str, ...], owner: Any) -> Iterator[NamedLeaf]:
+    # Flattening stops at boxes and layers, which a plain flatten would dissolve: their types say what a
+    # leaf called "weight" means.
+    in_box = _is_flax_box(type(node))
+    owner = node if _is_equinox_layer(type(node)) else owner
+    children, _ = jax.tree_util.tree_flatten_with_path(
+        node, is_leaf=lambda child: child is not node and _starts_scope(child)
+    )
+    for keys, child in children:
+        names = prefix if in_box else (*prefix, *map(_component, keys))
+        if child is not node and _starts_scope(child):
+            yield from _walk(child, names, owner)
+        else:
+            yield NamedLeaf("/".join(names), child, owner)
+
+
+def named_leaves(tree: Any) -> list[NamedLeaf]:
+    """The leaves of ``tree``, in the order of ``jax.tree.leaves``, with their paths."""
+    return list(_walk(tree, (), None))
+
+
+def show(path: str) -> str:
+    """``path`` as an error message quotes it."""
+    return repr(path) if path else "the array itself (the tree is one leaf)"
+
+
+def is_hidden(node: Any) -> bool:
+    """Whether ``node`` stands where ``optax.masked`` hides a leaf."""
+    return type(node).__name__ == "MaskedNode" and type(node).__module__.startswith("optax.")
