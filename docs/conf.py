@@ -1,0 +1,24 @@
+"""Sphinx configuration: the pages are Markdown (MyST), the API page is written from the docstrings."""
+
+from importlib.metadata import version as installed_version
+
+project = "muon_optax"
+author = "The muon_optax authors"
+copyright = author
+release = version = installed_version("muon_optax")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+
+# Each docstring says what an argument may be; the aliases of JAX and Optax, written out, would bury it.
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # KELLER, not its fifteen numbers
+maximum_signature_line_length = 80
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+html_theme = "furo"
+html_title = "muon_optax"

@@ -1,0 +1,27 @@
+"""Settings for every test, made before JAX starts: eight CPU devices, a compilation cache, fixed seeds."""
+
+import os
+
+# Set before NumPy and JAX are imported. Two workers on two cores: a BLAS pool in each would only contend.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import hypothesis
+import jax
+import pytest
+
+CPU_DEVICES = 8  # enough for a 2 x 2 x 2 mesh
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
+    # Compilation dominates the suite. Every program is kept, however small, and found again by the other
+    # worker and by the next run.
+    if config.pluginmanager.hasplugin("cacheprovider") and jax.config.jax_compilation_cache_dir is None:
+        cache = config.cache.mkdir("jax-compilations")
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # The same examples every time; no deadline, since the first example of a shape pays for its compilation.
+    hypothesis.settings.register_profile("muon_optax", deadline=None, derandomize=True, database=None)
+    hypothesis.settings.load_profile("muon_optax")

@@ -1,0 +1,138 @@
+"""The public surface: the exported names are the documented names, and each explains itself."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import muon_optax
+
+API_PAGE = Path(__file__).parents[1] / "docs" / "api.md"
+DIRECTIVE = re.compile(r"^\.\. auto(function|class|data|module):: muon_optax\.(\w+)$", re.MULTILINE)
+
+
+def documented() -> list[tuple[str, str]]:
+    """(name, kind of directive) in the order of the API page."""
+    return [(name, kind) for kind, name in DIRECTIVE.findall(API_PAGE.read_text("utf-8"))]
+
+
+def kind_of(value: object) -> str:
+    if isinstance(value, ModuleType):
+        return "module"
+    if inspect.isclass(value):
+        return "class"
+    return "function" if inspect.isfunction(value) or hasattr(value, "__wrapped__") else "data"
+
+
+def section(docstring: str, name: str) -> str | None:
+    """The indented body of a Google-style section, or None if there is no such section."""
+    match = re.search(rf"^{name}:\n((?:[ \t]+\S.*\n|\n)+)", inspect.cleandoc(docstring) + "\n", re.MULTILINE)
+    return match and match.group(1)
+
+
+def docstring_errors(name: str, value: object) -> list[str]:
+    """What the docstring and the annotations of a public function or class lack, one line each."""
+    docstring = inspect.getdoc(value)
+    if not docstring:
+        return [f"{name} has no docstring"]
+    signature = inspect.signature(value)
+    parameters = signature.parameters
+    errors = []
+    arguments = section(docstring, "Args")
+    if parameters and arguments is None:
+        errors.append(f"{name} has arguments but no section 'Args:'")
+    for parameter in parameters.values():
+        if arguments and not re.search(rf"^\s+\**{parameter.name}\b.*:", arguments, re.MULTILINE):
+            errors.append(f"{name} does not say what {parameter.name!r} is")
+        if parameter.annotation is parameter.empty:
+            errors.append(f"{name} does not annotate {parameter.name!r}")
+    if not inspect.isclass(value):
+        if section(docstring, "Returns") is None:
+            errors.append(f"{name} has no section 'Returns:'")
+        if signature.return_annotation is signature.empty:
+            errors.append(f"{name} does not annotate what it returns")
+    return errors
+
+
+def self_explaining() -> list[str]:
+    kinds = {name: kind_of(getattr(muon_optax, name)) for name in muon_optax.__all__}
+    return [name for name, kind in kinds.items() if kind in ("function", "class")]
+
+
+def test_exported_names_are_the_documented_names() -> None:
+    names = [name for name, _ in documented()]
+    assert sorted(names) == sorted(muon_optax.__all__)
+    assert len(names) == len(set(names))
+
+
+def test_documented_with_the_right_directive() -> None:
+    # Sphinx renders a function under `autodata` without its arguments and says nothing.
+    assert dict(documented()) == {name: kind_of(getattr(muon_optax, name)) for name in muon_optax.__all__}
+
+
+def test_nothing_public_is_left_out_of_all() -> None:
+    # Files of the package are attributes of it, too: those without an underscore are public.
+    names = [name for name in vars(muon_optax) if not name.startswith("_")]
+    assert sorted(names) == sorted(muon_optax.__all__)
+
+
+@pytest.mark.parametrize("name", self_explaining())
+def test_docstring_and_annotations(name: str) -> None:
+    assert docstring_errors(name, getattr(muon_optax, name)) == []
+
+
+def test_importing_brings_in_no_framework() -> None:
+    frameworks = ("flax", "equinox", "haiku")
+    program = f"import sys, muon_optax; print([name for name in {frameworks} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def _silent(x: int) -> int:
+    return x
+
+
+def _lacking(x, *, y: int = 0):
+    """Does something.
+
+    Args:
+        x: A number.
+    """
+
+
+def _complete(x: int, *values: int) -> int:
+    """Does something.
+
+    Args:
+        x: A number.
+        *values: More numbers.
+
+    Returns:
+        A number.
+    """
+    return x + sum(values)
+
+
+@pytest.mark.parametrize(
+    "function, expected",
+    [
+        (_silent, ["f has no docstring"]),
+        (
+            _lacking,
+            [
+                "f does not annotate 'x'",
+                "f does not say what 'y' is",
+                "f has no section 'Returns:'",
+                "f does not annotate what it returns",
+            ],
+        ),
+        (_complete, []),
+    ],
+    ids=["silent", "lacking", "complete"],
+)
+def test_checker_of_docstrings(function: object, expected: list[str]) -> None:
+    assert docstring_errors("f", function) == expected
