@@ -8,46 +8,50 @@ import jax.numpy as jnp
 
 from muon_optax._coefficients import KELLER, Coefficients, check_coefficients
 from muon_optax._gram_newton_schulz import gram_newton_schulz, gram_products
-from muon_optax._precision import blend, multiply, normalize, transpose
+from muon_optax._precision import blend
+from muon_optax._start import Start, apply, gram, start
+from muon_optax._step import split_step
 
 Method = Literal["auto", "direct", "gram"]
 
 
-def direct_newton_schulz(matrices: jax.Array, coefficients: Coefficients) -> jax.Array:
-    """``X <- a X + (b A + c A^2) X`` with ``A = X X^T``, once for each ``(a, b, c)``.
+def direct_newton_schulz(begin: Start, coefficients: Coefficients) -> jax.Array:
+    """Applies ``p(X) = a X + b (X X^T) X + c (X X^T)^2 X`` once for each ``(a, b, c)``.
 
     Args:
-        matrices: ``(*batch, rows, cols)`` with ``rows <= cols`` and norms at most 1; its dtype is the dtype of
-            products.
+        begin: The normalized matrices ``(*batch, rows, cols)``; their dtype is the dtype of products.
         coefficients: ``(a, b, c)`` per step.
 
     Returns:
-        ``(*batch, rows, cols)`` in the same dtype.
+        ``(*batch, rows, cols)`` as accumulated, in float32 (float64 for float64).
     """
-    X = matrices
-    for a, b, c in coefficients:
-        # A is rounded once and used rounded in both of its terms: only then is the step a polynomial of one matrix.
-        A = multiply(X, transpose(X)).astype(X.dtype)
-        if c == 0:
-            X = blend(a, X, b * multiply(A, X))
-        else:
-            B = blend(b, A, c * multiply(A, A))
-            X = blend(a, X, multiply(B, X))
-    return X
+    X, A, norm = begin
+    Y = jnp.zeros_like(X)
+    for index, step in enumerate(coefficients):
+        if index > 0:
+            X = Y.astype(X.dtype)
+            A = gram(X).astype(X.dtype)
+        d, B = split_step(step, A)
+        Y = blend(d, X, apply(B, X))
+        if index == 0:
+            Y = Y / norm
+    return Y
 
 
 def direct_products(coefficients: Coefficients, aspect: float) -> float:
-    """Multiplications over rows^3 that :func:`direct_newton_schulz` does for matrices of ``aspect`` = cols / rows."""
+    """Multiplications over n^3 that :func:`direct_newton_schulz` does for matrices of ``n`` by ``aspect * n``."""
     return sum(2 * aspect + (c != 0) for _, _, c in coefficients)
 
 
-def choose_method(coefficients: Coefficients, aspect: float, dtype: jax.typing.DTypeLike) -> Method:
-    """Gram where it saves at least 15% of the multiplications for matrices of ``aspect`` = cols / rows >= 1.
+def choose_method(coefficients: Coefficients, short: int, long: int, dtype: jax.typing.DTypeLike) -> Method:
+    """Gram where it saves at least 15% of the multiplications for matrices of sides ``short`` and ``long``.
 
-    Its products are smaller and rounded more often, so a lesser saving on paper is none in time and costs accuracy.
+    Its products are smaller and rounded more often, so a lesser saving on paper is none in time and costs accuracy. The
+    same holds for small matrices, which take no time to multiply.
     """
-    gram, direct = gram_products(coefficients, aspect, dtype), direct_products(coefficients, aspect)
-    return "gram" if gram < 0.85 * direct else "direct"
+    aspect = long / short
+    saves = gram_products(coefficients, aspect, dtype) < 0.85 * direct_products(coefficients, aspect)
+    return "gram" if saves and short >= 256 else "direct"
 
 
 def newton_schulz(
@@ -59,8 +63,8 @@ def newton_schulz(
     """An orthogonalizer: a few matrix products send all singular values of a matrix toward 1.
 
     Each matrix is divided by its Frobenius norm, and ``X <- a X + b (X X^T) X + c (X X^T)^2 X`` is applied once for
-    each ``(a, b, c)``, on the orientation with ``rows <= cols``. With Keller's coefficients the singular values end in
-    about [0.68, 1.13]: near enough, as final losses show. It is the choice for training;
+    each ``(a, b, c)``, with the smaller of ``X X^T`` and ``X^T X``. With Keller's coefficients the singular values end
+    in about [0.68, 1.13]: near enough, as final losses show. It is the choice for training;
     :func:`muon_optax.polar_factor` is exact and slow.
 
     Args:
@@ -69,8 +73,8 @@ def newton_schulz(
         dtype: Of the products. bfloat16 is enough for training and fastest; float32 is multiplied in full float32
             precision on every backend. Sums are in float32 always, and coefficients are never rounded.
         method: ``"direct"`` multiplies the matrix itself in every step; ``"gram"`` works on the smaller
-            ``rows x rows`` Gram matrix and gives the same up to rounding; ``"auto"`` takes the one with fewer
-            multiplications for each shape, which is Gram for matrices about three times as wide as tall.
+            Gram matrix and gives the same up to rounding; ``"auto"`` takes the one with fewer
+            multiplications for each shape: Gram for matrices about three times as long as wide, and not small.
 
     Returns:
         A function ``(*batch, rows, cols) -> same shape and dtype``. The result does not depend on the scale of its
@@ -99,12 +103,10 @@ def newton_schulz(
     def orthogonalizer(matrices: jax.Array) -> jax.Array:
         if matrices.size == 0:
             return matrices
-        tall = matrices.shape[-2] > matrices.shape[-1]
-        X = normalize(transpose(matrices) if tall else matrices, dtype)
-        rows, cols = X.shape[-2:]
-        chosen = choose_method(coefficients, cols / rows, dtype) if method == "auto" else method
-        X = (gram_newton_schulz if chosen == "gram" else direct_newton_schulz)(X, coefficients)
-        return (transpose(X) if tall else X).astype(matrices.dtype)
+        short, long = sorted(matrices.shape[-2:])
+        chosen = choose_method(coefficients, short, long, dtype) if method == "auto" else method
+        iterate = gram_newton_schulz if chosen == "gram" else direct_newton_schulz
+        return iterate(start(matrices, dtype), coefficients).astype(matrices.dtype)
 
     return orthogonalizer
 

@@ -5,14 +5,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from muon_optax._precision import multiply, normalize
+from muon_optax._precision import multiply, near_one
 
 
 def polar_factor() -> Callable[[jax.Array], jax.Array]:
     """An orthogonalizer that sets all singular values to exactly 1.
 
     ``U S V^T -> U V^T`` by a singular value decomposition in float32 (float64 for float64 input). Directions without a
-    singular value (below ``max(rows, cols) * eps`` of the Frobenius norm) stay zero, so that zero gives zero. For
+    singular value (below ``max(rows, cols) * eps`` of the largest) stay zero, so that zero gives zero. For
     tests, for small models and to see what a better iteration could bring; tens to hundreds of times slower than
     :func:`muon_optax.newton_schulz` on an accelerator.
 
@@ -33,9 +33,9 @@ def polar_factor() -> Callable[[jax.Array], jax.Array]:
         if matrices.size == 0:
             return matrices
         working = jnp.promote_types(matrices.dtype, jnp.float32)
-        U, S, Vh = jnp.linalg.svd(normalize(matrices, working), full_matrices=False)
+        U, S, Vh = jnp.linalg.svd(near_one(matrices, working), full_matrices=False)
         # A zero singular value has no direction: U and Vh hold arbitrary ones there.
-        present = ~(max(matrices.shape[-2:]) * jnp.finfo(working).eps >= S)
+        present = max(matrices.shape[-2:]) * jnp.finfo(working).eps * S[..., :1] < S
         return multiply(U * present[..., None, :], Vh).astype(matrices.dtype)
 
     return orthogonalizer

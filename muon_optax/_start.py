@@ -1,0 +1,46 @@
+"""How an iteration starts: the first Gram matrix, and the norm that is read off it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from muon_optax._precision import multiply, near_one
+
+
+def gram(matrices: jax.Array) -> jax.Array:
+    """The smaller of ``X X^T`` and ``X^T X``, accumulated in float32; rounded by the caller."""
+    transposed = jnp.swapaxes(matrices, -1, -2)
+    return multiply(matrices, transposed) if _is_wide(matrices) else multiply(transposed, matrices)
+
+
+def apply(factor: jax.Array, matrices: jax.Array) -> jax.Array:
+    """``factor`` times ``X`` from the side on which ``gram`` made it: ``F X`` if X is wide, ``X F`` if it is tall."""
+    # A tall matrix is multiplied as it lies: transposing it would cost a copy there and one back.
+    return multiply(factor, matrices) if _is_wide(matrices) else multiply(matrices, factor)
+
+
+def _is_wide(matrices: jax.Array) -> bool:
+    return matrices.shape[-2] <= matrices.shape[-1]
+
+
+class Start(NamedTuple):
+    """A matrix to orthogonalize, ``X / norm``, and its Gram matrix."""
+
+    X: jax.Array  # (*batch, rows, cols), largest entry near 1, in the dtype of products.
+    gram: jax.Array  # (*batch, n, n) with n = min(rows, cols): of X / norm, in the dtype of products.
+    norm: jax.Array  # (*batch, 1, 1), float32: not below the largest singular value of X.
+
+
+def start(matrices: jax.Array, dtype: jax.typing.DTypeLike) -> Start:
+    """Normalizes by the Frobenius norm, which is the root of the trace of the Gram matrix.
+
+    No pass over the matrix is spent on the norm, and none on dividing by it: the first step divides its result. A zero
+    matrix has norm 1 here. One with a NaN or an infinity has norm NaN, which reaches all its entries and no other
+    matrix.
+    """
+    X = near_one(matrices, dtype)
+    product = gram(X)
+    square = jnp.trace(product, axis1=-2, axis2=-1)[..., None, None]
+    square = jnp.where(square == 0, 1, square)
+    return Start(X, (product / square).astype(dtype), jnp.sqrt(square))
