@@ -1,6 +1,7 @@
 """The orthogonalizing transform: every matrix of the updates is replaced by its nearest orthogonal one."""
 
 from collections.abc import Callable
+from itertools import chain, islice
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import optax
 
 from muon_optax._assign_layouts import LayoutMap, Layouts, is_partial, matrices_of
 from muon_optax._coefficients import KELLER, Coefficients
-from muon_optax._layout import Layout
+from muon_optax._groups import map_matrices
 from muon_optax._newton_schulz import Method, newton_schulz
 
 
@@ -61,9 +62,14 @@ def orthogonalize(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra_args
-        matrices = matrices_of(updates, layouts, layouts_of_tree)
-        results = [_apply(orthogonalizer, jnp.asarray(leaf.value), layout) for leaf, layout in matrices]
-        return jax.tree.unflatten(jax.tree.structure(updates), results), state
+        leaves = [(jnp.asarray(leaf.value), layout) for leaf, layout in matrices_of(updates, layouts, layouts_of_tree)]
+        blocks = [layout.to_matrices(array) for array, layout in leaves]
+        results = iter(map_matrices(_keeping_shapes(orthogonalizer), list(chain.from_iterable(blocks))))
+        orthogonal = [
+            layout.from_matrices(tuple(islice(results, len(matrices))), array.shape)
+            for (array, layout), matrices in zip(leaves, blocks, strict=True)
+        ]
+        return jax.tree.unflatten(jax.tree.structure(updates), orthogonal), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -104,10 +110,13 @@ def orthogonalize_via_newton_schulz(
     return orthogonalize(newton_schulz(coefficients, dtype=dtype, method=method), layouts=layouts)
 
 
-def _apply(orthogonalizer: Callable[[jax.Array], jax.Array], array: jax.Array, layout: Layout) -> jax.Array:
-    matrices = layout.to_matrices(array)
-    results = tuple(map(orthogonalizer, matrices))
-    for matrix, result in zip(matrices, results, strict=True):
-        if matrix.shape != result.shape:
-            raise TypeError(f"The orthogonalizer changed the shape {matrix.shape} to {result.shape}; it must keep it.")
-    return layout.from_matrices(results, array.shape).astype(array.dtype)
+def _keeping_shapes(orthogonalizer: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    def checked(matrices: jax.Array) -> jax.Array:
+        result = orthogonalizer(matrices)
+        if result.shape != matrices.shape:
+            raise TypeError(
+                f"The orthogonalizer changed the shape {matrices.shape} to {result.shape}; it must keep it."
+            )
+        return result.astype(matrices.dtype)
+
+    return checked

@@ -1,0 +1,75 @@
+"""Which matrices run together, and that it makes no difference but to speed."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import muon_optax as mo
+from muon_optax import _groups
+
+
+def random_arrays(*shapes):
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def recorder(calls):
+    def orthogonalizer(matrices):
+        calls.append(matrices.shape)
+        return matrices + 1
+
+    return orthogonalizer
+
+
+def test_small_matrices_of_one_shape_are_one_batch_and_results_keep_their_order():
+    calls = []
+    arrays = random_arrays((8, 16), (16, 8), (8, 16), (3, 8, 16), (8, 16))
+    results = _groups.map_matrices(recorder(calls), arrays)
+    assert sorted(calls) == [(3, 8, 16), (3, 8, 16), (16, 8)]
+    for array, result in zip(arrays, results, strict=True):
+        np.testing.assert_array_equal(result, array + 1)
+
+
+def test_different_dtypes_are_not_stacked():
+    calls = []
+    arrays = [jnp.ones((4, 4), jnp.float32), jnp.ones((4, 4), jnp.bfloat16), jnp.ones((4, 4), jnp.float32)]
+    results = _groups.map_matrices(recorder(calls), arrays)
+    assert sorted(calls) == [(2, 4, 4), (4, 4)]
+    assert [result.dtype for result in results] == [array.dtype for array in arrays]
+
+
+@pytest.mark.parametrize("count, called", [(3, [(256, 256)] * 3), (20, [(256, 256)])], ids=["few", "many"])
+def test_medium_matrices_run_in_turn_on_a_cpu(count, called):
+    calls = []
+    arrays = [jnp.full((256, 256), float(index)) for index in range(count)]
+    results = jax.jit(lambda arrays: _groups.map_matrices(recorder(calls), arrays))(arrays)
+    assert [calls.count(shape) > 0 for shape in set(called)] == [True]
+    np.testing.assert_array_equal([result[0, 0] for result in results], [index + 1 for index in range(count)])
+
+
+@pytest.mark.parametrize("count", [2, 20])
+@pytest.mark.parametrize("limit", [0, 10**9], ids=["in turn", "batched"])
+def test_results_agree_however_they_are_run(monkeypatch, count, limit):
+    monkeypatch.setattr(_groups, "_BATCHED", limit)
+    monkeypatch.setattr(_groups, "_BATCHED_ON_CPU", limit)
+    arrays = random_arrays(*[(24, 40)] * count)
+    orthogonalizer = mo.newton_schulz(dtype=jnp.float32)
+    results = jax.jit(lambda arrays: _groups.map_matrices(orthogonalizer, arrays))(arrays)
+    for array, result in zip(arrays, results, strict=True):
+        # Summation orders differ between a batch and a single matrix; five steps amplify 1e-7 a few hundred times.
+        np.testing.assert_allclose(result, orthogonalizer(array), atol=5e-5)
+
+
+def test_the_program_grows_with_shapes_and_not_with_layers():
+    transform = mo.orthogonalize_via_newton_schulz()
+
+    def dots(layers):
+        shapes = ((32, 32), (32, 96)) * layers
+        tree = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        text = jax.jit(transform.update).lower(tree, transform.init(tree)).as_text()
+        return len(re.findall("dot_general", text))
+
+    assert dots(2) == dots(12) == 2 * 15
