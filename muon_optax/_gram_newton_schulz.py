@@ -51,7 +51,7 @@ def gram_newton_schulz(begin: Start, coefficients: Coefficients) -> jax.Array:
 def _factor(R: jax.Array, coefficients: Coefficients) -> jax.Array:
     """``Q``, ``(*batch, n, n)``, after steps that begin with ``Q = I``."""
     dtype = R.dtype
-    Q = jnp.eye(R.shape[-1], dtype=dtype)
+    Q = jnp.broadcast_to(jnp.eye(R.shape[-1], dtype=dtype), R.shape)
     for index, step in enumerate(coefficients):
         d, B = split_step(step, R)
         Q = blend(d, Q, multiply(B, Q) if index else B.astype(accumulation_dtype(dtype))).astype(dtype)

@@ -49,10 +49,6 @@ def _components(path: str) -> tuple[str, ...]:
     return tuple(re.sub(r"_\d+$", "", component).lower() for component in path.split("/"))
 
 
-def _scope(path: str) -> str:
-    return path.rpartition("/")[0]
-
-
 def _enclosing(path: str) -> list[str]:
     """The scopes that hold ``path``, nearest first; the last is the whole tree."""
     ends = [slash.start() for slash in re.finditer("/", path)]
@@ -61,8 +57,10 @@ def _enclosing(path: str) -> list[str]:
 
 def _module(path: str) -> tuple[str, str]:
     """The scope and the name of what a leaf belongs to: its module, or itself where it is no mere "kernel"."""
-    names, scope = _components(path), _scope(path)
-    return (_scope(scope), names[-2]) if names[-1] in _WEIGHTS and len(names) > 1 else (scope, names[-1])
+    scope, _, name = path.rpartition("/")
+    if scope and _components(name)[0] in _WEIGHTS:
+        scope, _, name = scope.rpartition("/")
+    return scope, _components(name)[0]
 
 
 def _equinox_kinds(leaf: NamedLeaf) -> set[str]:
@@ -170,22 +168,22 @@ class _Siblings:
             return len(leaf.shape) > 2
         # Only a framework's own kernel: a raw array may have as many experts as layers.
         square = len(leaf.shape) > 3 and leaf.shape[0] == leaf.shape[1] <= _LARGEST_WINDOW
-        return square and _components(leaf.path)[-1] in ("kernel", "w") and self.attention_stack(leaf.path) is None
+        return square and _components(leaf.path)[-1] in ("kernel", "w") and self.attention_stack(leaf) is None
 
-    def attention_stack(self, path: str) -> int | None:
+    def attention_stack(self, leaf: NamedLeaf) -> int | None:
         """In attention of several heads: how many axes lie in front of (d, heads, head_dim); ``None`` elsewhere.
 
         The query's heads are the output's first axis there. Stacked plain projections, (layers, d, d), don't fit so.
         """
-        scope, name = _module(path)
+        scope, name = _module(leaf.path)
         if name not in (*_ATTENTION_IN, *_ATTENTION_OUT):
             return None
         query = next((self._modules[scope, name] for name in _QUERY if (scope, name) in self._modules), ())
         out = next((self._modules[scope, name] for name in _ATTENTION_OUT if (scope, name) in self._modules), ())
-        stack = len(query) - 3
-        if not query or len(query) != len(out) or query[:stack] != out[:stack] or query[stack + 1] != out[stack]:
+        if not query or not len(query) == len(out) == len(leaf.shape):
             return None
-        return stack
+        stack = len(query) - 3
+        return stack if query[:stack] == out[:stack] and query[stack + 1] == out[stack] else None
 
     def stacked_axes(self, leaf: NamedLeaf) -> int | None:
         """How many leading axes count layers; ``None`` where nothing tells.
@@ -196,7 +194,7 @@ class _Siblings:
             stacked = scope.norm_stack(leaf.shape)
             if stacked:
                 return stacked
-            if scope.looks_stacked and self.attention_stack(leaf.path) != 0:
+            if scope.looks_stacked and self.attention_stack(leaf) != 0:
                 return 1
             if () in scope.norm_stacks:
                 return 0
@@ -253,7 +251,8 @@ def _guess(leaf: NamedLeaf, siblings: _Siblings) -> Layout | _Unknown | None:
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return _Unknown()
     kinds = _equinox_kinds(leaf)
-    if kinds & {"Embedding", "Linear", "Conv", "ConvTranspose", "GRUCell", "LSTMCell"}:
+    known = kinds & {"Embedding", "Linear", "Conv", "ConvTranspose", "GRUCell", "LSTMCell"}
+    if known and names[-1].startswith("weight"):  # a subclass may have arrays of its own
         return _equinox_layout(leaf, kinds)
     gates = _fused_gates(leaf, siblings)
     if gates or len(leaf.shape) > 2:
@@ -274,10 +273,9 @@ def _equinox_layout(leaf: NamedLeaf, kinds: set[str]) -> Layout | None:
             return Layout("b" * (axes - 2) + "oi", split=(leaf.owner.hidden_size,) * gates)
     if "Linear" in kinds:
         return Layout("b" * (axes - 2) + "oi")
-    spatial = leaf.owner.num_spatial_dims
-    stacked = axes - 2 - spatial
+    stacked = axes - 2 - leaf.owner.num_spatial_dims
     depthwise = leaf.owner.groups > 1 and leaf.shape[stacked + 1] == 1
-    return None if depthwise else Layout("b" * stacked + "oi" + "i" * spatial)
+    return None if depthwise else Layout("b" * stacked + "oi" + "i" * leaf.owner.num_spatial_dims)
 
 
 def _fused_gates(leaf: NamedLeaf, siblings: _Siblings) -> Layout | None:
@@ -290,7 +288,7 @@ def _fused_gates(leaf: NamedLeaf, siblings: _Siblings) -> Layout | None:
             shape = siblings.shapes.get(scope + recurrent, ())
             if shape[:-2] == stack and shape[-1:] == (outputs,):
                 hidden = shape[-2]
-    if len(leaf.path.split("/")) > 2 and "/".join(_components(leaf.path)[-3:]).endswith("lstm/linear/w"):
+    if "/".join(_components(leaf.path)[-3:]).endswith("lstm/linear/w"):
         hidden = outputs // 4  # Haiku's LSTM has one kernel for inputs and hidden state
     if hidden and outputs in (3 * hidden, 4 * hidden):
         return Layout("b" * len(stack) + "io", split=(hidden,) * (outputs // hidden))
@@ -300,7 +298,7 @@ def _fused_gates(leaf: NamedLeaf, siblings: _Siblings) -> Layout | None:
 def _layout_of_many_axes(leaf: NamedLeaf, siblings: _Siblings) -> Layout | _Unknown | None:
     """Tells stacks, DenseGeneral kernels and convolutions apart: each clue strikes out the readings it excludes."""
     names, (_, name) = _components(leaf.path), _module(leaf.path)
-    axes, bias, heads = len(leaf.shape), siblings.bias_of(leaf.path), siblings.attention_stack(leaf.path)
+    axes, bias, heads = len(leaf.shape), siblings.bias_of(leaf.path), siblings.attention_stack(leaf)
     stacked = siblings.stacked_axes(leaf)
     if names[-1] == "w" and "transpose" in name:  # Haiku's transposed convolutions are HWOI
         return Layout("i" * (axes - 2) + "oi")

@@ -11,6 +11,7 @@ import optax
 from muon_optax._assign_layouts import LayoutMap, Layouts, is_partial, matrices_of
 from muon_optax._coefficients import KELLER, Coefficients
 from muon_optax._groups import map_matrices
+from muon_optax._mesh import gathered, laid_out_like
 from muon_optax._newton_schulz import Method, newton_schulz
 
 
@@ -63,10 +64,10 @@ def orthogonalize(
     ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra_args
         leaves = [(jnp.asarray(leaf.value), layout) for leaf, layout in matrices_of(updates, layouts, layouts_of_tree)]
-        blocks = [layout.to_matrices(array) for array, layout in leaves]
+        blocks = [layout.to_matrices(gathered(array)) for array, layout in leaves]
         results = iter(map_matrices(_keeping_shapes(orthogonalizer), list(chain.from_iterable(blocks))))
         orthogonal = [
-            layout.from_matrices(tuple(islice(results, len(matrices))), array.shape)
+            laid_out_like(layout.from_matrices(tuple(islice(results, len(matrices))), array.shape), array)
             for (array, layout), matrices in zip(leaves, blocks, strict=True)
         ]
         return jax.tree.unflatten(jax.tree.structure(updates), orthogonal), state

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from muon_optax._precision import multiply, near_one
+from muon_optax._precision import accumulation_dtype, multiply, near_one
 
 
 def polar_factor() -> Callable[[jax.Array], jax.Array]:
@@ -32,10 +32,10 @@ def polar_factor() -> Callable[[jax.Array], jax.Array]:
     def orthogonalizer(matrices: jax.Array) -> jax.Array:
         if matrices.size == 0:
             return matrices
-        working = jnp.promote_types(matrices.dtype, jnp.float32)
+        working = accumulation_dtype(matrices.dtype)
         U, S, Vh = jnp.linalg.svd(near_one(matrices, working), full_matrices=False)
         # A zero singular value has no direction: U and Vh hold arbitrary ones there.
         present = max(matrices.shape[-2:]) * jnp.finfo(working).eps * S[..., :1] < S
-        return multiply(U * present[..., None, :], Vh).astype(matrices.dtype)
+        return multiply(U * present[..., None, :].astype(working), Vh).astype(matrices.dtype)
 
     return orthogonalizer

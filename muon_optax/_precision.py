@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 def accumulation_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """The dtype of sums of products of ``dtype``: float32, or float64 where that was asked for."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def multiply(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -40,7 +40,7 @@ def near_one(matrices: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     Returns:
         ``(*batch, rows, cols)``; the largest entry of each matrix is in [1, 2]. Zero stays zero and NaN stays NaN.
     """
-    working = jnp.promote_types(accumulation_dtype(dtype), matrices.dtype)
+    working = jnp.float64 if jnp.float64 in (dtype, matrices.dtype) else jnp.float32
     matrices = matrices.astype(working)
     if working == jnp.float64:
         largest = jnp.max(jnp.abs(matrices), axis=(-2, -1), keepdims=True)

@@ -8,6 +8,7 @@ import optax
 
 from muon_optax._assign_layouts import LayoutMap, Layouts, is_partial, matrices_of
 from muon_optax._layout import Layout
+from muon_optax._precision import accumulation_dtype
 from muon_optax._scales import Scale, scale_factors, scale_function
 
 
@@ -75,7 +76,7 @@ def scale_by_shape(variant: Scale = "moonlight", *, layouts: Layouts = None) -> 
 def _apply(variant: Scale, array: jax.Array, layout: Layout) -> jax.Array:
     # In float32: JAX would round the factor to the dtype of a bfloat16 update first.
     factors = scale_factors(variant, layout, array.shape)
-    widened = array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    widened = array.astype(accumulation_dtype(array.dtype))
     if len(factors) == 1:
         return (factors[0] * widened).astype(array.dtype)
     blocks = tuple(factor * block for factor, block in zip(factors, layout.to_matrices(widened), strict=True))

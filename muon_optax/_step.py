@@ -27,7 +27,8 @@ def split_step(step: tuple[float, float, float], A: jax.Array) -> tuple[float, j
     center = _center(b, c)
     wide = accumulation_dtype(A.dtype)
     square = c * multiply(A, A) if c else jnp.zeros_like(A, wide)
-    B = blend(b, A, square) - center * jnp.eye(A.shape[-1], dtype=wide)
+    identity = jnp.broadcast_to(jnp.eye(A.shape[-1], dtype=wide), A.shape)
+    B = blend(b, A, square) - center * identity
     return a + center, B.astype(A.dtype)
 
 

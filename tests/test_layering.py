@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / PACKAGE
 # must be. A sub-package counts as one file: what is inside it may import each other.
 ROWS = (
     {"_checks", "_coefficients", "_layout", "_paths", "_precision"},
-    {"_layout_rules", "_scales", "_start", "_step"},
+    {"_layout_rules", "_mesh", "_scales", "_start", "_step"},
     {"_gram_newton_schulz", "_polar", "_assign_layouts", "_decay_mask"},
     {"_newton_schulz", "_groups", "_plan", "diagnostics"},
     {"_orthogonalize", "_scale_by_shape", "_partition", "_summary"},
