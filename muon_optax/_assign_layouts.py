@@ -26,14 +26,16 @@ def assign_layouts(params: Any, layouts: Layouts = None) -> dict[str, Layout | N
             a function that replaces the rules: called with ``params``, it returns the layout of every path.
 
     Returns:
-        A mapping from each leaf's path to its :class:`Layout`, or ``None`` where the leaf goes to AdamW.
+        A mapping from each leaf's path, in the order of the leaves, to its :class:`Layout`, or ``None`` where the leaf
+        goes to AdamW.
 
     Raises:
         ValueError: If a glob matches no path, a layout does not fit a leaf's shape, or a leaf with a layout is
             complex or integer; the message names the path.
 
     Warns:
-        UserWarning: Once, with the paths of the arrays of three or more axes that no rule knows. They go to AdamW.
+        UserWarning: Once, with the paths of the arrays that no rule knows: some of three or more axes, and those of two
+            or more that are no real floats. They go to AdamW.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
@@ -116,16 +118,15 @@ def resolve(
 
 def _match(globs: Mapping[str, Layout | str | None], leaves: list[NamedLeaf]) -> dict[str, Layout | None]:
     """The override of each leaf: its exact path, or else the first glob that matches."""
-    overrides: dict[str, Layout | None] = {}
+    paths = {leaf.path for leaf in leaves}
+    # A mapping of exact paths, such as default_layouts returns, costs one look-up each: only the rest are patterns.
+    overrides = {glob: as_layout(layout) for glob, layout in globs.items() if glob in paths}
     unmatched = set()
-    paths = [leaf.path for leaf in leaves]
-    for glob, layout in globs.items():
-        matched = [path for path in paths if path == glob or fnmatch.fnmatchcase(path, glob)]
-        if not matched:
-            unmatched.add(glob)
+    for glob in [glob for glob in globs if glob not in overrides]:
+        matched = [path for path in paths if fnmatch.fnmatchcase(path, glob)]
+        unmatched.update(() if matched else (glob,))
         for path in matched:
-            overrides.setdefault(path, as_layout(layout))
-    overrides.update((path, as_layout(globs[path])) for path in paths if path in globs)
+            overrides.setdefault(path, as_layout(globs[glob]))
     _refuse_unmatched(unmatched, leaves)
     return overrides
 

@@ -280,8 +280,7 @@ def _equinox_layout(leaf: NamedLeaf, kinds: set[str]) -> Layout | None:
 
 def _fused_gates(leaf: NamedLeaf, siblings: _Siblings) -> Layout | None:
     """Recurrent cells keep their gates side by side: (in, 3 hidden) or (in, 4 hidden), told by the hidden kernel."""
-    stack, outputs = leaf.shape[:-2], leaf.shape[-1]
-    hidden = 0
+    stack, outputs, hidden = leaf.shape[:-2], leaf.shape[-1], 0
     for inputs, recurrent in (("dense_i/kernel", "dense_h/kernel"), ("w_i", "w_h")):
         if leaf.path.endswith((inputs, recurrent)):
             scope = leaf.path.removesuffix(inputs).removesuffix(recurrent)
