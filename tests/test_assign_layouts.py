@@ -1,0 +1,224 @@
+"""Overrides, labels and refusals of ``assign_layouts``, on any tree."""
+
+import fnmatch
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from models import shown
+from tolerances import RTOL
+
+import muon_optax as mo
+from muon_optax import _layout_rules
+
+KERNEL = jnp.ones((4, 6))
+MODEL = {"decoder": [{"query": KERNEL, "out": KERNEL}, {"query": KERNEL, "out": KERNEL}], "bias": jnp.ones(6)}
+
+
+def test_the_first_glob_that_matches_wins():
+    layouts = {"decoder/0/*": "oi", "*/query": None, "decoder/*": "io"}
+    expected = {"decoder/0/query": "oi", "decoder/0/out": "oi", "decoder/1/query": None, "decoder/1/out": "io"}
+    assert shown(MODEL, layouts) == {"bias": None, **expected}
+
+
+def test_an_exact_path_beats_a_glob_before_it():
+    assert shown(MODEL, {"*query": None, "decoder/1/query": "oi"})["decoder/1/query"] == "oi"
+    assert shown(MODEL, {"*query": None, "decoder/1/query": "oi"})["decoder/0/query"] is None
+
+
+def test_a_star_spans_slashes_and_a_question_mark_is_one_character():
+    assert shown(MODEL, {"dec*query": None})["decoder/0/query"] is None
+    assert shown(MODEL, {"decoder/?/query": None})["decoder/1/query"] is None
+    assert shown({"decoder": {"10": {"query": KERNEL}, "1": {"query": KERNEL}}}, {"decoder/?/query": None}) == {
+        "decoder/1/query": None,
+        "decoder/10/query": "io",
+    }
+
+
+def test_upper_and_lower_case_differ():
+    with pytest.raises(ValueError, match="layouts names 'DECODER/\\*', which matches no parameter"):
+        mo.assign_layouts(MODEL, {"DECODER/*": None})
+
+
+@pytest.mark.parametrize("key", ["a[0]", "what?", "a*b", "[x", "a/b", " ", "é"])
+def test_a_key_with_special_characters_is_named_by_its_exact_path(key: str):
+    assert shown({"scope": {key: KERNEL, "other": KERNEL}}, {f"scope/{key}": "oi"})[f"scope/{key}"] == "oi"
+
+
+def test_keys_that_are_no_strings():
+    assert shown({1: KERNEL, 2: [KERNEL]}, {"1": "oi"}) == {"1": "oi", "2/0": "io"}
+    assert shown({(2, 3): KERNEL}) == {"(2, 3)": "io"}
+
+
+def test_a_tree_that_is_one_leaf_has_the_empty_path():
+    assert shown(KERNEL) == {"": "io"}
+    assert shown(KERNEL, {"": "oi"}) == {"": "oi"}
+
+
+def test_an_override_silences_the_warning_and_one_unknown_left_does_not():
+    params = {"a": jnp.ones((2, 3, 4)), "b": jnp.ones((2, 3, 4))}
+    assert shown(params, {"a": None, "b": "bio"}) == {"a": None, "b": "bio"}  # a warning would be an error
+    with pytest.warns(UserWarning, match=r"AdamW trains them: 'b' float32\[2, 3, 4\]\. Give"):
+        assert shown(params, {"a": None}) == {"a": None, "b": None}
+
+
+def test_a_function_replaces_the_rules():
+    given = {"a": "bio", "b": mo.Layout("io", split=(2, 4)), "c": None}
+    params = {"a": jnp.ones((2, 3, 4)), "b": jnp.ones((3, 6)), "c": jnp.ones((3, 6))}
+    seen = []
+
+    def layouts(tree: Any) -> dict[str, Any]:
+        seen.append(tree)
+        return given
+
+    assert shown(params, layouts) == {"a": "bio", "b": "io split 2+4", "c": None}
+    assert seen == [params]
+    updates, _ = mo.muon(1e-2, layouts=layouts).update(params, mo.muon(1e-2, layouts=layouts).init(params), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize(
+    ("layouts", "kind", "message"),
+    [
+        (
+            {"decoder/2/*": None},
+            ValueError,
+            "names 'decoder/2/\\*', which matches no parameter. The paths are: 'bias', ",
+        ),
+        ({"decoder/0/out": "ioo"}, ValueError, "'decoder/0/out': layout 'ioo' has 3 letters for the 2 axes of shape"),
+        ({"decoder/0/out": "ix"}, ValueError, "Layout 'ix' is not allowed"),
+        ({"decoder/0/out": 3}, TypeError, "A layout is a string such as 'io'; got 3 of int"),
+        (
+            {"decoder/0/out": mo.Layout("io", split=(2, 3))},
+            ValueError,
+            r"'decoder/0/out': split \(2, 3\) sums to 5, but the output axis of shape \(4, 6\) has size 6",
+        ),
+        (
+            lambda tree: {"bias": None},
+            ValueError,
+            "No layout for 'decoder/0/out': the layouts function must name every",
+        ),
+        (lambda tree: {"typo": None}, ValueError, "'typo', which matches no parameter"),
+        (lambda tree: None, TypeError, "must return a mapping from path to layout; got NoneType"),
+    ],
+)
+def test_what_does_not_fit_is_refused(layouts: Any, kind: type[Exception], message: str):
+    with pytest.raises(kind, match=message):
+        mo.assign_layouts(MODEL, layouts)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64])
+def test_only_real_floating_arrays_are_matrices(dtype: Any):
+    params = {"scope": {"table": jax.ShapeDtypeStruct((3, 4), dtype)}}
+    with pytest.raises(ValueError, match=f"'scope/table' has dtype {jnp.dtype(dtype)}, and only real floating"):
+        mo.assign_layouts(params, {"*": "io"})
+
+
+def test_two_leaves_of_one_path_are_refused_if_they_are_matrices():
+    twice = {"a": {"b": KERNEL}, "a/b": KERNEL}
+    with pytest.raises(ValueError, match="Two parameters have the path 'a/b': rename one"):
+        mo.assign_layouts(twice)
+    assert shown(twice, {"a/b": None}) == {"a/b": None}
+
+
+def test_blocks_of_a_split_are_updated_as_leaves_of_their_own():
+    sizes, edges = (6, 2, 3), (6, 8)
+    fused = jnp.cos(jnp.arange(44.0) ** 1.5).reshape(4, 11)
+    apart = dict(zip("qkv", jnp.split(fused, edges, axis=1), strict=True))
+    options = {"orthogonalizer": mo.newton_schulz(dtype=jnp.float32), "scale": "keller"}
+
+    def update(params: Any, layouts: Any = None) -> Any:
+        optimizer = mo.muon(1e-2, layouts=layouts, **options)
+        return optimizer.update(params, optimizer.init(params), params)[0]
+
+    together = update({"qkv": fused}, {"qkv": mo.Layout("io", split=sizes)})["qkv"]
+    expected = jnp.concatenate([update(apart)[name] for name in "qkv"], axis=1)
+    np.testing.assert_allclose(together, expected, rtol=0, atol=RTOL["float32"] * float(abs(expected).max()))
+    unsplit = update({"qkv": fused})["qkv"]
+    assert float(abs(unsplit - expected).max()) > 0.1 * float(abs(expected).max())
+
+
+class Pair(NamedTuple):
+    weight: Any
+    bias: Any
+
+
+@flax.struct.dataclass
+class Struct:
+    kernel: Any
+    name: str = flax.struct.field(pytree_node=False, default="x")
+
+
+TREES = {
+    "dict": {"dense": {"kernel": KERNEL, "bias": jnp.ones(6)}},
+    "list of tuples": [(KERNEL, jnp.ones(6)), (KERNEL, None)],
+    "NamedTuple": Pair(KERNEL, jnp.ones(4)),
+    "dataclass": Struct(KERNEL),
+    "frozen dict": flax.core.freeze({"kernel": KERNEL}),
+    "Equinox": eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0)).layers,
+    "NNX": nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Param),
+    "one leaf": KERNEL,
+    "empty": {},
+}
+
+
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES.keys())
+def test_labels_have_the_structure_of_the_tree(tree: Any):
+    labels = mo.label_params(tree)
+    assert jax.tree.structure(labels) == jax.tree.structure(tree)
+    assert jax.tree.leaves(labels) == ["muon" if len(leaf.shape) > 1 else "adamw" for leaf in jax.tree.leaves(tree)]
+
+
+def test_labels_follow_the_overrides():
+    assert mo.label_params({"a": KERNEL, "b": KERNEL}, {"b": None}) == {"a": "muon", "b": "adamw"}
+
+
+def model_of(blocks: int, scanned: bool) -> dict[str, Any]:
+    """A tree of ten leaves a block, three scopes deep, where siblings have to be asked."""
+
+    def leaf(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((3, *shape) if scanned else shape, jnp.float32)
+
+    def block() -> dict[str, Any]:
+        attention = {name: {"kernel": leaf(6, 2, 4), "bias": leaf(2, 4)} for name in ("query", "key", "value")}
+        attention["out"] = {"kernel": leaf(2, 4, 6), "bias": leaf(6)}
+        return {"attention": attention, "norm": {"scale": leaf(6)}, "up": {"kernel": leaf(6, 9)}}
+
+    return {"blocks": [block() for _ in range(blocks)]}
+
+
+def calls_for(monkeypatch: pytest.MonkeyPatch, blocks: int, scanned: bool, layouts: Any = None) -> int:
+    """How often paths are taken apart, leaves are asked and globs are matched: work, without a clock."""
+    count = 0
+
+    def counted(function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            nonlocal count
+            count += 1
+            return function(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("_components", "_module", "_is_norm", "_guess", "_weight_beside"):
+            patch.setattr(_layout_rules, name, counted(getattr(_layout_rules, name)))
+        patch.setattr(fnmatch, "fnmatchcase", counted(fnmatch.fnmatchcase))
+        table = mo.assign_layouts(model_of(blocks, scanned), layouts)
+    assert len(table) == 10 * blocks
+    assert sum(layout is not None for layout in table.values()) == 5 * blocks
+    return count
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("globs", [{}, {"*/query/kernel": "ibo", "*/up/kernel": "io"}], ids=["rules", "globs"])
+def test_ten_thousand_leaves_cost_ten_times_one_thousand(
+    monkeypatch: pytest.MonkeyPatch, scanned: bool, globs: dict[str, str]
+):
+    layouts = {glob: "b" * scanned + layout for glob, layout in globs.items()}
+    few = calls_for(monkeypatch, 100, scanned, layouts)
+    assert 9 * few < calls_for(monkeypatch, 1000, scanned, layouts) < 11 * few
