@@ -1,0 +1,300 @@
+"""Train a small byte-level GPT with AdamW and with Muon, from one start on the same batches; compare them.
+
+    python examples/train_gpt.py                # both optimizers: a few minutes on two CPU cores
+    python examples/train_gpt.py --resume       # continue an interrupted run: equal losses to the last digit
+    python examples/train_gpt.py --text FILE_OR_FOLDER --output runs/mine
+
+The text is the source of Python's standard library, read where it is installed, unless --text names another.
+The --output folder receives metrics.csv, loss.png, sample.txt and checkpoints/. A folder that already holds
+checkpoints is never overwritten: --resume continues it, anything else needs another --output.
+"""
+
+import argparse
+import csv
+import hashlib
+import sys
+import sysconfig
+import time
+from collections import namedtuple
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import muon_optax as mo
+
+TITLES = {"adamw": "AdamW", "muon": "Muon"}
+Preset = namedtuple("Preset", "layers width heads context batch steps rates dtype")
+PRESETS = {
+    "tiny": Preset(1, 32, 2, 32, 4, 20, {"adamw": 3e-3, "muon": 2e-2}, "float32"),
+    "small": Preset(4, 128, 2, 128, 16, 600, {"adamw": 3e-3, "muon": 1e-2}, "float32"),
+    "base": Preset(12, 768, 12, 1024, 16, 3000, {"adamw": 6e-4, "muon": 2e-3}, "bfloat16"),
+}
+# The rates of "small" were chosen by: python examples/train_gpt.py --optimizer NAME --learning-rate RATE
+# --output runs/NAME_RATE. Validation losses: AdamW 2e-3 1.414, 3e-3 1.382, 5e-3 1.395; Muon 5e-3 1.291,
+# 1e-2 1.293, 2e-2 1.311, 3e-2 1.309. "tiny" serves tests; the rates of "base" are not tuned.
+
+
+class RunError(Exception):
+    """What the person who started the run can put right; shown as one line."""
+
+
+def read_text(path: str | None, context: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """The bytes for training, those held out for validation, and the sha256 of all.
+
+    Each tenth file by name is held out, whole, since pieces of one file repeat each other. Of a single file
+    the last tenth is held out.
+    """
+    root = Path(path or sysconfig.get_paths()["stdlib"]).resolve()
+    files = [root] if root.is_file() else sorted(root.rglob("*") if path else root.glob("*.py"))
+    seen = [f for f in files if f.is_file() and "/." not in f.relative_to(root.parent).as_posix()]  # visible
+    texts = [text for file in seen if (text := file.read_bytes()) and b"\0" not in text]  # not binary
+    if not texts:
+        problem = "holds no text" if root.exists() else "does not exist"
+        raise RunError(f"--text {root} {problem}: give a file or a folder with text in it")
+    cut = len(texts[0]) * 9 // 10
+    parts = texts if len(texts) > 1 else [texts[0][cut:], texts[0][:cut]]
+    held_out = np.frombuffer(b"".join(parts[::10]), np.uint8)
+    training = np.frombuffer(b"".join(part for i, part in enumerate(parts) if i % 10), np.uint8)
+    sizes = f"{len(training):,} bytes for training, {len(held_out):,} for validation"
+    if min(len(training), len(held_out)) <= context:
+        raise RunError(f"--text {root} is too short: {sizes}; both must exceed the context of {context}")
+    sha256 = hashlib.sha256(b"".join(texts)).hexdigest()
+    split = f"{len(parts[::10])} whole files, each tenth by name," if parts is texts else "its last tenth"
+    print(f"text: {root}: {len(texts)} files, {sum(map(len, texts)):,} bytes, sha256 {sha256}")
+    print(f"split: {sizes} ({split} held out)")
+    return training, held_out, sha256
+
+
+def sample_batch(text: np.ndarray, preset: Preset, seed: int, step: int) -> np.ndarray:
+    """The batch of a step: of seed and step alone, so that each optimizer and a resumed run see the same."""
+    starts = np.random.default_rng((seed, step)).integers(len(text) - preset.context, size=preset.batch)
+    return text[starts[:, None] + np.arange(preset.context + 1)]
+
+
+def rotate(x: jax.Array) -> jax.Array:
+    """Rotary positions: turns channel pairs of (batch, time, heads, head_dim), the later the further."""
+    half = x.shape[-1] // 2
+    angles = jnp.arange(x.shape[1])[:, None, None] * 10_000.0 ** (-jnp.arange(half) / half)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cosine, sine = jnp.cos(angles), jnp.sin(angles)
+    turned = [first * cosine - second * sine, first * sine + second * cosine]
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """Causal attention with normalized queries and keys, then a perceptron; each adds to its input."""
+
+    def __init__(self, preset: Preset, rngs: nnx.Rngs) -> None:
+        width, heads = preset.width, (preset.heads, preset.width // preset.heads)
+        norm = partial(nnx.RMSNorm, dtype=preset.dtype, rngs=rngs)
+        linear = partial(nnx.LinearGeneral, use_bias=False, dtype=preset.dtype, rngs=rngs)
+        self.attention_norm, self.query_norm, self.key_norm = norm(width), norm(heads[1]), norm(heads[1])
+        self.query, self.key, self.value = linear(width, heads), linear(width, heads), linear(width, heads)
+        self.out = linear(heads, width, axis=(-2, -1))
+        self.mlp_norm, self.up, self.down = norm(width), linear(width, 4 * width), linear(4 * width, width)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (batch, time, width) to the same shape."""
+        y = self.attention_norm(x)
+        query, key = rotate(self.query_norm(self.query(y))), rotate(self.key_norm(self.key(y)))
+        x = x + self.out(jax.nn.dot_product_attention(query, key, self.value(y), is_causal=True))
+        return x + self.down(jnp.square(nnx.relu(self.up(self.mlp_norm(x)))))
+
+
+class GPT(nnx.Module):
+    """Bytes in, logits of the next byte out. Nothing is marked for Muon: the library knows the matrices."""
+
+    def __init__(self, preset: Preset, rngs: nnx.Rngs) -> None:
+        self.embedding = nnx.Embed(256, preset.width, dtype=preset.dtype, rngs=rngs)
+        self.blocks = nnx.List([Block(preset, rngs) for _ in range(preset.layers)])
+        self.norm = nnx.RMSNorm(preset.width, dtype=preset.dtype, rngs=rngs)
+        self.head = nnx.Linear(preset.width, 256, use_bias=False, dtype=preset.dtype, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Maps (batch, time) bytes to (batch, time, 256) logits in float32."""
+        x = self.embedding(tokens.astype(jnp.int32))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)).astype(jnp.float32)
+
+
+def make_optimizer(name: str, preset: Preset) -> optax.GradientTransformation:
+    """Muon or AdamW, both with clipping, warm-up over a twentieth of the steps, cosine decay to a tenth."""
+    peak, warmup = preset.rates[name], max(1, preset.steps // 20)
+    rate = optax.warmup_cosine_decay_schedule(peak / warmup, peak, warmup, max(2, preset.steps), 0.1 * peak)
+    decayed = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)  # all but the norms, as mo.muon does
+    adamw = optax.adamw(rate, b2=0.95, weight_decay=0.1, mask=decayed)
+    optimizer = mo.muon(rate, weight_decay=0.1) if name == "muon" else adamw
+    return optax.chain(optax.clip_by_global_norm(1.0), optimizer)
+
+
+def make_step(loss: Callable, optimizer: optax.GradientTransformation) -> Callable:
+    """One compiled training step; (parameters, optimizer state) is donated: its memory holds the new one."""
+
+    def step(state: tuple, tokens: jax.Array) -> tuple[tuple, jax.Array]:
+        parameters, optimizer_state = state
+        value, gradients = jax.value_and_grad(loss)(parameters, tokens)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, parameters)
+        return (optax.apply_updates(parameters, updates), optimizer_state), value
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def open_checkpoints(output: Path, wanted: dict, resume: bool) -> tuple[ocp.CheckpointManager, dict]:
+    """The run's checkpoints, and the histories in the last complete one; without one the run starts afresh.
+
+    Orbax writes aside and renames what is complete, so a checkpoint cut short is never read. The run waits
+    for that: the next step would take over the memory that is being written.
+    """
+    folder = output.absolute() / "checkpoints"
+    if resume and not folder.is_dir():
+        raise RunError(f"--resume: no checkpoint in {output}; without --resume a run starts there")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "metrics.csv").touch()
+    except OSError as error:
+        raise RunError(f"can't write to --output {output}: {error.strerror}; give another folder") from error
+    options = {"max_to_keep": 2, "keep_period": wanted["steps"], "enable_async_checkpointing": False}
+    manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(**options))
+    last = manager.latest_step()
+    if last is None:
+        return manager, {}
+    if not resume:
+        raise RunError(f"--output {output} holds a run: continue it by --resume, or give another folder")
+    record = manager.restore(last, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+    old = record["configuration"]
+    unlike = [f"{key} is {old[key]} there, {new} here" for key, new in wanted.items() if old[key] != new]
+    if unlike:
+        raise RunError(f"--resume: {output} holds a run of another configuration: {'; '.join(unlike)}")
+    return manager, record["histories"]
+
+
+def time_in_turn(steps: dict, states: dict, tokens: np.ndarray) -> dict[str, float]:
+    """Median seconds of each step, made in turn so that other work on the machine slows all of them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for name in [*steps] * 15:
+        began = time.perf_counter()
+        states[name], _ = jax.block_until_ready(steps[name](states[name], tokens))
+        seconds[name].append(time.perf_counter() - began)
+    return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+def report(histories: dict, seconds: dict, preset: Preset, output: Path) -> None:
+    """Prints the table and draws the picture; the optimizer's share is what a step takes beyond SGD's."""
+    axes = (figure := Figure(figsize=(8, 5), layout="constrained")).subplots()
+    labels = "", "learning rate", "final validation loss", "steps to AdamW's final loss", "seconds per step"
+    table = [f"{label:30}" for label in [*labels, "optimizer's share of the step"]]
+    target = histories["adamw"][-1][2] if len(histories) == 2 else -np.inf
+    for color, (name, rows) in zip(("tab:blue", "tab:red"), histories.items(), strict=False):
+        step, training, validation = np.array(rows, float).T  # None, for what was not measured, becomes NaN
+        reached = [*step[validation <= target].astype(int), "-"][0]
+        rate, share = f"{preset.rates[name]:g}", f"{1 - seconds['sgd'] / seconds[name]:.1%}"
+        column = TITLES[name], rate, f"{rows[-1][2]:.4f}", reached, f"{seconds[name]:.4f}", share
+        table = [line + f"{cell:>12}" for line, cell in zip(table, column, strict=True)]
+        axes.plot(step, training, color=color, alpha=0.3, linewidth=0.7, label=f"{TITLES[name]}, training")
+        known, label = ~np.isnan(validation), f"{TITLES[name]}, validation: {rows[-1][2]:.3f} at the end"
+        axes.plot(step[known], validation[known], ".-", color=color, label=label)
+    axes.set(xlabel="step", ylabel="loss (nats per byte)", ylim=[part * rows[-1][2] for part in (0.9, 2)])
+    axes.legend()
+    figure.savefig(output / "loss.png", dpi=120)
+    print("", *table, sep="\n")
+
+
+def run(arguments: argparse.Namespace, preset: Preset) -> None:
+    """Trains what was asked for, then compares."""
+    output, seed, limit = arguments.output, arguments.seed, preset.steps
+    print(f"Python {sys.version.split()[0]}, JAX {jax.__version__}, {jax.devices()[0].device_kind}")
+    text, held_out, sha256 = read_text(arguments.text, preset.context)
+    configuration = {key: getattr(arguments, key) for key in ("preset", "optimizer", "seed")}
+    configuration |= {"text": sha256[:16], **preset._asdict()}
+    checkpoints, histories = open_checkpoints(output, configuration, arguments.resume)
+    histories = histories or {name: [] for name in TITLES if arguments.optimizer in (name, "both")}
+    graph, parameters = nnx.split(GPT(preset, nnx.Rngs(seed)))
+    print(mo.summarize(parameters))
+
+    def loss(parameters: nnx.State, tokens: jax.Array) -> jax.Array:
+        logits, targets = nnx.merge(graph, parameters)(tokens[:, :-1]), tokens[:, 1:].astype(jnp.int32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+
+    def start(name: str) -> tuple:  # a copy, since steps take over the memory of what they are given
+        return jax.tree.map(jnp.copy, parameters), optimizers[name].init(parameters)
+
+    def save(made: int, state: tuple) -> None:
+        lines = [[name, *row] for name, rows in histories.items() for row in rows]
+        with open(output / "metrics.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("optimizer", "step", "training_loss", "validation_loss"), *lines])
+        record = ocp.args.JsonSave({"configuration": configuration, "histories": histories})
+        checkpoints.save(made, args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=record))
+
+    windows = np.stack([sample_batch(held_out, preset, 0, k) for k in range(8)])  # the same for every run
+    evaluate = jax.jit(lambda parameters: jax.lax.map(partial(loss, parameters), windows).mean())
+    optimizers = {"sgd": optax.sgd(1e-3)} | {name: make_optimizer(name, preset) for name in histories}
+    steps = {name: make_step(loss, optimizer) for name, optimizer in optimizers.items()}
+    for index, (name, rows) in enumerate(histories.items()):
+        state, first = start(name), min(len(rows), limit)
+        if rows:
+            saved = ocp.args.Composite(state=ocp.args.StandardRestore(state))
+            state = checkpoints.restore(index * limit + first, args=saved)["state"]
+        with tqdm(total=limit, initial=first, desc=TITLES[name], unit="step") as bar:
+            for made in range(len(rows), limit):
+                validation = float(evaluate(state[0])) if made % max(1, limit // 20) == 0 else None
+                state, value = steps[name](state, sample_batch(text, preset, seed, made))
+                rows.append([made, float(value), validation])
+                if not np.isfinite(value):
+                    raise RunError(f"{TITLES[name]}'s loss at step {made} is {value}: lower --learning-rate")
+                speed = (bar.format_dict["rate"] or 0) * preset.batch * preset.context
+                bar.set_postfix({"loss": f"{value:.3f}", "tokens/s": f"{speed:,.0f}"}, refresh=False)
+                bar.update()
+                if len(rows) % max(1, limit // 10) == 0 and len(rows) < limit:
+                    save(index * limit + len(rows), state)
+        if len(rows) == limit:
+            rows.append([limit, None, float(evaluate(state[0]))])
+            save((index + 1) * limit, state)
+    report(histories, time_in_turn(steps, {name: start(name) for name in steps}, windows[0]), preset, output)
+    logits = jax.jit(lambda parameters, tokens: nnx.merge(graph, parameters)(tokens)[0, -1])
+    random, sample = np.random.default_rng(seed), held_out[: preset.context]
+    for _ in range(400):  # the largest of logits plus Gumbel noise is a draw from their softmax
+        scores = logits(state[0], sample[None, -preset.context :]) / 0.8 + random.gumbel(size=256)
+        sample = np.append(sample, np.uint8(np.argmax(scores)))
+    sample = sample[preset.context :].tobytes().decode(errors="replace")
+    (output / "sample.txt").write_text(sample, encoding="utf-8")
+    print(f"\n{TITLES[name]} goes on from the first {preset.context} held-out bytes:\n{sample}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns 2, after one line of explanation, where its user can put something right."""
+    parser = argparse.ArgumentParser(description="Train a small byte-level GPT with AdamW and with Muon.")
+    parser.add_argument("--optimizer", choices=["muon", "adamw", "both"], default="both")
+    parser.add_argument("--preset", choices=[*PRESETS], default="small", help="the model and its training")
+    parser.add_argument("--steps", type=int, help="in place of the preset's")
+    parser.add_argument("--learning-rate", type=float, help="the peak, in place of the preset's")
+    parser.add_argument("--text", help="a file or a folder, in place of the standard library's source")
+    parser.add_argument("--output", type=Path, default=Path("runs/train_gpt"), help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    arguments = parser.parse_args(argv)
+    preset, steps, rate = PRESETS[arguments.preset], arguments.steps, arguments.learning_rate
+    try:
+        if arguments.seed < 0 or (steps is not None and steps < 1):
+            raise RunError(f"--steps {steps} --seed {arguments.seed}: give at least 1 and at least 0")
+        if rate is not None and not 0 < rate <= 1:
+            raise RunError(f"--learning-rate is {rate}: give a number above 0 and at most 1")
+        rates = {name: rate or chosen for name, chosen in preset.rates.items()}
+        run(arguments, preset._replace(steps=steps or preset.steps, rates=rates))
+    except (RunError, OSError) as error:
+        print(f"train_gpt.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

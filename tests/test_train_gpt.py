@@ -1,0 +1,314 @@
+"""The training example end to end with its tiny preset: what it writes, how it resumes, what it refuses."""
+
+import csv
+import hashlib
+import importlib.util
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import muon_optax as mo
+
+FILE = Path(__file__).parents[1] / "examples" / "train_gpt.py"
+STEPS = 20  # of the tiny preset; a checkpoint every second step
+
+
+def load_example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_gpt", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+train_gpt = load_example()
+
+
+def read_metrics(output: Path) -> dict[str, list[dict[str, str]]]:
+    with open(output / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [row for row in rows if row["optimizer"] == name] for name in ("adamw", "muon")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the printed lines of one undisturbed run of both optimizers on the default text."""
+    output = tmp_path_factory.mktemp("runs") / "finished"
+    capture = pytest.MonkeyPatch()
+    lines = []
+    capture.setattr("builtins.print", lambda *words, sep=" ", **_: lines.append(sep.join(map(str, words))))
+    assert train_gpt.main(["--preset", "tiny", "--output", str(output)]) == 0
+    capture.undo()
+    return output, "\n".join(lines)
+
+
+def test_prints_the_text_it_reads(finished):
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    contents = [content for file in files if (content := file.read_bytes())]
+    sha256 = hashlib.sha256(b"".join(contents)).hexdigest()
+    assert f"Python {sys.version.split()[0]}, JAX {jax.__version__}" in finished[1]
+    assert f"{len(contents)} files, {sum(map(len, contents)):,} bytes, sha256 {sha256}" in finished[1]
+
+
+def test_prints_the_summary_of_the_model(finished):
+    parameters = nnx.split(train_gpt.GPT(train_gpt.PRESETS["tiny"], nnx.Rngs(0)))[1]
+    assert str(mo.summarize(parameters)) in finished[1]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_metrics_hold_every_step(finished, name):
+    rows = read_metrics(finished[0])[name]
+    assert [int(row["step"]) for row in rows] == list(range(STEPS + 1))
+    training = [float(row["training_loss"]) for row in rows[:-1]]
+    validation = [float(row["validation_loss"]) for row in rows]
+    assert training[0] == pytest.approx(np.log(256), abs=1.0)  # nothing learned: all bytes about alike
+    assert np.mean(training[-3:]) < training[0] - 1
+    assert validation[-1] < validation[0] - 1
+    assert rows[-1]["training_loss"] == ""
+
+
+def test_both_optimizers_start_from_the_same_loss(finished):
+    metrics = read_metrics(finished[0])
+    for column in ("training_loss", "validation_loss"):
+        assert metrics["adamw"][0][column] == metrics["muon"][0][column]
+        assert metrics["adamw"][1][column] != metrics["muon"][1][column]
+
+
+def test_table_agrees_with_the_metrics(finished):
+    losses = {name: [float(row["validation_loss"]) for row in rows] for name, rows in read_metrics(finished[0]).items()}
+    target = losses["adamw"][-1]
+    reached = [next(step for step, loss in enumerate(losses[name]) if loss <= target) for name in losses]
+    table = finished[1]
+    assert re.search(r"^ +AdamW +Muon$", table, re.MULTILINE)
+    assert re.search(r"^learning rate +0.003 +0.02$", table, re.MULTILINE)
+    assert re.search(rf"^final validation loss +{target:.4f} +{losses['muon'][-1]:.4f}$", table, re.MULTILINE)
+    assert re.search(rf"^steps to AdamW's final loss +{reached[0]} +{reached[1]}$", table, re.MULTILINE)
+    seconds = re.search(r"^seconds per step +(\S+) +(\S+)$", table, re.MULTILINE)
+    assert all(float(figure) > 0 for figure in seconds.groups())
+    shares = re.search(r"^optimizer's share of the step +(\S+)% +(\S+)%$", table, re.MULTILINE)
+    assert all(-100 < float(figure) < 100 for figure in shares.groups())
+
+
+def test_muon_is_ahead_of_adamw(finished):
+    metrics = read_metrics(finished[0])
+    assert float(metrics["muon"][-1]["validation_loss"]) < float(metrics["adamw"][-1]["validation_loss"]) - 0.2
+
+
+def test_writes_a_picture_and_a_sample(finished):
+    output, printed = finished
+    picture = (output / "loss.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert int.from_bytes(picture[16:20], "big") == 960  # pixels: 8 inches at 120 dots
+    sample = (output / "sample.txt").read_text(encoding="utf-8")
+    assert len(sample.encode()) >= 400
+    assert printed.endswith(sample)
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, optimizer: str, step: int) -> None:
+    """Makes the run break off when it asks for the batch of this step of this optimizer."""
+    real, title = train_gpt.sample_batch, []
+    make_bar = train_gpt.tqdm
+
+    def bar(**arguments):
+        title[:] = [arguments["desc"]]
+        return make_bar(**arguments)
+
+    def sample_batch(text, preset, seed, k):
+        if title == [train_gpt.TITLES[optimizer]] and k == step:
+            raise KeyboardInterrupt
+        return real(text, preset, seed, k)
+
+    monkeypatch.setattr(train_gpt, "tqdm", bar)
+    monkeypatch.setattr(train_gpt, "sample_batch", sample_batch)
+
+
+def test_resume_continues_bit_for_bit(finished, tmp_path):
+    arguments = ["--preset", "tiny", "--output", str(tmp_path)]
+    for optimizer, step, last in (("adamw", 7, 6), ("muon", 13, STEPS + 12)):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            interrupt_at(monkeypatch, optimizer, step)
+            with pytest.raises(KeyboardInterrupt):
+                train_gpt.main(arguments)
+        complete = [int(folder.name) for folder in (tmp_path / "checkpoints").iterdir()]
+        assert max(complete) == last
+        arguments = [*arguments, "--resume"]
+    # What is left of a checkpoint that was being written when the machine stopped.
+    (tmp_path / "checkpoints" / f"{STEPS + 14}.orbax-checkpoint-tmp-1" / "state").mkdir(parents=True)
+    assert train_gpt.main(arguments) == 0
+    for name in ("metrics.csv", "sample.txt"):
+        assert (tmp_path / name).read_bytes() == (finished[0] / name).read_bytes()
+
+
+def test_resume_of_a_finished_run_only_reports(finished, capsys):
+    before = (finished[0] / "metrics.csv").read_bytes()
+    assert train_gpt.main(["--preset", "tiny", "--output", str(finished[0]), "--resume"]) == 0
+    assert "final validation loss" in capsys.readouterr().out
+    assert (finished[0] / "metrics.csv").read_bytes() == before
+
+
+def test_resume_without_a_complete_checkpoint_starts_afresh(finished, tmp_path, capsys):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    arguments = ["--preset", "tiny", "--optimizer", "adamw", "--output", str(tmp_path / "run"), "--resume"]
+    assert train_gpt.main(arguments) == 0
+    assert read_metrics(tmp_path / "run") == {"adamw": read_metrics(finished[0])["adamw"], "muon": []}
+    printed = capsys.readouterr().out
+    assert re.search(r"^ +AdamW$", printed, re.MULTILINE)  # one column: nothing to compare with
+    assert re.search(r"^steps to AdamW's final loss +-$", printed, re.MULTILINE)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The one line that explains why these arguments were refused."""
+    capsys.readouterr()
+    assert train_gpt.main(["--preset", "tiny", *map(str, arguments)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_refuses_unsuitable_text(tmp_path, capsys):
+    out = tmp_path / "out"
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "binary").write_bytes(b"a\0" * 5000)
+    (tmp_path / "short").write_text("x" * 100)
+    (tmp_path / "folder" / ".git").mkdir(parents=True)
+    (tmp_path / "folder" / ".git" / "config").write_text("y" * 5000)
+    assert "nowhere does not exist: give a file or a folder" in refused(
+        capsys, "--text", tmp_path / "nowhere", "--output", out
+    )
+    for name in ("empty", "binary", "folder"):
+        assert f"{name} holds no text: give a file or a folder" in refused(
+            capsys, "--text", tmp_path / name, "--output", out
+        )
+    assert "90 bytes for training, 10 for validation; both must exceed the context of 32" in refused(
+        capsys, "--text", tmp_path / "short", "--output", out
+    )
+    assert not out.exists()
+
+
+def test_refuses_an_unwritable_output(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    message = refused(capsys, "--output", tmp_path / "file" / "run")
+    assert f"can't write to --output {tmp_path / 'file' / 'run'}: Not a directory" in message
+
+
+def test_refuses_to_overwrite_a_run(finished, capsys):
+    before = (finished[0] / "metrics.csv").read_bytes()
+    message = refused(capsys, "--output", finished[0])
+    assert f"--output {finished[0]} holds a run: continue it by --resume, or give another folder" in message
+    assert (finished[0] / "metrics.csv").read_bytes() == before
+
+
+def test_refuses_a_checkpoint_of_another_configuration(finished, tmp_path, capsys):
+    (tmp_path / "text").write_text("text " * 1000)
+    changes = ["--steps", "9", "--seed", "5", "--optimizer", "muon", "--learning-rate", "0.1"]
+    message = refused(capsys, "--resume", "--output", finished[0], "--text", tmp_path / "text", *changes)
+    assert "another configuration: " in message
+    for difference in (
+        "optimizer is both there, muon here", "seed is 0 there, 5 here", "steps is 20 there, 9 here",
+        "rates is {'adamw': 0.003, 'muon': 0.02} there, {'adamw': 0.1, 'muon': 0.1} here",
+    ):  # fmt: skip
+        assert difference in message
+    assert re.search(r"text is [0-9a-f]{16} there, [0-9a-f]{16} here", message)
+    assert "width" not in message
+    assert "width is 32 there, 128 here" in refused(capsys, "--resume", "--output", finished[0], "--preset", "small")
+
+
+def test_refuses_to_resume_without_a_checkpoint(tmp_path, capsys):
+    message = refused(capsys, "--resume", "--output", tmp_path / "nothing")
+    assert f"--resume: no checkpoint in {tmp_path / 'nothing'}; without --resume a run starts there" in message
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "allowed"),
+    [
+        ("--steps", "0", "at least 1"),
+        ("--seed", "-1", "at least 0"),
+        ("--learning-rate", "0", "above 0 and at most 1"),
+        ("--learning-rate", "nan", "above 0 and at most 1"),
+        ("--learning-rate", "-0.1", "above 0 and at most 1"),
+        ("--learning-rate", "2", "above 0 and at most 1"),
+    ],
+)
+def test_refuses_unsuitable_numbers(tmp_path, capsys, flag, value, allowed):
+    message = refused(capsys, f"{flag}={value}", "--output", tmp_path / "out")
+    assert flag in message
+    assert str(float(value) if flag == "--learning-rate" else value) in message
+    assert allowed in message
+
+
+def test_stops_where_the_loss_is_not_finite(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train_gpt, "make_optimizer", lambda *_: optax.sgd(float("nan")))
+    assert train_gpt.main(["--preset", "tiny", "--optimizer", "adamw", "--output", str(tmp_path)]) == 2
+    assert "AdamW's loss at step 1 is nan: lower --learning-rate" in capsys.readouterr().err
+
+
+def test_command_explains_itself_without_a_traceback(tmp_path):
+    command = [sys.executable, FILE, "--text", tmp_path / "nowhere", "--output", tmp_path / "out"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("train_gpt.py: error: --text")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_holds_out_whole_files(tmp_path):
+    for i in range(20):
+        (tmp_path / f"{i:02}").write_bytes(bytes([i + 1]) * 50)
+    training, held_out, _ = train_gpt.read_text(str(tmp_path), 32)
+    assert set(held_out) == {1, 11}
+    assert set(training) == set(range(1, 21)) - {1, 11}
+    assert len(training) + len(held_out) == 1000
+
+
+def test_holds_out_the_end_of_a_single_file(tmp_path):
+    content = bytes(range(1, 201)) * 5
+    (tmp_path / "file").write_bytes(content)
+    training, held_out, _ = train_gpt.read_text(str(tmp_path / "file"), 32)
+    assert training.tobytes() + held_out.tobytes() == content
+    assert len(held_out) == 100
+
+
+def test_batch_depends_on_seed_and_step_alone():
+    text, preset = np.arange(200, dtype=np.uint8), train_gpt.PRESETS["tiny"]
+    batches = {(seed, step): train_gpt.sample_batch(text, preset, seed, step) for seed in (0, 1) for step in (0, 1)}
+    for (seed, step), batch in batches.items():
+        assert batch.shape == (preset.batch, preset.context + 1)
+        np.testing.assert_array_equal(batch, batch[:, :1] + np.arange(preset.context + 1))
+        np.testing.assert_array_equal(batch, train_gpt.sample_batch(text, preset, seed, step))
+    assert len({batch.tobytes() for batch in batches.values()}) == 4
+
+
+def test_model_sees_no_later_byte():
+    preset = train_gpt.PRESETS["tiny"]
+    model = nnx.jit(train_gpt.GPT(preset, nnx.Rngs(0)))
+    tokens = jnp.arange(preset.context)[None]
+    changed = model(tokens.at[0, 20].set(200)) - model(tokens)
+    np.testing.assert_array_equal(changed[0, :20], 0)
+    assert (jnp.abs(changed[0, 20:]).max(axis=-1) > 1e-3).all()
+
+
+def test_rotation_depends_on_distance_alone():
+    query, key = (jnp.asarray(row, jnp.float32) for row in np.random.default_rng(0).standard_normal((2, 8)))
+    rotated = [train_gpt.rotate(jnp.tile(row, (1, 10, 1, 1)))[0, :, 0] for row in (query, key)]
+    products = rotated[0] @ rotated[1].T
+    for distance in range(-9, 10):
+        diagonal = jnp.diagonal(products, distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], atol=1e-5)  # float32 angles up to 9 radians
+    assert jnp.abs(products[0, 1:] - products[0, 0]).min() > 1e-3
+
+
+def test_muon_takes_the_matrices_without_being_told():
+    parameters = nnx.split(train_gpt.GPT(train_gpt.PRESETS["tiny"], nnx.Rngs(0)))[1]
+    layouts = {"query": "ioo", "key": "ioo", "value": "ioo", "out": "iio", "up": "io", "down": "io"}
+    for path, layout in mo.assign_layouts(parameters).items():
+        expected = layouts.get(path.split("/")[2]) if path.startswith("blocks/") else None
+        assert (path, getattr(layout, "axes", layout)) == (path, expected)
