@@ -2,7 +2,9 @@
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeAlias
 
 import jax
@@ -164,15 +166,39 @@ def _refuse_ambiguous_paths(leaves: list[NamedLeaf], resolved: LayoutMap) -> Non
         seen.add(leaf.path)
 
 
-def matrices_of(tree: Any, layouts: Layouts, known: LayoutMap | None = None) -> list[tuple[NamedLeaf, Layout]]:
+_handed_on: ContextVar[LayoutMap | None] = ContextVar("layouts resolved on the whole tree", default=None)
+
+
+@contextmanager
+def handing_on(resolved: LayoutMap) -> Iterator[None]:
+    """Tells the parts that run within about the layouts of the whole tree, of which they see a part.
+
+    A context and not an argument: ``init`` of an Optax transform takes none, and wrappers drop those of ``update``. The
+    layouts are static, so it holds while a step is traced, which is when they are asked for.
+    """
+    token = _handed_on.set(resolved)
+    try:
+        yield
+    finally:
+        _handed_on.reset(token)
+
+
+def matrices_of(tree: Any, layouts: Layouts) -> list[tuple[NamedLeaf, Layout]]:
     """Each leaf with its layout, for a transform that takes nothing but matrices.
 
     Raises:
         ValueError: If a leaf has no layout, naming it and ``partition_by_layout``.
     """
     leaves = named_leaves(tree)
-    resolved, _ = resolve(tree, leaves, layouts, known)
+    resolved, _ = resolve(tree, leaves, layouts, _handed_on.get())
     return [(leaf, _need_layout(leaf, resolved[leaf.path])) for leaf in leaves]
+
+
+def check_matrices(params: Any, layouts: Layouts) -> None:
+    """Refuses at ``init`` what :func:`matrices_of` would refuse at ``update``."""
+    # Behind a mask of somebody else's the siblings that tell layouts apart are out of sight.
+    if _handed_on.get() is not None or not any(map(is_hidden, jax.tree.leaves(params, is_leaf=is_hidden))):
+        matrices_of(params, layouts)
 
 
 def _need_layout(leaf: NamedLeaf, layout: Layout | None) -> Layout:
@@ -183,8 +209,3 @@ def _need_layout(leaf: NamedLeaf, layout: Layout | None) -> Layout:
             f"layout: layouts={{{leaf.path!r}: 'io'}}."
         )
     return layout
-
-
-def is_partial(tree: Any) -> bool:
-    """Whether leaves of ``tree`` are hidden by ``optax.masked``, so that siblings can't be asked."""
-    return any(map(is_hidden, jax.tree.leaves(tree, is_leaf=is_hidden)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from muon_optax._coefficients import KELLER, Coefficients, check_coefficients
 from muon_optax._gram_newton_schulz import gram_newton_schulz, gram_products
 from muon_optax._precision import blend
-from muon_optax._start import Start, apply, gram, start
+from muon_optax._start import Norm, Start, apply, gram, start
 from muon_optax._step import split_step
 
 Method = Literal["auto", "direct", "gram"]
@@ -59,10 +59,11 @@ def newton_schulz(
     *,
     dtype: jax.typing.DTypeLike = jnp.bfloat16,
     method: Method = "auto",
+    norm: Norm = "frobenius",
 ) -> Callable[[jax.Array], jax.Array]:
     """An orthogonalizer: a few matrix products send all singular values of a matrix toward 1.
 
-    Each matrix is divided by its Frobenius norm, and ``X <- a X + b (X X^T) X + c (X X^T)^2 X`` is applied once for
+    Each matrix is divided by its norm, and ``X <- a X + b (X X^T) X + c (X X^T)^2 X`` is applied once for
     each ``(a, b, c)``, with the smaller of ``X X^T`` and ``X^T X``. With Keller's coefficients the singular values end
     in about [0.68, 1.13]: near enough, as final losses show. It is the choice for training;
     :func:`muon_optax.polar_factor` is exact and slow.
@@ -75,6 +76,10 @@ def newton_schulz(
         method: ``"direct"`` multiplies the matrix itself in every step; ``"gram"`` works on the smaller
             Gram matrix and gives the same up to rounding; ``"auto"`` takes the one with fewer
             multiplications for each shape: Gram for matrices about three times as long as wide, and not small.
+        norm: What the matrix is divided by first. ``"frobenius"``, everyone's, exceeds the largest singular value by up
+            to the root of the rank. ``"schatten4"``, the fourth root of the sum of fourth powers of the singular
+            values, exceeds it by less and costs nothing. With it, ``polar_express(4, 4e-3)`` comes as close to
+            orthogonal in four steps as ``KELLER`` in five.
 
     Returns:
         A function ``(*batch, rows, cols) -> same shape and dtype``. The result does not depend on the scale of its
@@ -82,7 +87,8 @@ def newton_schulz(
 
     Raises:
         ValueError: If the coefficients are empty, no triples, not finite, or make some singular value in (0, 1] diverge
-            or change its sign; if ``dtype`` is no floating type of at least 16 bits; if ``method`` is unknown.
+            or change its sign; if ``dtype`` is no floating type of at least 16 bits; if ``method`` or ``norm`` is
+            unknown.
 
     References:
         Keller Jordan, "Muon: An optimizer for hidden layers in neural networks",
@@ -96,9 +102,10 @@ def newton_schulz(
         True
     """
     coefficients = check_coefficients(coefficients)
-    _check_dtype(dtype)
-    if method not in get_args(Method):
-        raise ValueError(f"method={method!r} is not allowed: use one of {', '.join(map(repr, get_args(Method)))}.")
+    dtype = _checked_dtype(dtype)
+    for name, value, choices in (("method", method, get_args(Method)), ("norm", norm, get_args(Norm))):
+        if value not in choices:
+            raise ValueError(f"{name}={value!r} is not allowed: use one of {', '.join(map(repr, choices))}.")
 
     def orthogonalizer(matrices: jax.Array) -> jax.Array:
         if matrices.size == 0:
@@ -106,12 +113,12 @@ def newton_schulz(
         short, long = sorted(matrices.shape[-2:])
         chosen = choose_method(coefficients, short, long, dtype) if method == "auto" else method
         iterate = gram_newton_schulz if chosen == "gram" else direct_newton_schulz
-        return iterate(start(matrices, dtype), coefficients).astype(matrices.dtype)
+        return iterate(start(matrices, dtype, norm), coefficients).astype(matrices.dtype)
 
     return orthogonalizer
 
 
-def _check_dtype(dtype: jax.typing.DTypeLike) -> None:
+def _checked_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 16:
         raise ValueError(
             f"dtype={dtype!r} is not allowed: multiply in a floating type of 16 bits or more, such as jnp.bfloat16 "
@@ -119,3 +126,4 @@ def _check_dtype(dtype: jax.typing.DTypeLike) -> None:
         )
     if jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
         raise ValueError(f"dtype={dtype!r} needs 64-bit mode: set jax.config.update('jax_enable_x64', True).")
+    return jnp.dtype(dtype)

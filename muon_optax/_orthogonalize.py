@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from itertools import chain, islice
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._assign_layouts import LayoutMap, Layouts, is_partial, matrices_of
+from muon_optax._assign_layouts import Layouts, check_matrices, matrices_of
 from muon_optax._coefficients import KELLER, Coefficients
 from muon_optax._groups import map_matrices
 from muon_optax._mesh import gathered, laid_out_like
@@ -17,7 +16,7 @@ from muon_optax._newton_schulz import Method, newton_schulz
 
 def orthogonalize(
     orthogonalizer: Callable[[jax.Array], jax.Array], *, layouts: Layouts = None
-) -> optax.GradientTransformationExtraArgs:
+) -> optax.GradientTransformation:
     """Replaces every matrix of the updates by ``orthogonalizer(matrix)``.
 
     Args:
@@ -49,21 +48,16 @@ def orthogonalize(
         )
 
     def init(params: optax.Params) -> optax.EmptyState:
-        # Behind a mask the siblings that tell layouts apart are out of sight; whoever masked them checks.
-        if not is_partial(params):
-            matrices_of(params, layouts)
+        check_matrices(params, layouts)
         return optax.EmptyState()
 
     def update(
         updates: optax.Updates,
         state: optax.OptState,
         params: optax.Params | None = None,
-        *,
-        layouts_of_tree: LayoutMap | None = None,
-        **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        del params, extra_args
-        leaves = [(jnp.asarray(leaf.value), layout) for leaf, layout in matrices_of(updates, layouts, layouts_of_tree)]
+        del params
+        leaves = [(jnp.asarray(leaf.value), layout) for leaf, layout in matrices_of(updates, layouts)]
         blocks = [layout.to_matrices(gathered(array)) for array, layout in leaves]
         results = iter(map_matrices(_keeping_shapes(orthogonalizer), list(chain.from_iterable(blocks))))
         orthogonal = [
@@ -72,7 +66,7 @@ def orthogonalize(
         ]
         return jax.tree.unflatten(jax.tree.structure(updates), orthogonal), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformation(init, update)
 
 
 def orthogonalize_via_newton_schulz(
@@ -81,7 +75,7 @@ def orthogonalize_via_newton_schulz(
     dtype: jax.typing.DTypeLike = jnp.bfloat16,
     method: Method = "auto",
     layouts: Layouts = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> optax.GradientTransformation:
     """:func:`orthogonalize` with :func:`muon_optax.newton_schulz`: the heart of Muon.
 
     Args:

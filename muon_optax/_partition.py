@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._assign_layouts import Layouts, assign_layouts, labels_of, resolve
+from muon_optax._assign_layouts import Layouts, assign_layouts, handing_on, labels_of, resolve
 from muon_optax._paths import named_leaves, show
 
 
@@ -52,7 +52,9 @@ def partition_by_layout(
         return optax.partition({"muon": matrices, "adamw": others}, lambda _: labels)
 
     def init(params: optax.Params) -> optax.OptState:
-        return partition(params, assign_layouts(params, layouts)).init(params)
+        resolved = assign_layouts(params, layouts)
+        with handing_on(resolved):
+            return partition(params, resolved).init(params)
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
@@ -66,8 +68,8 @@ def partition_by_layout(
             labelled = {path: shapes[path] for path in shapes if (resolved[path] is None) == (label == "adamw")}
             for remembered in _remembered_trees(state.inner_states[label]):
                 _refuse_other_tree(labelled, {leaf.path: leaf.shape for leaf in named_leaves(remembered)}, "init")
-        transform = partition(updates, resolved)
-        results, new_state = transform.update(updates, state, params, layouts_of_tree=resolved, **extra_args)
+        with handing_on(resolved):
+            results, new_state = partition(updates, resolved).update(updates, state, params, **extra_args)
         return _cast_like(results, updates), _cast_like(new_state, state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -1,18 +1,16 @@
 """The scaling transform: orthogonalized updates made as large as their shapes ask for."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._assign_layouts import LayoutMap, Layouts, is_partial, matrices_of
+from muon_optax._assign_layouts import Layouts, check_matrices, matrices_of
 from muon_optax._layout import Layout
 from muon_optax._precision import accumulation_dtype
 from muon_optax._scales import Scale, scale_factors, scale_function
 
 
-def scale_by_shape(variant: Scale = "moonlight", *, layouts: Layouts = None) -> optax.GradientTransformationExtraArgs:
+def scale_by_shape(variant: Scale = "moonlight", *, layouts: Layouts = None) -> optax.GradientTransformation:
     """Multiplies every matrix of the updates by a factor of its fan-in and fan-out.
 
     ============= ======================================= ===================================================
@@ -53,24 +51,20 @@ def scale_by_shape(variant: Scale = "moonlight", *, layouts: Layouts = None) -> 
     scale_function(variant)
 
     def init(params: optax.Params) -> optax.EmptyState:
-        if not is_partial(params):
-            matrices_of(params, layouts)
+        check_matrices(params, layouts)
         return optax.EmptyState()
 
     def update(
         updates: optax.Updates,
         state: optax.OptState,
         params: optax.Params | None = None,
-        *,
-        layouts_of_tree: LayoutMap | None = None,
-        **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        del params, extra_args
-        matrices = matrices_of(updates, layouts, layouts_of_tree)
+        del params
+        matrices = matrices_of(updates, layouts)
         scaled = [_apply(variant, jnp.asarray(leaf.value), layout) for leaf, layout in matrices]
         return jax.tree.unflatten(jax.tree.structure(updates), scaled), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformation(init, update)
 
 
 def _apply(variant: Scale, array: jax.Array, layout: Layout) -> jax.Array:

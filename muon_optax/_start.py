@@ -1,6 +1,6 @@
 """How an iteration starts: the first Gram matrix, and the norm that is read off it."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,20 @@ def _is_wide(matrices: jax.Array) -> bool:
     return matrices.shape[-2] <= matrices.shape[-1]
 
 
+def _squared_frobenius(product: jax.Array) -> jax.Array:
+    return jnp.trace(product, axis1=-2, axis2=-1)
+
+
+def _squared_schatten4(product: jax.Array) -> jax.Array:
+    # The sum of sigma^4 is at least the largest sigma^4 and at most the square of the sum of sigma^2: the norm never
+    # undershoots the spectral norm and is never looser than Frobenius's.
+    return jnp.sqrt(jnp.sum(product * product, axis=(-2, -1)))
+
+
+Norm: TypeAlias = Literal["frobenius", "schatten4"]
+_SQUARED_NORMS = {"frobenius": _squared_frobenius, "schatten4": _squared_schatten4}
+
+
 class Start(NamedTuple):
     """A matrix to orthogonalize, ``X / norm``, and its Gram matrix."""
 
@@ -32,8 +46,8 @@ class Start(NamedTuple):
     norm: jax.Array  # (*batch, 1, 1), float32: not below the largest singular value of X.
 
 
-def start(matrices: jax.Array, dtype: jax.typing.DTypeLike) -> Start:
-    """Normalizes by the Frobenius norm, which is the root of the trace of the Gram matrix.
+def start(matrices: jax.Array, dtype: jax.typing.DTypeLike, norm: Norm) -> Start:
+    """Normalizes by a norm that is read off the first Gram matrix ``G``, which is needed anyway.
 
     No pass over the matrix is spent on the norm, and none on dividing by it: the first step divides its result. A zero
     matrix has norm 1 here. One with a NaN or an infinity has norm NaN, which reaches all its entries and no other
@@ -41,6 +55,6 @@ def start(matrices: jax.Array, dtype: jax.typing.DTypeLike) -> Start:
     """
     X = near_one(matrices, dtype)
     product = gram(X)
-    square = jnp.trace(product, axis1=-2, axis2=-1)[..., None, None]
+    square = _SQUARED_NORMS[norm](product)[..., None, None]
     square = jnp.where(square == 0, 1, square)
     return Start(X, (product / square).astype(dtype), jnp.sqrt(square))
