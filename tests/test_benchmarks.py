@@ -1,0 +1,217 @@
+"""The benchmarks: each runs with --quick and writes what it promises, and the TPU estimate is summed rightly."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from _hlo import count_lines, estimated_cycles, executed
+from _measure import count_products, summarize_times, time_interleaved
+from _report import Progress, Report, within
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks"
+
+ENVIRONMENT = {"name", "device", "notes", "rows", "left_out", "versions", "machine", "command", "date"}
+COSTS = {"products", "product GFLOP", "XLA GFLOP", "temporary MB", "XLA lines", "trace s", "compile s"}
+TIMES = {"ms", "ratio to optax"}
+ERRORS = {"error (polar)", "error (float64)"}
+
+
+def run(name: str, output: Path, *arguments: str) -> dict[str, Any]:
+    """The JSON file of a run in a process of its own: there compilation is fresh and JAX has one device."""
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments, "--output", str(output)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    finished = subprocess.run(command, env=environment, cwd=output, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    (written,) = output.glob("*.json")
+    table = written.with_suffix(".md").read_text()
+    assert table in finished.stdout
+    report = json.loads(written.read_text())
+    assert report.keys() == ENVIRONMENT
+    assert written.stem == f"{report['device'].lower().replace(' ', '-')}-{name}-{report['date']}"
+    assert {"python", "jax", "jaxlib", "optax", "muon_optax"} <= report["versions"].keys()
+    assert f"benchmarks/{name}.py {arguments[0]}" in report["command"]
+    assert report["command"] in table
+    return report
+
+
+@pytest.mark.slow
+def test_orthogonalize_writes_its_table(tmp_path: Path) -> None:
+    rows = run("orthogonalize", tmp_path, "--quick")["rows"]
+    assert rows[0].keys() == {"shape", "dtype", "coefficients", "program"} | TIMES | ERRORS | COSTS
+    programs = {"muon_optax gram", "muon_optax direct", "muon_optax auto", "optax.contrib"}
+    assert {(row["dtype"], row["program"]) for row in rows} == {
+        (dtype, program) for dtype in ("float32", "bfloat16") for program in programs
+    }
+    # In float32 everyone runs the same polynomial; what remains is rounding, which the Gram method amplifies.
+    assert all(row["error (float64)"] < 1e-3 for row in rows if row["dtype"] == "float32")
+    assert all(0.2 < row["error (polar)"] < 0.4 for row in rows)
+    assert all(row["ratio to optax"] == 1 for row in rows if row["program"] == "optax.contrib")
+
+
+@pytest.mark.slow
+def test_optimizer_step_writes_its_table(tmp_path: Path) -> None:
+    rows = run("optimizer_step", tmp_path, "--quick")["rows"]
+    assert rows[0].keys() == {"case", "optimizer", "state MB"} | TIMES | COSTS
+    by_name = {row["optimizer"]: row for row in rows if row["case"] == "1 layer of d=16"}
+    muon, optax_muon, adamw = (by_name[name] for name in ("muon_optax.muon", "optax.contrib.muon", "optax.adamw"))
+    # Six matrices of 12 * 16 ** 2 elements: one momentum for Muon and two for AdamW; besides, scalars.
+    assert muon["state MB"] == pytest.approx(12 * 16**2 * 4e-6, rel=1e-2)
+    assert adamw["state MB"] == pytest.approx(2 * muon["state MB"], rel=1e-2)
+    assert optax_muon["products"] == 6 * 15
+    assert muon["product GFLOP"] == pytest.approx(optax_muon["product GFLOP"])
+    assert adamw["products"] == 0
+
+
+@pytest.mark.tpu
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is in pip install "jax[tpu]"')
+def test_tpu_compile_writes_its_table(tmp_path: Path) -> None:
+    rows = run("tpu_compile", tmp_path, "--quick")["rows"]
+    assert rows[0].keys() == {"case", "optimizer", "cycles", "ratio to optax", "state MB"} | COSTS
+    cycles = {row["optimizer"]: row["cycles"] for row in rows}
+    assert 0 < cycles["optax.adamw"] < min(cycles["optax.contrib.muon"], cycles["muon_optax.muon"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is there")
+def test_tpu_compile_says_how_to_get_the_compiler(tmp_path: Path) -> None:
+    command = [sys.executable, str(FOLDER / "tpu_compile.py"), "--quick", "--output", str(tmp_path)]
+    finished = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert finished.returncode == 1
+    assert 'pip install "jax[tpu]"' in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+HLO = """\
+HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8,8]{1,0})->f32[8,8]{1,0}}
+
+FileNames
+1 "step.py"
+
+%inside (x: f32[8,8]) -> f32[8,8] {
+  ROOT %product = f32[8,8]{1,0} multiply(%x, %x), backend_config={"window_config":{"estimated_cycles":"1000000"}}
+}
+
+%inner_body (state.1: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %fusion.1 = f32[8,8]{1,0} fusion(%state.1), calls=%inside, backend_config={"window_config":{"estimated_cycles":"7"}}
+}
+
+%inner_condition (state.2: (s32[], f32[8,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(3)
+  ROOT %less = pred[]{:T(512)} compare(%counter, %limit), direction=LT
+}
+
+%body (state.3: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %fusion.2 = f32[8,8]{1,0} fusion(%state.3), calls=%inside, backend_config={"window_config":{"estimated_cycles":"100"}}
+  %while.1 = (s32[], f32[8,8]) while(%fusion.2), condition=%inner_condition, body=%inner_body
+}
+
+%condition (state.4: (s32[], f32[8,8])) -> pred[] {
+  ROOT %less.1 = pred[]{:T(512)} compare(%counter.1, %limit.1), direction=LT
+}
+
+%called (x.1: f32[8,8]) -> f32[8,8] {
+  ROOT %copy = f32[8,8]{1,0} copy(%x.1), backend_config={"window_config":{"estimated_cycles":"20000"}}
+}
+
+ENTRY %main (x.2: f32[8,8]) -> f32[8,8] {
+  %x.2 = f32[8,8]{1,0} parameter(0)
+  %while.2 = (s32[], f32[8,8]) while(%x.2), condition=%condition, body=%body, backend_config={TRIPS}
+  ROOT %call = f32[8,8]{1,0} call(%while.2), to_apply=%called
+}
+"""
+KNOWN = HLO.replace("TRIPS", '"known_trip_count":{"n":"5"},"known_init_step":{"init":"0","step":"1"}')
+
+
+def test_cycles_are_summed_over_loops_by_their_trip_counts() -> None:
+    """Five times 100 and the inner loop, three times 7; the call once; what is inside a fusion never."""
+    assert estimated_cycles(KNOWN) == 5 * (100 + 3 * 7) + 20000
+
+
+def test_executed_says_how_often_each_instruction_runs() -> None:
+    times = {line.split()[line.split().index("=") - 1]: count for line, count in executed(KNOWN)}
+    assert times == {"%x.2": 1, "%while.2": 1, "%fusion.2": 5, "%while.1": 5, "%fusion.1": 15, "%call": 1, "%copy": 1}
+
+
+def test_a_loop_without_a_trip_count_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"trip count of this loop is not known: %while\.2"):
+        estimated_cycles(HLO.replace("TRIPS", ""))
+
+
+def test_text_without_a_program_is_refused() -> None:
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        estimated_cycles("HloModule jit_step")
+
+
+def test_lines_are_those_of_computations() -> None:
+    """Eleven instructions, and two lines around each of seven computations; neither tables nor blank lines."""
+    assert count_lines(KNOWN) == 11 + 2 * 7
+
+
+def test_products_in_loops_count_as_often_as_they_run() -> None:
+    def five_products(X: jax.Array) -> jax.Array:
+        X = jax.lax.fori_loop(0, 3, lambda _, X: X @ X, X)
+        X = jax.lax.cond(X[0, 0] > 0, lambda X: X, lambda X: X @ X, X)
+        return jax.lax.platform_dependent(X, tpu=lambda X: X @ X @ X, default=lambda X: X @ X)
+
+    jaxpr = jax.make_jaxpr(five_products)(jnp.ones((4, 4)))
+    assert count_products(jaxpr, "cpu") == (5 * 4**3, 5)
+    assert count_products(jaxpr, "tpu") == (6 * 4**3, 6)
+
+
+def test_every_round_runs_everyone() -> None:
+    calls, labels = {"a": 0, "b": 0}, []
+
+    def counting(name: str) -> Any:
+        def function() -> None:
+            calls[name] += 1
+
+        return function
+
+    times = time_interleaved({name: counting(name) for name in calls}, 4, labels.append)
+    assert labels == ["round 1", "round 2", "round 3", "round 4"]
+    assert {name: len(measured) for name, measured in times.items()} == {"a": 4, "b": 4}
+    assert min(calls.values()) >= 2 + 4
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    """A disturbance that hits both in a round leaves no trace in the ratio."""
+    assert summarize_times([2.0, 2.0, 20.0, 30.0], [1.0, 1.0, 10.0, 10.0]) == {"ms": 11.0, "ratio to optax": 2.0}
+
+
+def test_a_report_shows_unknown_figures_and_groups_its_rows(tmp_path: Path) -> None:
+    rows = [{"shape": shape, "program": "a", "ms": 1234.5, "XLA GFLOP": None} for shape in ("2 x 2", "3 x 3")]
+    report = Report("trial", "Some (TM) device", ["A note."], rows, left_out=["9 x 9: too large"], date="2026-01-02")
+    table = report.write(tmp_path)
+    assert table.name == "some-tm-device-trial-2026-01-02.md"
+    assert table.read_text().endswith(
+        "- A note.\n- Left out: 9 x 9: too large\n\n"
+        "## 2 x 2\n\n| program | ms | XLA GFLOP |\n| --- | ---: | ---: |\n| a | 1,234 | - |\n\n"
+        "## 3 x 3\n\n| program | ms | XLA GFLOP |\n| --- | ---: | ---: |\n| a | 1,234 | - |\n"
+    )
+    assert json.loads(table.with_suffix(".json").read_text())["rows"] == rows
+
+
+def test_progress_without_tqdm_prints_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with Progress(2, "trial") as step:
+        step("one")
+        step("two")
+    assert capsys.readouterr().err == "trial 1/2: one\ntrial 2/2: two\n"
+
+
+def test_what_is_too_large_is_left_out_and_said() -> None:
+    fitting, left_out = within({"small": 1.0, "large": 50.0}, 30)
+    assert fitting == ["small"]
+    assert left_out == ["large: 50 GFLOP a run are more than this run's --max-gflop 30"]
+    assert within({"large": 50.0}, None) == (["large"], [])

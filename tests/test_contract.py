@@ -1,0 +1,365 @@
+"""What every transform owes Optax, JAX and checkpoints: one suite over all of them."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+import trees
+from trees import assert_trees_equal
+
+import muon_optax as mo
+
+
+class Subject(NamedTuple):
+    """A transform, whether it takes trees with vectors too (and has a state), and how near equals are.
+
+    Two programs of the same arithmetic differ in the order of sums and in what XLA fuses. In bfloat16 that turns last
+    bits of 0.4%, and the steps of Newton-Schulz carry them on.
+    """
+
+    build: Callable[[], optax.GradientTransformationExtraArgs]
+    whole: bool
+    same: float = 1e-4
+
+
+def _partition() -> optax.GradientTransformationExtraArgs:
+    matrices = optax.chain(optax.trace(0.9), mo.orthogonalize(FLOAT32), mo.scale_by_shape(), optax.scale(-0.1))
+    return mo.partition_by_layout(matrices, optax.adam(0.1))
+
+
+FLOAT32 = mo.newton_schulz(dtype=jnp.float32)
+SUBJECTS = {
+    "orthogonalize": Subject(lambda: mo.orthogonalize(mo.polar_factor()), False),
+    "via-newton-schulz": Subject(mo.orthogonalize_via_newton_schulz, False, 2e-2),
+    "scale-keller": Subject(lambda: mo.scale_by_shape("keller"), False),
+    "scale-moonlight": Subject(mo.scale_by_shape, False),
+    "partition": Subject(_partition, True),
+    "muon": Subject(lambda: mo.muon(0.1), True, 2e-2),
+    "muon-keller": Subject(
+        lambda: mo.muon(0.1, nesterov=False, scale="keller", orthogonalizer=mo.polar_factor()), True
+    ),
+    # A stored bfloat16 momentum is rounded once a step.
+    "muon-bfloat16-momentum": Subject(
+        lambda: mo.muon(0.1, momentum_dtype=jnp.bfloat16, orthogonalizer=FLOAT32), True, 2e-2
+    ),
+    "muon-schedule": Subject(lambda: mo.muon(optax.linear_schedule(0.1, 0.0, 10), orthogonalizer=FLOAT32), True),
+}
+WHOLE = [name for name, subject in SUBJECTS.items() if subject.whole]
+DTYPES = ["float16", "bfloat16", "float32", "float64"]
+
+
+@pytest.fixture(params=SUBJECTS)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    return SUBJECTS[request.param]
+
+
+@pytest.fixture(params=WHOLE)
+def stateful(request: pytest.FixtureRequest) -> Subject:
+    return SUBJECTS[request.param]
+
+
+class Outcome(NamedTuple):
+    """How far the parameters came, the last updates, the state."""
+
+    moved: Any
+    updates: Any
+    state: Any
+
+
+def tree_of(subject: Subject, seed: int = 0, dtype: Any = jnp.float32) -> Any:
+    return (trees.with_vectors if subject.whole else trees.arrays)(seed, dtype)
+
+
+def gradients_of(subject: Subject, steps: int, dtype: Any = jnp.float32) -> list[Any]:
+    return [tree_of(subject, seed, dtype) for seed in range(1, steps + 1)]
+
+
+def run(transform: Any, params: Any, gradients: list[Any], update: Callable | None = None) -> Outcome:
+    update = update or jax.jit(transform.update)
+    start, state, updates = params, transform.init(params), None
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return Outcome(jax.tree.map(jnp.subtract, params, start), updates, state)
+
+
+@cache
+def plain_run(subject: Subject, steps: int) -> Outcome:
+    """What every integration must come to."""
+    return run(subject.build(), tree_of(subject), gradients_of(subject, steps))
+
+
+def without_up(tree: Any) -> Any:
+    return {name: leaf for name, leaf in tree.items() if name != "up"}
+
+
+@cache
+def plain_run_without_up(subject: Subject) -> Outcome:
+    return run(subject.build(), without_up(tree_of(subject)), list(map(without_up, gradients_of(subject, 2))))
+
+
+def test_chained_is_composition(subject: Subject) -> None:
+    gradients = [jax.tree.map(lambda leaf: leaf / 4, gradient) for gradient in gradients_of(subject, 2)]
+    chain = optax.chain(optax.scale(4.0), subject.build(), optax.scale(0.5))
+    got = run(chain, tree_of(subject), gradients).updates
+    if not subject.whole:  # what has no decay does not see that the parameters moved by half
+        want = jax.tree.map(lambda leaf: 0.5 * leaf, plain_run(subject, 2).updates)
+        assert_trees_equal(got, want, subject.same)
+        return
+    by_hand, params = subject.build(), tree_of(subject)
+    state, update = by_hand.init(params), jax.jit(by_hand.update)
+    for gradient in gradients_of(subject, 2):
+        updates, state = update(gradient, state, params)
+        updates = jax.tree.map(lambda leaf: 0.5 * leaf, updates)
+        params = optax.apply_updates(params, updates)
+    assert_trees_equal(got, updates, subject.same)
+
+
+@pytest.mark.parametrize("kind", trees.KINDS)
+def test_every_kind_of_tree(subject: Subject, kind: str) -> None:
+    build, transform = trees.KINDS[kind], subject.build()
+    params, *gradients = (build(**trees.arrays(seed)) for seed in range(3))
+    got = run(transform, params, gradients)
+    # Matrices alone: an AdamW or a stack of other leaves changes nothing about them.
+    want = build(**{name: plain_run(subject, 2).updates[name] for name in trees.SHAPES})
+    assert_trees_equal(got.updates, want, subject.same)
+    assert jax.tree.structure(got.state) == jax.tree.structure(transform.init(params))
+
+
+def test_jit_traces_once(subject: Subject) -> None:
+    transform, traces = subject.build(), 0
+
+    @jax.jit
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        nonlocal traces
+        traces += 1
+        return transform.update(updates, state, params)
+
+    run(transform, tree_of(subject), gradients_of(subject, 3), update)
+    assert traces == 1
+
+
+def test_jit_equals_eager(subject: Subject) -> None:
+    transform = subject.build()
+    got = run(transform, tree_of(subject), gradients_of(subject, 2), transform.update)
+    assert_trees_equal(got, plain_run(subject, 2), subject.same)
+
+
+def test_abstract_shapes(subject: Subject) -> None:
+    transform, params = subject.build(), tree_of(subject)
+    abstract = jax.eval_shape(lambda: params)
+
+    def shapes(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+    state = jax.eval_shape(transform.init, abstract)
+    assert shapes(state) == shapes(transform.init(params))
+    updates, new_state = jax.eval_shape(transform.update, abstract, state, abstract)
+    assert shapes(updates) == shapes(params)
+    assert shapes(new_state) == shapes(state)
+
+
+def test_donated_buffers_are_reused(subject: Subject) -> None:
+    transform = subject.build()
+
+    def step(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
+        updates, state = transform.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    donating = jax.jit(step, donate_argnums=(0, 1))
+    start, params = tree_of(subject), tree_of(subject)
+    state = transform.init(params)
+    for gradient in gradients_of(subject, 2):  # JAX warns of a donated buffer without use, and warnings are errors
+        given = params, state
+        params, state = donating(params, state, gradient)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+    assert_trees_equal(jax.tree.map(jnp.subtract, params, start), plain_run(subject, 2).moved, subject.same)
+
+
+def test_vmap_over_learning_rates(subject: Subject) -> None:
+    rates = jnp.array([0.0, 0.1, 1.0])
+
+    @jax.jit
+    def train(rate: jax.Array) -> Any:
+        transform = optax.chain(subject.build(), optax.scale_by_learning_rate(rate))
+        return run(transform, tree_of(subject), gradients_of(subject, 2), transform.update).moved
+
+    mapped = jax.jit(jax.vmap(train))(rates)
+    for index, rate in enumerate(rates):
+        assert_trees_equal(jax.tree.map(lambda leaf, index=index: leaf[index], mapped), train(rate), subject.same)
+
+
+def test_scan_over_updates(subject: Subject) -> None:
+    transform, start = subject.build(), tree_of(subject)
+
+    def step(carry: Any, gradient: Any) -> tuple[Any, None]:
+        params, state = carry
+        updates, state = transform.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    @jax.jit
+    def train(gradients: Any) -> Any:
+        (params, state), _ = jax.lax.scan(step, (start, transform.init(start)), gradients)
+        return jax.tree.map(jnp.subtract, params, start), state
+
+    moved, state = train(jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients_of(subject, 2)))
+    assert_trees_equal(moved, plain_run(subject, 2).moved, subject.same)
+    assert_trees_equal(state, plain_run(subject, 2).state, subject.same)
+
+
+def test_masked_leaves_pass_unchanged(subject: Subject) -> None:
+    params, gradients = tree_of(subject), gradients_of(subject, 2)
+    masked = optax.masked(subject.build(), {name: name != "up" for name in params})
+    got = run(masked, params, gradients).updates
+    np.testing.assert_array_equal(got["up"], gradients[-1]["up"])
+    assert_trees_equal(without_up(got), plain_run_without_up(subject).updates, subject.same)
+
+
+def test_partitioned_by_the_user(subject: Subject) -> None:
+    params, gradients = tree_of(subject), gradients_of(subject, 2)
+    labels = {name: "sgd" if name == "up" else "ours" for name in params}
+    transform = optax.partition({"ours": subject.build(), "sgd": optax.sgd(0.5)}, labels)
+    got = run(transform, params, gradients).updates
+    np.testing.assert_allclose(got["up"], -0.5 * gradients[-1]["up"], rtol=1e-6)
+    assert_trees_equal(without_up(got), plain_run_without_up(subject).updates, subject.same)
+
+
+def test_multi_steps_update_with_the_mean(subject: Subject) -> None:
+    halves = [
+        jax.tree.map(lambda leaf, part=part: part * leaf, gradient)
+        for gradient in gradients_of(subject, 2)
+        for part in (0.5, 1.5)
+    ]
+    got = run(optax.MultiSteps(subject.build(), every_k_schedule=2), tree_of(subject), halves).moved
+    assert_trees_equal(got, plain_run(subject, 2).moved, subject.same)
+
+
+def test_apply_if_finite_skips_a_poisoned_step(subject: Subject) -> None:
+    first, second = gradients_of(subject, 2)
+    poisoned = {**first, "up": first["up"].at[0, 0].set(jnp.nan)}
+    transform = optax.apply_if_finite(subject.build(), max_consecutive_errors=3)
+    got = run(transform, tree_of(subject), [first, poisoned, second])
+    assert_trees_equal(got.moved, plain_run(subject, 2).moved, subject.same)
+    assert int(got.state.total_notfinite) == 1
+
+
+@pytest.mark.parametrize("gradient_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes_are_stable(subject: Subject, dtype: str, gradient_dtype: str) -> None:
+    with jax.enable_x64(True):
+        transform = subject.build()
+        params, gradient = tree_of(subject, 0, dtype), tree_of(subject, 1, gradient_dtype)
+        state = jax.eval_shape(transform.init, params)
+        updates, new_state = jax.eval_shape(transform.update, gradient, state, params)
+        assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(gradient_dtype)}
+        assert jax.tree.map(lambda leaf: leaf.dtype, new_state) == jax.tree.map(lambda leaf: leaf.dtype, state)
+        # A weakly typed state would be traced again at the second step.
+        assert not any(leaf.weak_type for leaf in jax.tree.leaves((state, new_state)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_numbers_hold_in_every_dtype(subject: Subject, dtype: str) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        updates = run(subject.build(), tree_of(subject, 0, dtype), gradients_of(subject, 2, dtype)).updates
+        got = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), updates)
+    # 5 to 10 times the unit roundoff: parameters and momentum are rounded too, and some directions are small. Two runs
+    # with bfloat16 products, each 1.5% from the exact one, may be twice as far apart.
+    within = {"bfloat16": 4e-2, "float16": 1e-2, "float64": 0.0}[dtype] + 2 * subject.same
+    assert_trees_equal(got, plain_run(subject, 2).updates, within)
+
+
+def test_orbax_round_trip_continues_identically(stateful: Subject, tmp_path: Path) -> None:
+    transform, params = stateful.build(), tree_of(stateful)
+    update = jax.jit(transform.update)
+    state = run(transform, params, gradients_of(stateful, 2), update).state
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(transform.init, params))
+    assert_trees_equal(restored, state)
+    for gradient in gradients_of(stateful, 2):
+        one, state = update(gradient, state, params)
+        other, restored = update(gradient, restored, params)
+        assert_trees_equal(other, one)
+
+
+def test_state_holds_moments_and_counters_only(stateful: Subject) -> None:
+    """Coefficients, layouts and plans are static: none of them is in a checkpoint."""
+    params = tree_of(stateful)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
+    leaves = jax.tree.leaves(stateful.build().init(params))
+    assert {leaf.shape for leaf in leaves} == shapes | {()}
+    # One momentum for each matrix, two moments for each other leaf.
+    assert sum(leaf.size for leaf in leaves if leaf.shape) == 2 * 96 + 2 * (12 + 80)
+
+
+def test_equinox_model_under_filter_jit(subject: Subject) -> None:
+    model, gradient = (trees.Module(**trees.arrays(seed)) for seed in (0, 1))
+    transform = subject.build()
+    state = transform.init(eqx.filter(model, eqx.is_inexact_array))
+
+    @eqx.filter_jit
+    def step(model: Any, state: Any, gradient: Any) -> Any:
+        updates, state = transform.update(gradient, state, eqx.filter(model, eqx.is_inexact_array))
+        return eqx.apply_updates(model, updates), state
+
+    got, _ = step(model, state, eqx.filter(gradient, eqx.is_inexact_array))
+    moved = {name: getattr(got, name) - getattr(model, name) for name in trees.SHAPES}
+    want = plain_run(subject, 1).moved
+    assert_trees_equal(moved, {name: want[name] for name in trees.SHAPES}, subject.same)
+
+
+# The learning rate and the decay, which only muon has.
+
+
+def muon_at(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformationExtraArgs:
+    return mo.muon(learning_rate, weight_decay=weight_decay, orthogonalizer=FLOAT32)
+
+
+GRADIENTS = [trees.with_vectors(seed) for seed in (1, 2, 3)]
+VALUES = {"learning_rate": 0.1, "weight_decay": 0.5}
+# Optax takes any function for a schedule, unless it is named here.
+INJECT = optax.inject_hyperparams(mo.muon, static_args="orthogonalizer")
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_changed_hyperparameter_takes_effect(name: str) -> None:
+    params, changed = trees.with_vectors(), VALUES | {name: 3 * VALUES[name]}
+    injected = INJECT(**VALUES, orthogonalizer=FLOAT32)
+    update = jax.jit(injected.update)
+    _, state = update(GRADIENTS[0], injected.init(params), params)
+    state.hyperparams[name] = jnp.asarray(changed[name])
+    got, _ = update(GRADIENTS[1], state, params)
+    # Neither value enters the momentum, so the first step may be made with the changed one.
+    plain = muon_at(**changed)
+    _, state = plain.update(GRADIENTS[0], plain.init(params), params)
+    assert_trees_equal(got, plain.update(GRADIENTS[1], state, params)[0], 1e-4)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_an_injected_schedule_equals_a_given_one(name: str) -> None:
+    values = VALUES | {name: optax.linear_schedule(VALUES[name], 0.0, 4)}
+    injected = INJECT(**values, orthogonalizer=FLOAT32)
+    got = run(injected, trees.with_vectors(), GRADIENTS)
+    assert_trees_equal(got.moved, run(muon_at(**values), trees.with_vectors(), GRADIENTS).moved, 1e-4)
+    assert float(got.state.hyperparams[name]) == pytest.approx(VALUES[name] / 2)
+
+
+def test_vmap_over_muons_own_learning_rate_and_decay() -> None:
+    def train(rate: Any, decay: Any) -> Any:
+        transform = muon_at(rate, decay)
+        return run(transform, trees.with_vectors(), GRADIENTS[:1], transform.update).moved
+
+    rates, decays = jnp.array([0.0, 0.1, 1.0]), jnp.array([0.1, 0.0, 0.5])
+    mapped = jax.jit(jax.vmap(train))(rates, decays)
+    for index, pair in enumerate(zip(rates, decays, strict=True)):
+        want = jax.jit(train)(*pair)
+        assert_trees_equal(jax.tree.map(lambda leaf, index=index: leaf[index], mapped), want, 1e-4)

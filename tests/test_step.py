@@ -1,0 +1,44 @@
+"""One step's polynomial, split: the same polynomial, and a smaller part to round."""
+
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from tolerances import RTOL
+
+import muon_optax as mo
+from muon_optax._step import split_step
+
+STEPS = {
+    "keller": mo.KELLER[0],
+    "polar-express-first": mo.polar_express(5)[0],
+    "polar-express-last": mo.polar_express(5)[-1],
+    "cubic-first": mo.CUBIC[0],
+    "cubic-last": mo.CUBIC[-1],
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_parts_sum_to_the_polynomial(step: str) -> None:
+    X = oracle.with_spectrum(np.linspace(1.1, 0.1, 6), 6, 9).astype(np.float32)
+    A = (X @ X.T).astype(np.float32)
+    d, B = split_step(STEPS[step], jnp.asarray(A))
+    a, b, c = STEPS[step]
+    want = a * np.eye(6) + b * A.astype(np.float64) + c * A.astype(np.float64) @ A
+    assert oracle.relative_error(d * np.eye(6) + np.asarray(B, np.float64), want) <= RTOL["float32"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_what_is_rounded_is_smaller_than_without_centering(step: str) -> None:
+    _, b, c = STEPS[step]
+    values = np.linspace(0.0, 1.3, 200)
+    _, B = split_step(STEPS[step], jnp.asarray(np.diag(values), jnp.float32))
+    uncentered = np.abs(b * values + c * values**2).max()
+    assert np.abs(np.diagonal(B)).max() == pytest.approx(np.ptp(b * values + c * values**2) / 2, rel=1e-3)
+    assert np.abs(np.diagonal(B)).max() <= 0.51 * uncentered
+
+
+def test_the_rounded_part_has_the_dtype_of_products() -> None:
+    d, B = split_step(mo.KELLER[0], jnp.eye(3, dtype=jnp.bfloat16))
+    assert isinstance(d, float)  # exact: never an array that a product would round
+    assert B.dtype == jnp.bfloat16
