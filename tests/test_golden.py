@@ -14,7 +14,7 @@ import pytest
 
 import muon_optax as mo
 
-FILES = sorted((Path(__file__).parent / "golden").glob("*.npz"))
+FILES = sorted((Path(__file__).parent / "golden").glob("torch_*.npz"))
 NAMES = [path.stem.removeprefix("torch_") for path in FILES]
 SCALES = {"original": "keller", "match_rms_adamw": "moonlight"}  # torch's names, ours
 
