@@ -197,7 +197,7 @@ def report(histories: dict, seconds: dict, preset: Preset, output: Path) -> None
     for color, (name, rows) in zip(("tab:blue", "tab:red"), histories.items(), strict=False):
         step, training, validation = np.array(rows, float).T  # None, for what was not measured, becomes NaN
         reached = [*step[validation <= target].astype(int), "-"][0]
-        rate, share = f"{preset.rates[name]:g}", f"{1 - seconds['sgd'] / seconds[name]:.1%}"
+        rate, share = f"{preset.rates[name]:g}", f"{max(0, 1 - seconds['sgd'] / seconds[name]):.1%}"
         column = TITLES[name], rate, f"{rows[-1][2]:.4f}", reached, f"{seconds[name]:.4f}", share
         table = [line + f"{cell:>12}" for line, cell in zip(table, column, strict=True)]
         axes.plot(step, training, color=color, alpha=0.3, linewidth=0.7, label=f"{TITLES[name]}, training")
