@@ -43,7 +43,9 @@ OPTIMIZERS: dict[str, Callable[[Tree], optax.GradientTransformation]] = {
     "muon_optax.muon": lambda _: muon(),
     'muon, method="direct"': lambda _: muon(mo.newton_schulz(method="direct")),
     "muon, polar_express(5)": lambda _: muon(mo.newton_schulz(mo.polar_express(5))),
-    "muon, polar_express(4)": lambda _: muon(mo.newton_schulz(mo.polar_express(4))),
+    "muon, polar_express(4, 4e-3), schatten4": lambda _: muon(
+        mo.newton_schulz(mo.polar_express(4, 4e-3), norm="schatten4")
+    ),
     "muon, CUBIC": lambda _: muon(mo.newton_schulz(mo.CUBIC)),
 }
 ON_QUICK = ("optax.adamw", REFERENCE, "muon_optax.muon")

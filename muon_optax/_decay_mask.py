@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import jax
 
 from muon_optax._layout_rules import is_bias_or_norm
-from muon_optax._paths import is_hidden, named_leaves
+from muon_optax._paths import named_leaves, unhide
 
 MaskFunction: TypeAlias = Callable[[Any], Any]
 
@@ -14,8 +14,7 @@ MaskFunction: TypeAlias = Callable[[Any], Any]
 def decay_mask(params: Any) -> Any:
     """``True`` for every leaf of two or more axes that is no bias and no norm, as a tree like ``params``."""
     # Leaves hidden by a partition still have a path, which is all that is asked of siblings here.
-    unhidden = jax.tree.map(lambda node: 0.0 if is_hidden(node) else node, params, is_leaf=is_hidden)
-    paths = frozenset(leaf.path for leaf in named_leaves(unhidden))
+    paths = frozenset(leaf.path for leaf in named_leaves(unhide(params)))
     decays = [len(leaf.shape) > 1 and not is_bias_or_norm(leaf, paths) for leaf in named_leaves(params)]
     return jax.tree.unflatten(jax.tree.structure(params), decays)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from muon_optax._assign_layouts import Layouts, assign_layouts, handing_on, labels_of, resolve
-from muon_optax._paths import named_leaves, show
+from muon_optax._paths import HIDDEN, named_leaves, show, unhide
 
 
 def partition_by_layout(
@@ -66,8 +66,7 @@ def partition_by_layout(
         resolved, _ = resolve(updates, leaves, layouts)
         for label in ("muon", "adamw"):
             labelled = {path: shapes[path] for path in shapes if (resolved[path] is None) == (label == "adamw")}
-            for remembered in _remembered_trees(state.inner_states[label]):
-                _refuse_other_tree(labelled, {leaf.path: leaf.shape for leaf in named_leaves(remembered)}, "init")
+            _refuse_other_state(labelled, state.inner_states[label])
         with handing_on(resolved):
             results, new_state = partition(updates, resolved).update(updates, state, params, **extra_args)
         return _cast_like(results, updates), _cast_like(new_state, state)
@@ -75,14 +74,21 @@ def partition_by_layout(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _remembered_trees(state: Any) -> Iterator[Any]:
-    """The trees of momenta in a state: they have the paths and shapes that ``init`` saw."""
+def _refuse_other_state(updates: dict[str, Any], state: Any) -> None:
+    """Raises ValueError unless the momenta in ``state`` have the paths and shapes of ``updates``."""
+    for remembered in _momenta(state):
+        known = named_leaves(unhide(remembered))
+        # What a branch masks for itself has no momentum to compare.
+        hidden = {leaf.path for leaf in known if leaf.value is HIDDEN}
+        expected = {leaf.path: leaf.shape for leaf in known if leaf.value is not HIDDEN}
+        _refuse_other_tree({path: updates[path] for path in updates.keys() - hidden}, expected, "init")
+
+
+def _momenta(state: Any) -> Iterator[Any]:
     kinds = (optax.TraceState, optax.ScaleByAdamState)
     for node in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds)):
-        if isinstance(node, optax.TraceState):
-            yield node.trace
-        elif isinstance(node, optax.ScaleByAdamState):
-            yield node.mu
+        if isinstance(node, kinds):
+            yield node.trace if isinstance(node, optax.TraceState) else node.mu
 
 
 def _refuse_other_tree(updates: dict[str, Any], expected: dict[str, Any], source: str) -> None:

@@ -79,3 +79,11 @@ def show(path: str) -> str:
 def is_hidden(node: Any) -> bool:
     """Whether ``node`` stands where ``optax.masked`` hides a leaf."""
     return type(node).__name__ == "MaskedNode" and type(node).__module__.startswith("optax.")
+
+
+HIDDEN = object()
+
+
+def unhide(tree: Any) -> Any:
+    """``tree`` with ``HIDDEN`` for every leaf that is hidden, so that it has a path."""
+    return jax.tree.map(lambda node: HIDDEN if is_hidden(node) else node, tree, is_leaf=is_hidden)

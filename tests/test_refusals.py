@@ -312,3 +312,11 @@ def test_an_unknown_array_is_named_in_one_warning() -> None:
     with pytest.warns(UserWarning, match=r"AdamW.*'mystery' float32\[2, 3, 4\], 'riddle' .*layouts={") as caught:
         mo.muon(0.1).init(params)
     assert len(caught) == 1
+
+
+def test_a_branch_may_mask_some_of_its_leaves_for_itself() -> None:
+    params = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 4)), "bias": jnp.ones(8)}
+    momentum = optax.masked(optax.trace(0.9), {"up": True, "down": False, "bias": False})
+    optimizer = mo.partition_by_layout(optax.chain(momentum, mo.orthogonalize(mo.polar_factor())), optax.sgd(1.0))
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert float(jnp.linalg.norm(updates["down"])) == pytest.approx(1.0, abs=1e-5)
