@@ -32,6 +32,13 @@ def test_the_loss_falls(name: str, capsys: pytest.CaptureFixture[str]):
     assert f"{steps} steps" in result
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, "own_orthogonalizer"])
 def test_it_stays_short(name: str):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 80
+
+
+def test_every_orthogonalizer_learns(capsys: pytest.CaptureFixture[str]):
+    losses = load("own_orthogonalizer").main(steps=60)
+    assert len(losses) == len(capsys.readouterr().out.splitlines()) == 3
+    for first, last in losses.values():
+        assert last * 10 < first
