@@ -91,6 +91,11 @@ def resolve(
 
     ``known`` stands in for the default rules where the whole tree was seen before.
     """
+    if not (layouts is None or callable(layouts) or isinstance(layouts, Mapping)):
+        raise TypeError(
+            f"layouts={layouts!r} is not allowed: give a mapping from path globs to layouts, such as "
+            "{'*/query/kernel': 'ibo'}, or a function from parameters to such a mapping."
+        )
     if callable(layouts):
         given, globs = layouts(tree), {}
         if not isinstance(given, Mapping):

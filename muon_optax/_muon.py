@@ -46,7 +46,7 @@ def muon(
             branches: decay where ``True``. Default: all matrices, and of AdamW's leaves those of two or more axes
             that are no bias and no norm.
         momentum: In [0, 1). Default 0.95, everyone's.
-        nesterov: Whether to orthogonalize ``g + momentum m`` (default, and better) or ``m``.
+        nesterov: Whether to orthogonalize ``g + momentum m`` (default) or ``m``.
         momentum_dtype: Of the stored momentum; ``None`` for each parameter's own.
         scale: As ``variant`` in :func:`muon_optax.scale_by_shape`.
         orthogonalizer: From matrices ``(*batch, rows, cols)`` to matrices of the same shape. ``None`` for

@@ -320,3 +320,8 @@ def test_a_branch_may_mask_some_of_its_leaves_for_itself() -> None:
     optimizer = mo.partition_by_layout(optax.chain(momentum, mo.orthogonalize(mo.polar_factor())), optax.sgd(1.0))
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     assert float(jnp.linalg.norm(updates["down"])) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_layouts_that_are_no_mapping() -> None:
+    with pytest.raises(TypeError, match=r"layouts='io' is not allowed: give a mapping from path globs to layouts"):
+        mo.muon(0.1, layouts="io").init({"w": jnp.ones((4, 8))})
