@@ -13,7 +13,7 @@ def split_step(step: tuple[float, float, float], A: jax.Array) -> tuple[float, j
     """``(d, B)`` with ``a I + b A + c A^2 = d I + B``: ``d`` is exact, ``B`` is rounded to the dtype of ``A``.
 
     Rounding ``B`` is the largest error of a step, and it is proportional to ``B``. So ``B`` is centered on zero by a
-    multiple of the identity, which takes a third off the error of five steps in bfloat16.
+    multiple of the identity, which takes a quarter and more off the error of five steps in bfloat16.
 
     Args:
         step: The coefficients ``(a, b, c)``.

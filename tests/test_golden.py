@@ -158,7 +158,8 @@ def test_bfloat16_error_is_no_larger_than_torchs(name: str, steps: str) -> None:
     ours_error, torch_error = (
         displacement_error(run[part], want[part], torch.params0) for run in (params, torch.params)
     )
-    assert ours_error <= 1.15 * torch_error
+    # 1.15 is what a port with torch's own roundings gets; centering what is rounded leaves 0.3 to 0.7.
+    assert ours_error <= 0.9 * torch_error
 
 
 @pytest.mark.parametrize("name", NAMES)

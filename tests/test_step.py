@@ -1,5 +1,6 @@
 """One step's polynomial, split: the same polynomial, and a smaller part to round."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
@@ -7,6 +8,7 @@ import pytest
 from tolerances import RTOL
 
 import muon_optax as mo
+from muon_optax import _step
 from muon_optax._step import split_step
 
 STEPS = {
@@ -42,3 +44,16 @@ def test_the_rounded_part_has_the_dtype_of_products() -> None:
     d, B = split_step(mo.KELLER[0], jnp.eye(3, dtype=jnp.bfloat16))
     assert isinstance(d, float)  # exact: never an array that a product would round
     assert B.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 256)], ids=str)
+def test_centering_takes_a_quarter_off_the_error(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = np.stack([oracle.gaussian(*shape, seed=seed) for seed in range(8)]).astype(np.float32)
+    want = oracle.newton_schulz(given, mo.KELLER)
+
+    def error() -> float:
+        return oracle.relative_error(jax.jit(mo.newton_schulz(method="direct"))(given), want)
+
+    centered = error()
+    monkeypatch.setattr(_step, "_center", lambda b, c: 0.0)
+    assert centered <= 0.75 * error()
