@@ -24,8 +24,9 @@ def assign_layouts(params: Any, layouts: Layouts = None) -> dict[str, Layout | N
     Args:
         params: Any tree of arrays or ``ShapeDtypeStruct``.
         layouts: ``None`` for the default rules; a mapping from path glob to layout (a string, a :class:`Layout`, or
-            ``None`` for "not a matrix"), tried in order before the default rules, where ``*`` also matches slashes; or
-            a function that replaces the rules: called with ``params``, it returns the layout of every path.
+            ``None`` for "not a matrix"), where ``*`` also matches slashes: a leaf's exact path counts first, then the
+            globs in order, then the default rules; or a function that replaces the rules: called with ``params``, it
+            returns the layout of every path.
 
     Returns:
         A mapping from each leaf's path, in the order of the leaves, to its :class:`Layout`, or ``None`` where the leaf
@@ -34,6 +35,7 @@ def assign_layouts(params: Any, layouts: Layouts = None) -> dict[str, Layout | N
     Raises:
         ValueError: If a glob matches no path, a layout does not fit a leaf's shape, or a leaf with a layout is
             complex or integer; the message names the path.
+        TypeError: If ``layouts`` is neither a mapping nor a function that returns one.
 
     Warns:
         UserWarning: Once, with the paths of the arrays that no rule knows: some of three or more axes, and those of two

@@ -141,11 +141,14 @@ def _bytes(leaf: NamedLeaf) -> int:
 
 
 def _state_bytes(optimizer: optax.GradientTransformation, params: Any, leaves: list[NamedLeaf]) -> dict[str, int]:
-    """Bytes of state that belong to each parameter: those of the state's leaves whose paths end with its path."""
-    state = named_leaves(jax.eval_shape(optimizer.init, params))
-    return {
-        leaf.path: sum(
-            _bytes(kept) for kept in state if f"/{kept.path}".endswith(f"/{leaf.path}") and kept.shape == leaf.shape
-        )
-        for leaf in leaves
-    }
+    """Bytes of state that belong to each parameter: the state's leaves of its shape whose paths end with its path."""
+    shapes = {leaf.path: leaf.shape for leaf in leaves}
+    kept = dict.fromkeys(shapes, 0)
+    for leaf in named_leaves(jax.eval_shape(optimizer.init, params)):
+        parts = leaf.path.split("/")
+        # The longest ending first: ".../trace/block/w" belongs to "block/w" and not to "w".
+        endings = ("/".join(parts[start:]) for start in range(len(parts) + 1))
+        owner = next((path for path in endings if shapes.get(path) == leaf.shape), None)
+        if owner is not None:
+            kept[owner] += _bytes(leaf)
+    return kept

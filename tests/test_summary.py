@@ -127,3 +127,9 @@ def test_columns_stay_aligned_for_long_paths_and_large_numbers():
     assert len(rule.split()) == len(heading.replace("state bytes", "bytes").split()) == 7
     assert rows[1].endswith("4,294,967,296")
     assert "1,073,741,824 by Muon (100.0%)" in totals
+
+
+def test_state_is_counted_for_one_parameter_where_a_path_ends_like_another():
+    params = {"w": jnp.ones((4, 8)), "block": {"w": jnp.ones((4, 8))}}
+    summary = mo.summarize(params, optimizer=mo.muon(0.1))
+    assert [row.state_bytes for row in summary.rows] == [128, 128]
