@@ -10,8 +10,23 @@ _CONSTANT = re.compile(r" = [su]\d+\[\]\S* constant\((\d+)\)")
 
 
 def estimated_cycles(text: str) -> int:
-    """The sum of the compiler's estimates over all that one run executes, loops by their trip counts."""
-    return sum(times * int(found[1]) for line, times in executed(text) for found in [_CYCLES.search(line)] if found)
+    """The sum of the compiler's estimates over all that one run executes.
+
+    Loops count by their trip counts, and of a conditional the branch that takes longest.
+    """
+    computations, entry = _computations(text)
+    return _cycles(computations, entry)
+
+
+def _cycles(computations: dict[str, list[str]], name: str) -> int:
+    total = 0
+    for line in computations[name]:
+        found = _CYCLES.search(line)
+        inner, repeats = _called(computations, line)
+        within = [_cycles(computations, called) for called in inner]
+        total += int(found[1]) if found else 0
+        total += max(within, default=0) if " conditional(" in line else repeats * sum(within)
+    return total
 
 
 def count_lines(text: str) -> int:
@@ -38,16 +53,20 @@ def executed(text: str) -> Iterator[tuple[str, int]]:
 def _executed(computations: dict[str, list[str]], name: str, times: int) -> Iterator[tuple[str, int]]:
     for line in computations[name]:
         yield line, times
-        if " while(" in line:
-            inner, repeats = _named(line, "body"), times * _trip_count(computations, line)
-        elif " call(" in line:
-            inner, repeats = _named(line, "to_apply"), times
-        elif " conditional(" in line:
-            inner, repeats = _named(line, "branch_computations", "true_computation", "false_computation"), times
-        else:
-            continue
+        inner, repeats = _called(computations, line)
         for called in inner:
-            yield from _executed(computations, called, repeats)
+            yield from _executed(computations, called, times * repeats)
+
+
+def _called(computations: dict[str, list[str]], line: str) -> tuple[list[str], int]:
+    """The computations that an instruction runs, and how often."""
+    if " while(" in line:
+        return _named(line, "body"), _trip_count(computations, line)
+    if " call(" in line:
+        return _named(line, "to_apply"), 1
+    if " conditional(" in line:
+        return _named(line, "branch_computations", "true_computation", "false_computation"), 1
+    return [], 1
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

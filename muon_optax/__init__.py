@@ -1,5 +1,6 @@
 """Muon for JAX and Optax: composable parts, one factory, the right parameters by default."""
 
+from muon_optax import diagnostics
 from muon_optax._assign_layouts import assign_layouts, label_params
 from muon_optax._coefficients import (
     CUBIC,
@@ -15,8 +16,11 @@ from muon_optax._muon import muon
 from muon_optax._newton_schulz import newton_schulz
 from muon_optax._orthogonalize import orthogonalize, orthogonalize_via_newton_schulz
 from muon_optax._partition import partition_by_layout
+from muon_optax._placement import Plan
+from muon_optax._plan import plan
 from muon_optax._polar import polar_factor
 from muon_optax._scale_by_shape import scale_by_shape
+from muon_optax._state_shardings import init_sharded, state_shardings
 from muon_optax._summary import summarize
 
 __version__ = "0.1.0"
@@ -27,17 +31,22 @@ __all__ = [
     "KELLER",
     "YOU_JIACHENG",
     "Layout",
+    "Plan",
     "assign_layouts",
     "coefficient_range",
     "default_layouts",
+    "diagnostics",
+    "init_sharded",
     "label_params",
     "muon",
     "newton_schulz",
     "orthogonalize",
     "orthogonalize_via_newton_schulz",
     "partition_by_layout",
+    "plan",
     "polar_express",
     "polar_factor",
     "scale_by_shape",
+    "state_shardings",
     "summarize",
 ]

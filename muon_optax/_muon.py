@@ -28,6 +28,7 @@ def muon(
     orthogonalizer: Callable[[jax.Array], jax.Array] | None = None,
     layouts: Layouts = None,
     adamw: optax.GradientTransformation | None = None,
+    shardings: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon for the matrices of a model and AdamW for everything else.
 
@@ -54,6 +55,9 @@ def muon(
         layouts: Which leaves are matrices, and how: as in :func:`muon_optax.assign_layouts`.
         adamw: Any transform, for the leaves without a layout, in place of ``optax.adamw(learning_rate, b1=0.9, b2=0.95,
             eps=1e-8, weight_decay=weight_decay, mask=...)``; it brings its own learning rate, sign and decay.
+        shardings: How the parameters lie on a mesh, as in :func:`muon_optax.orthogonalize`: a tree like them of
+            ``NamedSharding``, or of arrays that carry one, or a :func:`muon_optax.plan`. Only needed where the mesh
+            has Auto axes.
 
     Returns:
         A transform whose state holds one momentum for each matrix and AdamW's two for each other parameter. ``update``
@@ -90,7 +94,7 @@ def muon(
     mask = as_mask_function(weight_decay_mask)
     matrices = optax.chain(
         optax.trace(momentum, nesterov=nesterov, accumulator_dtype=momentum_dtype),
-        orthogonalize(newton_schulz() if orthogonalizer is None else orthogonalizer),
+        orthogonalize(newton_schulz() if orthogonalizer is None else orthogonalizer, shardings=shardings),
         scale_by_shape(scale),
         optax.add_decayed_weights(weight_decay, mask=mask),
         optax.scale_by_learning_rate(learning_rate),

@@ -1,6 +1,7 @@
 """Newton-Schulz: an odd polynomial, applied to a matrix step by step, takes its singular values toward 1."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import jax
@@ -107,15 +108,40 @@ def newton_schulz(
         if value not in choices:
             raise ValueError(f"{name}={value!r} is not allowed: use one of {', '.join(map(repr, choices))}.")
 
-    def orthogonalizer(matrices: jax.Array) -> jax.Array:
+    return _NewtonSchulz(coefficients, dtype, method, norm)
+
+
+@dataclass(frozen=True)
+class _NewtonSchulz:
+    """An orthogonalizer that says what it costs and in which dtype it multiplies, for those that plan its work."""
+
+    coefficients: Coefficients
+    dtype: jnp.dtype
+    method: Method
+    norm: Norm
+
+    def __call__(self, matrices: jax.Array) -> jax.Array:
+        """Orthogonalizes ``(*batch, rows, cols)``."""
         if matrices.size == 0:
             return matrices
-        short, long = sorted(matrices.shape[-2:])
-        chosen = choose_method(coefficients, short, long, dtype) if method == "auto" else method
-        iterate = gram_newton_schulz if chosen == "gram" else direct_newton_schulz
-        return iterate(start(matrices, dtype, norm), coefficients).astype(matrices.dtype)
+        gram = self._chosen(*matrices.shape[-2:]) == "gram"
+        iterate = gram_newton_schulz if gram else direct_newton_schulz
+        return iterate(start(matrices, self.dtype, self.norm), self.coefficients).astype(matrices.dtype)
 
-    return orthogonalizer
+    def flops(self, rows: int, cols: int) -> float:
+        """Multiplications and additions of the products for one matrix."""
+        short, long = sorted((rows, cols))
+        gram = self._chosen(rows, cols) == "gram"
+        products = (
+            gram_products(self.coefficients, long / short, self.dtype)
+            if gram
+            else direct_products(self.coefficients, long / short)
+        )
+        return 2 * products * short**3
+
+    def _chosen(self, rows: int, cols: int) -> Method:
+        short, long = sorted((rows, cols))
+        return choose_method(self.coefficients, short, long, self.dtype) if self.method == "auto" else self.method
 
 
 def _checked_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:

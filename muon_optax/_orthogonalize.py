@@ -1,7 +1,9 @@
 """The orthogonalizing transform: every matrix of the updates is replaced by its nearest orthogonal one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain, islice
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +11,24 @@ import optax
 
 from muon_optax._assign_layouts import Layouts, check_matrices, matrices_of
 from muon_optax._coefficients import KELLER, Coefficients
+from muon_optax._exchange import exchange
 from muon_optax._groups import map_matrices
+from muon_optax._layout import Layout
 from muon_optax._mesh import gathered, laid_out_like
 from muon_optax._newton_schulz import Method, newton_schulz
+from muon_optax._placement import as_planner
+from muon_optax._shardings import inside_shard_map
+
+MapMatrices = Callable[[Sequence[jax.Array]], list[jax.Array]]
 
 
 def orthogonalize(
-    orthogonalizer: Callable[[jax.Array], jax.Array], *, layouts: Layouts = None
+    orthogonalizer: Callable[[jax.Array], jax.Array], *, layouts: Layouts = None, shardings: Any = None
 ) -> optax.GradientTransformation:
     """Replaces every matrix of the updates by ``orthogonalizer(matrix)``.
+
+    On a mesh every matrix is orthogonalized once, by one device: the devices that hold it send their parts there and
+    get theirs back, as :func:`muon_optax.plan` says.
 
     Args:
         orthogonalizer: Takes matrices ``(*batch, rows, cols)``, rows being inputs and columns outputs, to matrices of
@@ -25,13 +36,19 @@ def orthogonalize(
             :func:`muon_optax.polar_factor` or one of yours. It must treat each matrix of a batch on its own.
         layouts: How leaves are seen as matrices, as in :func:`muon_optax.assign_layouts`. Inside
             :func:`muon_optax.partition_by_layout` and :func:`muon_optax.muon` it is not needed: they hand it on.
+        shardings: How the parameters lie on a mesh: a tree like them of ``NamedSharding``, or of arrays or
+            ``ShapeDtypeStruct`` that carry one, or a :func:`muon_optax.plan`. Not needed where the mesh has Explicit
+            axes, since there types say it. ``None`` under Auto axes leaves everything to XLA, which is correct and
+            does each matrix's work on many devices. Inside ``shard_map`` all is local, and this is ignored.
 
     Returns:
         A transform without state. Updates keep their shape and dtype.
 
     Raises:
-        ValueError: At ``init``, if a leaf has no layout (its path is named) or one that does not fit.
-        TypeError: At construction, if ``orthogonalizer`` is no function; at ``update``, if it changes a shape.
+        ValueError: At ``init``, if a leaf has no layout (its path is named) or one that does not fit; at construction,
+            for shardings on several meshes; at ``init`` or ``update``, for shardings or a plan of another tree.
+        TypeError: At construction, if ``orthogonalizer`` is no function or ``shardings`` holds anything else; at
+            ``update``, if the orthogonalizer changes a shape.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
@@ -47,8 +64,12 @@ def orthogonalize(
             "muon_optax.newton_schulz() or muon_optax.polar_factor()."
         )
 
+    map_all = partial(map_matrices, _keeping_shapes(orthogonalizer))
+    planner = as_planner(shardings, orthogonalizer)
+
     def init(params: optax.Params) -> optax.EmptyState:
         check_matrices(params, layouts)
+        planner.check(params)
         return optax.EmptyState()
 
     def update(
@@ -56,14 +77,15 @@ def orthogonalize(
         state: optax.OptState,
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, optax.OptState]:
-        del params
-        leaves = [(jnp.asarray(leaf.value), layout) for leaf, layout in matrices_of(updates, layouts)]
-        blocks = [layout.to_matrices(gathered(array)) for array, layout in leaves]
-        results = iter(map_matrices(_keeping_shapes(orthogonalizer), list(chain.from_iterable(blocks))))
-        orthogonal = [
-            laid_out_like(layout.from_matrices(tuple(islice(results, len(matrices))), array.shape), array)
-            for (array, layout), matrices in zip(leaves, blocks, strict=True)
+        leaves = [
+            (leaf._replace(value=jnp.asarray(leaf.value)), layout) for leaf, layout in matrices_of(updates, layouts)
         ]
+        arrays = [leaf.value for leaf, _ in leaves]
+        plan = None if inside_shard_map() else planner.plan(leaves, params)
+        if plan is None:
+            orthogonal = _on_one_device(map_all, arrays, [layout for _, layout in leaves])
+        else:
+            orthogonal = exchange(plan.routes, plan.mesh, map_all)(arrays)
         return jax.tree.unflatten(jax.tree.structure(updates), orthogonal), state
 
     return optax.GradientTransformation(init, update)
@@ -75,6 +97,7 @@ def orthogonalize_via_newton_schulz(
     dtype: jax.typing.DTypeLike = jnp.bfloat16,
     method: Method = "auto",
     layouts: Layouts = None,
+    shardings: Any = None,
 ) -> optax.GradientTransformation:
     """:func:`orthogonalize` with :func:`muon_optax.newton_schulz`: the heart of Muon.
 
@@ -83,6 +106,7 @@ def orthogonalize_via_newton_schulz(
         dtype: Of the products.
         method: ``"auto"``, ``"direct"`` or ``"gram"``.
         layouts: As in :func:`orthogonalize`.
+        shardings: As in :func:`orthogonalize`.
 
     Returns:
         A transform without state. Updates keep their shape and dtype.
@@ -102,7 +126,17 @@ def orthogonalize_via_newton_schulz(
         >>> bool(abs(updates["w"][0, 1] - 1) < 0.4)
         True
     """
-    return orthogonalize(newton_schulz(coefficients, dtype=dtype, method=method), layouts=layouts)
+    orthogonalizer = newton_schulz(coefficients, dtype=dtype, method=method)
+    return orthogonalize(orthogonalizer, layouts=layouts, shardings=shardings)
+
+
+def _on_one_device(map_all: MapMatrices, arrays: list[jax.Array], layouts: list[Layout]) -> list[jax.Array]:
+    blocks = [layout.to_matrices(gathered(array)) for array, layout in zip(arrays, layouts, strict=True)]
+    results = iter(map_all(list(chain.from_iterable(blocks))))
+    return [
+        laid_out_like(layout.from_matrices(tuple(islice(results, len(matrices))), array.shape), array)
+        for array, layout, matrices in zip(arrays, layouts, blocks, strict=True)
+    ]
 
 
 def _keeping_shapes(orthogonalizer: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:

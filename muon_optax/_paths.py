@@ -1,7 +1,9 @@
 """Leaf paths: the tree path joined by slashes, the same at ``init`` and at ``update``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
+from numbers import Number
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +24,15 @@ class NamedLeaf(NamedTuple):
 
     @property
     def dtype(self) -> Any:
-        """Data type; Python numbers get the one JAX would give them."""
-        return jax.dtypes.result_type(self.value)
+        """Data type; Python numbers get the one JAX would give them. Raises TypeError for what is no array."""
+        # A string is not asked: JAX would take "float32" for the name of a type.
+        if hasattr(self.value, "dtype") or isinstance(self.value, Number):
+            with suppress(TypeError):
+                return jax.dtypes.result_type(self.value)
+        raise TypeError(
+            f"{show(self.path)} is {_brief(self.value)} of type {type(self.value).__name__}, not an array of numbers: "
+            "give the optimizer arrays only, for example equinox.filter(model, equinox.is_inexact_array)."
+        )
 
 
 @cache
@@ -69,6 +78,19 @@ def _walk(node: Any, prefix: tuple[str, ...], owner: Any) -> Iterator[NamedLeaf]
 def named_leaves(tree: Any) -> list[NamedLeaf]:
     """The leaves of ``tree``, in the order of ``jax.tree.leaves``, with their paths."""
     return list(_walk(tree, (), None))
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def owner_of(path: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The parameter that a leaf of an optimizer's state belongs to: of its shape, with a path that ends the leaf's."""
+    parts = path.split("/")
+    # The longest ending first: ".../trace/block/w" belongs to "block/w" and not to "w".
+    endings = ("/".join(parts[start:]) for start in range(len(parts) + 1))
+    return next((ending for ending in endings if shapes.get(ending) == shape), None)
 
 
 def show(path: str) -> str:

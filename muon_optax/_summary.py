@@ -11,7 +11,7 @@ import optax
 
 from muon_optax._assign_layouts import Layouts, assign_layouts
 from muon_optax._layout import Layout
-from muon_optax._paths import NamedLeaf, named_leaves
+from muon_optax._paths import NamedLeaf, named_leaves, owner_of
 from muon_optax._scales import Scale, scale_factors
 
 _HEADINGS = ("path", "shape", "layout", "matrices", "label", "scale", "state bytes")
@@ -145,10 +145,7 @@ def _state_bytes(optimizer: optax.GradientTransformation, params: Any, leaves: l
     shapes = {leaf.path: leaf.shape for leaf in leaves}
     kept = dict.fromkeys(shapes, 0)
     for leaf in named_leaves(jax.eval_shape(optimizer.init, params)):
-        parts = leaf.path.split("/")
-        # The longest ending first: ".../trace/block/w" belongs to "block/w" and not to "w".
-        endings = ("/".join(parts[start:]) for start in range(len(parts) + 1))
-        owner = next((path for path in endings if shapes.get(path) == leaf.shape), None)
+        owner = owner_of(leaf.path, leaf.shape, shapes)
         if owner is not None:
             kept[owner] += _bytes(leaf)
     return kept

@@ -14,10 +14,10 @@ SOURCE = Path(__file__).parents[1] / PACKAGE
 # must be. A sub-package counts as one file: what is inside it may import each other.
 ROWS = (
     {"_checks", "_coefficients", "_layout", "_paths", "_precision"},
-    {"_layout_rules", "_mesh", "_scales", "_start", "_step"},
-    {"_gram_newton_schulz", "_polar", "_assign_layouts", "_decay_mask"},
-    {"_newton_schulz", "_groups", "_plan", "diagnostics"},
-    {"_orthogonalize", "_scale_by_shape", "_partition", "_summary"},
+    {"_layout_rules", "_mesh", "_scales", "_shardings", "_start", "_step"},
+    {"_gram_newton_schulz", "_polar", "_assign_layouts", "_decay_mask", "_routes"},
+    {"_newton_schulz", "_groups", "_exchange", "_placement", "diagnostics"},
+    {"_orthogonalize", "_scale_by_shape", "_partition", "_plan", "_state_shardings", "_summary"},
     {"_muon"},
 )
 OPTAX_ROW = 4
@@ -163,8 +163,8 @@ def test_no_file_is_in_two_rows() -> None:
         ("_muon", "import muon_optax", "from the package itself"),
         ("_muon", "from muon_optax import Layout", "from the package itself"),
         ("_muon", "from . import Layout", "from the package itself"),
-        ("_plan.mesh", "from .._muon import muon", "of row 3 imports '_muon' of row 5"),
-        ("_plan.mesh", "from .. import _groups", "of row 3 imports '_groups' of row 3"),
+        ("_exchange.mesh", "from .._muon import muon", "of row 3 imports '_muon' of row 5"),
+        ("_exchange.mesh", "from .. import _groups", "of row 3 imports '_groups' of row 3"),
         ("_muon", "def f():\n    import math", "_muon:2: imports inside a FunctionDef"),
         ("_muon", "async def f():\n    import math", "inside a AsyncFunctionDef"),
         ("_muon", "class A:\n    def f(self):\n        from optax import adamw", "inside a ClassDef"),
@@ -200,7 +200,7 @@ def test_checker_finds(module: str, source: str, message: str) -> None:
         ("_muon", "from __future__ import annotations\nimport optax\nfrom muon_optax._plan import plan"),
         ("_muon", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from jax.sharding import Mesh"),
         ("_muon", "from . import _layout, _paths"),
-        ("_plan.mesh", "from ._cost import flops\nfrom .._paths import named_leaves"),
+        ("_exchange.mesh", "from ._cost import flops\nfrom .._paths import named_leaves"),
         ("_polar", "import jax.numpy as jnp\nimport numpy as np"),
         ("__init__", "from muon_optax import diagnostics\nfrom muon_optax._muon import muon"),
     ],

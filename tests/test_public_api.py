@@ -4,6 +4,7 @@ import inspect
 import re
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +14,7 @@ import muon_optax
 
 API_PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 DIRECTIVE = re.compile(r"^\.\. auto(function|class|data|module):: muon_optax\.(\w+)$", re.MULTILINE)
+WITH_MEMBERS = re.compile(r"^\.\. automodule:: muon_optax\.(\w+)\n   :members:$", re.MULTILINE)
 
 
 def documented() -> list[tuple[str, str]]:
@@ -58,9 +60,21 @@ def docstring_errors(name: str, value: object) -> list[str]:
     return errors
 
 
+def functions_of(module: ModuleType) -> list[str]:
+    """The public functions that a module defines: those that Sphinx lists as its members."""
+    functions = inspect.getmembers(module, inspect.isfunction)
+    return [name for name, value in functions if value.__module__ == module.__name__ and not name.startswith("_")]
+
+
 def self_explaining() -> list[str]:
-    kinds = {name: kind_of(getattr(muon_optax, name)) for name in muon_optax.__all__}
-    return [name for name, kind in kinds.items() if kind in ("function", "class")]
+    """What has a signature: functions and classes, and the functions of public modules with their module's name."""
+    values = {name: getattr(muon_optax, name) for name in muon_optax.__all__}
+    members = [f"{name}.{member}" for name in modules() for member in functions_of(values[name])]
+    return [name for name, value in values.items() if kind_of(value) in ("function", "class")] + members
+
+
+def modules() -> list[str]:
+    return [name for name in muon_optax.__all__ if kind_of(getattr(muon_optax, name)) == "module"]
 
 
 def test_exported_names_are_the_documented_names() -> None:
@@ -80,9 +94,22 @@ def test_nothing_public_is_left_out_of_all() -> None:
     assert sorted(names) == sorted(muon_optax.__all__)
 
 
+def test_functions_of_public_modules_are_documented() -> None:
+    assert modules() == ["diagnostics"]
+    assert WITH_MEMBERS.findall(API_PAGE.read_text("utf-8")) == modules()
+    assert functions_of(muon_optax.diagnostics) == [
+        "finite_or_raise",
+        "nonfinite_counts",
+        "orthogonality_error",
+        "predicted_update_rms",
+        "raise_if_nonfinite",
+        "update_rms",
+    ]
+
+
 @pytest.mark.parametrize("name", self_explaining())
 def test_docstring_and_annotations(name: str) -> None:
-    assert docstring_errors(name, getattr(muon_optax, name)) == []
+    assert docstring_errors(name, attrgetter(name)(muon_optax)) == []
 
 
 def test_importing_brings_in_no_framework() -> None:
