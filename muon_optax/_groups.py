@@ -1,5 +1,6 @@
 """Which matrices run together: small ones of one shape as one batch, large ones one by one."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -40,6 +41,43 @@ def map_matrices(function: Orthogonalizer, arrays: Sequence[jax.Array]) -> list[
         group = [arrays[position] for position in members]
         results.update(zip(members, _run(function, group), strict=True))
     return [results[position] for position in range(len(arrays))]
+
+
+def map_stacks(function: Orthogonalizer, stacks: Sequence[jax.Array]) -> list[jax.Array]:
+    """``function`` of every matrix of stacks ``(matrices, rows, cols)`` that one device holds.
+
+    Args:
+        function: Treats each matrix of a batch on its own.
+        stacks: Stacks of one matrix run together with others of its shape, longer ones so many matrices at a time as is
+            fastest.
+
+    Returns:
+        The results in the order of ``stacks``.
+    """
+    single = [position for position, stack in enumerate(stacks) if len(stack) == 1]
+    alone = map_matrices(function, [stacks[position][0] for position in single])
+    results = {position: matrix[None] for position, matrix in zip(single, alone, strict=True)}
+    return [
+        results[position] if position in results else _run_stack(function, stack)
+        for position, stack in enumerate(stacks)
+    ]
+
+
+def _run_stack(function: Orthogonalizer, stack: jax.Array) -> jax.Array:
+    matrices, size = len(stack), math.prod(stack.shape[1:])
+
+    def batched(stack: jax.Array) -> jax.Array:
+        count = max(1, _BATCH // size)
+        return function(stack) if matrices <= count else jax.lax.map(function, stack, batch_size=count)
+
+    def in_turn(stack: jax.Array) -> jax.Array:
+        if matrices <= _WRITTEN_OUT:
+            return jnp.stack([function(matrix) for matrix in stack])
+        return jax.lax.map(function, stack)
+
+    if matrices == 0 or size <= _BATCHED_ON_CPU:
+        return batched(stack)
+    return in_turn(stack) if size > _BATCHED else jax.lax.platform_dependent(stack, cpu=in_turn, default=batched)
 
 
 def _run(function: Orthogonalizer, group: list[jax.Array]) -> Sequence[jax.Array]:

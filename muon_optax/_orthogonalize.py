@@ -12,7 +12,7 @@ import optax
 from muon_optax._assign_layouts import Layouts, check_matrices, matrices_of
 from muon_optax._coefficients import KELLER, Coefficients
 from muon_optax._exchange import exchange
-from muon_optax._groups import map_matrices
+from muon_optax._groups import map_matrices, map_stacks
 from muon_optax._layout import Layout
 from muon_optax._mesh import gathered, laid_out_like
 from muon_optax._newton_schulz import Method, newton_schulz
@@ -64,7 +64,7 @@ def orthogonalize(
             "muon_optax.newton_schulz() or muon_optax.polar_factor()."
         )
 
-    map_all = partial(map_matrices, _keeping_shapes(orthogonalizer))
+    checked = _keeping_shapes(orthogonalizer)
     planner = as_planner(shardings, orthogonalizer)
 
     def init(params: optax.Params) -> optax.EmptyState:
@@ -83,9 +83,16 @@ def orthogonalize(
         arrays = [leaf.value for leaf, _ in leaves]
         plan = None if inside_shard_map() else planner.plan(leaves, params)
         if plan is None:
-            orthogonal = _on_one_device(map_all, arrays, [layout for _, layout in leaves])
+            orthogonal = _on_one_device(partial(map_matrices, checked), arrays, [layout for _, layout in leaves])
         else:
-            orthogonal = exchange(plan.routes, plan.mesh, map_all)(arrays)
+            # By path: a plan of the same parameters in another container may hold them in another order.
+            by_path = dict(zip((leaf.path for leaf, _ in leaves), arrays, strict=True))
+            planned = [leaf.path for leaf in plan.routes.leaves]
+            results = exchange(plan.routes, plan.mesh, plan.shardings, partial(map_stacks, checked))(
+                [by_path[path] for path in planned]
+            )
+            by_path = dict(zip(planned, results, strict=True))
+            orthogonal = [by_path[leaf.path] for leaf, _ in leaves]
         return jax.tree.unflatten(jax.tree.structure(updates), orthogonal), state
 
     return optax.GradientTransformation(init, update)

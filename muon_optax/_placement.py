@@ -127,7 +127,7 @@ class Planner:
         hidden = any(map(is_hidden, jax.tree.leaves(params, is_leaf=is_hidden)))
         leaves = named_leaves(params)
         if isinstance(self._given, Plan):
-            _refuse_other_leaves(self._given, {leaf.path: leaf.shape for leaf in leaves})
+            refuse_other_shapes(self._given, {leaf.path: leaf.shape for leaf in leaves})
         elif self._given:
             # Behind a mask stands a part of the tree: what is missing shows, and what is too much does not.
             refuse_other_paths(self._given, [leaf.path for leaf in leaves], whole=not hidden)
@@ -135,16 +135,20 @@ class Planner:
     def plan(self, leaves: Sequence[tuple[NamedLeaf, Layout]], params: Any) -> "Plan | None":
         """The plan, or ``None`` where there is nothing to share out: off a mesh, or on one that no type tells of."""
         if isinstance(self._given, Plan):
-            _refuse_other_leaves(self._given, {leaf.path: leaf.shape for leaf, _ in leaves})
+            refuse_other_shapes(self._given, {leaf.path: leaf.shape for leaf, _ in leaves})
+            _refuse_other_use(self._given, leaves, self._orthogonalizer)
+            _refuse_other_mesh(self._given.mesh, [leaf for leaf, _ in leaves])
             return self._given if self._given.devices > 1 else None
         there = back = self._given
         if not there:
             there = _typed([leaf for leaf, _ in leaves])
             # Parameters may lie otherwise than their momentum (ZeRO-1), and updates are to lie as parameters do.
             back = there | ({} if params is None else _typed(named_leaves(params)))
+            _refuse_off_mesh(there, leaves)
         if not there:
             return None
         refuse_other_paths(there, [leaf.path for leaf, _ in leaves], whole=False)
+        _refuse_other_mesh(next(iter(back.values())).mesh, [leaf for leaf, _ in leaves])
         found = make_plan(leaves, there, back, self._orthogonalizer)
         return found if found.devices > 1 else None
 
@@ -160,7 +164,19 @@ def _typed(leaves: Sequence[NamedLeaf]) -> dict[str, NamedSharding]:
     return {path: sharding for path, sharding in found.items() if sharding is not None}
 
 
-def _refuse_other_leaves(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _refuse_off_mesh(typed: Mapping[str, NamedSharding], leaves: Sequence[tuple[NamedLeaf, Layout]]) -> None:
+    """Raises ValueError if the types of some leaves name a mesh, and those of others do not."""
+    off = [leaf.path for leaf, _ in leaves if leaf.path not in typed]
+    if typed and off:
+        path, sharding = next(iter(typed.items()))
+        raise ValueError(
+            f"{show(off[0])} lies on no mesh, and {show(path)} on {_brief(sharding.mesh)} ({len(off)} such paths): put "
+            "all parameters on it by jax.device_put, with PartitionSpec() those that every device is to hold whole."
+        )
+
+
+def refuse_other_shapes(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError unless ``shapes`` are those of the plan's matrices, by path."""
     planned = {leaf.path: leaf.given for leaf in plan.routes.leaves}
     differing = [path for path in [*planned, *shapes] if planned.get(path) != shapes.get(path)]
     if differing:
@@ -170,6 +186,49 @@ def _refuse_other_leaves(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> N
             f"the mesh {mesh_sizes(plan.mesh)} and {shapes.get(path, none)} here ({len(differing)} such paths). Make a "
             "plan of the parameters that are trained: muon_optax.plan(params, shardings)."
         )
+
+
+def _refuse_other_use(plan: Plan, leaves: Sequence[tuple[NamedLeaf, Layout]], orthogonalizer: Orthogonalizer) -> None:
+    """Raises ValueError where the plan divides a leaf otherwise, or rounds it more than the orthogonalizer does."""
+    planned = {leaf.path: leaf for leaf in plan.routes.leaves}
+    for leaf, layout in leaves:
+        known = planned[leaf.path]
+        if known.layout != layout:
+            raise ValueError(
+                f"The plan is not for these layouts: {show(leaf.path)} is '{known.layout}' in the plan for the mesh "
+                f"{mesh_sizes(plan.mesh)} and '{layout}' here. Give muon_optax.plan the same layouts."
+            )
+        wanted = _wire_dtype(leaf.dtype, orthogonalizer)
+        if not _holds(known.dtype, wanted):
+            raise ValueError(
+                f"The plan is not for this orthogonalizer or dtype: it sends {show(leaf.path)} in {known.dtype}, and "
+                f"here it is to travel in {wanted}. Give muon_optax.plan the same orthogonalizer, and parameters in "
+                "the dtype of the updates."
+            )
+
+
+def _holds(dtype: str, other: str) -> bool:
+    """Whether ``dtype`` has all numbers of ``other``."""
+    wide, narrow = jnp.finfo(dtype), jnp.finfo(other)
+    return wide.nmant >= narrow.nmant and wide.maxexp >= narrow.maxexp and wide.minexp <= narrow.minexp
+
+
+def _refuse_other_mesh(mesh: AnyMesh, leaves: Sequence[NamedLeaf]) -> None:
+    """Raises ValueError if the type of a leaf names another mesh; types of arrays that lie on one name it."""
+    wanted = (mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
+    for leaf in leaves:
+        here = jax.typeof(leaf.value).sharding.mesh
+        if not here.empty and (here.axis_names, here.axis_sizes, here.axis_types) != wanted:
+            raise ValueError(
+                f"{show(leaf.path)} is on the mesh {_brief(here)}, and the shardings or the plan are for the mesh "
+                f"{_brief(mesh)}: one update runs on one mesh. Take the shardings from the parameters that are trained."
+            )
+
+
+def _brief(mesh: AnyMesh) -> str:
+    """Sizes and kinds of the axes."""
+    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return ", ".join(f"{axis}={size} ({kind.name})" for axis, size, kind in axes)
 
 
 def make_plan(
@@ -188,7 +247,7 @@ def make_plan(
     for leaf, layout in matrices:
         before, after = (dims_of(leaf.path, way[leaf.path], len(leaf.shape)) for way in (there, back))
         if over is not None:
-            before = spread(before, leaf.shape, over, sizes, layout.axes)
+            before = spread(before, leaf.shape, over, back[leaf.path], layout.axes)
         before, after = _travelable(layout, leaf.shape, before, after, sizes)
         padded = padded_shape(padded_shape(leaf.shape, before, sizes), after, sizes)
         dtype = _wire_dtype(leaf.dtype, orthogonalizer)
@@ -204,8 +263,9 @@ def _travelable(
     def stack(dims: Dims) -> list[tuple[str, ...]]:
         return [part for part, letter in zip(dims, layout.axes, strict=True) if letter == "b"]
 
-    if stack(before) != stack(after):
-        before = after  # matrices of a stack stay among the devices that hold its part
+    # Matrices of a stack stay among the devices that hold its part, and an empty array goes nowhere.
+    if stack(before) != stack(after) or 0 in shape:
+        before = after
     if layout.split is not None:
         # The blocks of a fused projection can't be told apart once their axis is padded.
         output = layout.axes.index("o")

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ class Unit(NamedTuple):
     """A unit: the leaf it is of, where in the device's part of its stack, and which block of a split."""
 
     leaf: int
-    stacked: tuple[int, ...]
+    position: int
     block: int | None
     kind: Kind
 
@@ -92,26 +93,33 @@ class Route:
         return frozenset(self.axes + self.planes)
 
 
+class Run(NamedTuple):
+    """So many turns in a row in which a device has a unit of one kind."""
+
+    kind: Kind
+    turns: int
+
+
+Program: TypeAlias = tuple[Run, ...]
+
+
 @dataclass(frozen=True)
 class Box:
-    """The pieces that travel together: for every owner as many rows of one width, filled from the front."""
+    """The pieces that travel together: for every owner as many rows of one width, filled from the front.
+
+    First come the units of the trip's common runs, then those of the owner's class.
+    """
 
     route: Route
     width: int
     rows: int
-    contents: tuple[tuple[int, ...], ...]  # for each owner, planes major, its units in the order of their rows
-
-
-Program: TypeAlias = tuple[Kind, ...]
+    common: tuple[np.ndarray, ...]  # for each common run of this route its units, (turns, owners), -1 for none
+    own: tuple[tuple[int, ...], ...]  # for each owner, planes major, the units of its class
 
 
 @dataclass(frozen=True)
 class Trip:
-    """One way there and back.
-
-    All devices orthogonalize units of the kinds in ``common``, and then those of their own class. The rows of a box are
-    in this order, so that each device knows where its units begin.
-    """
+    """One way there and back: all devices do the ``common`` runs, and then those of their own class."""
 
     turns: tuple[np.ndarray, ...]  # for every device its unit of the turn, or -1
     there: tuple[Box, ...]
@@ -203,12 +211,12 @@ def _units(number: int, leaf: Leaf, sizes: Mapping[str, int]) -> Iterator[Unit]:
     # The blocks of a fused projection have owners of their own, unless its output axis is divided: then a piece holds
     # parts of several blocks.
     apart = split is not None and not there[output] and not back[output]
-    for index in np.ndindex(*leaf.stacked(local_shape(leaf.shape, leaf.there, sizes))):
+    for position in range(math.prod(leaf.stacked(local_shape(leaf.shape, leaf.there, sizes)))):
         for block, size in enumerate(split) if apart and split else [(None, None)]:
             block_shape = shape if size is None else (*shape[:output], size, *shape[output + 1 :])
             layout = Layout(axes, None if apart else split)
             kind = Kind(layout, block_shape, there, back, leaf.batch_axes, leaf.dtype)
-            yield Unit(number, index, block, kind)
+            yield Unit(number, position, block, kind)
 
 
 def _assign(units: Sequence[Unit], sizes: Mapping[str, int], costs: Mapping[Kind, float]) -> Iterator[np.ndarray]:
@@ -255,11 +263,10 @@ def _bytes(kind: Kind) -> int:
 def _trip(turns: Sequence[np.ndarray], units: Sequence[Unit], sizes: Mapping[str, int]) -> Trip:
     kinds = [[None if unit < 0 else units[unit].kind for unit in turn.tolist()] for turn in turns]
     shared = [set(row) == {row[0]} and row[0] is not None for row in kinds]
-    rest = [row for row, same in zip(kinds, shared, strict=True) if not same]
-    programs: list[Program] = [
-        tuple(kind for row in rest if (kind := row[device]) is not None) for device in range(len(turns[0]))
-    ]
-    common = [row[0] for row, same in zip(kinds, shared, strict=True) if same]
+    order = np.argsort(np.logical_not(shared), kind="stable").tolist()
+    common = [kinds[number][0] for number in order if shared[number]]
+    rest = [kinds[number] for number in order if not shared[number]]
+    programs = [tuple(kind for row in rest if (kind := row[device])) for device in range(len(turns[0]))]
     classes = list(dict.fromkeys(programs))
     longest = max(classes, key=len)
     class_of = np.array([classes.index(program) for program in programs])
@@ -267,9 +274,14 @@ def _trip(turns: Sequence[np.ndarray], units: Sequence[Unit], sizes: Mapping[str
     # there is nothing to branch on.
     if all(longest[: len(program)] == program for program in classes):
         common, classes = [*common, *longest], []
-    ordered = [turns[number] for number in np.argsort(np.logical_not(shared), kind="stable")]
-    there, back = (tuple(_boxes(ordered, units, sizes, way)) for way in ("there", "back"))
-    return Trip(tuple(ordered), there, back, tuple(kind for kind in common if kind), tuple(classes), class_of)
+    shared_runs = _runs(common)
+    ordered = [turns[number] for number in order]
+    there, back = (tuple(_boxes(ordered, shared_runs, units, sizes, way)) for way in ("there", "back"))
+    return Trip(tuple(ordered), there, back, shared_runs, tuple(map(_runs, classes)), class_of)
+
+
+def _runs(kinds: Sequence[Kind | None]) -> Program:
+    return tuple(Run(kind, len(list(same))) for kind, same in groupby(kinds) if kind)
 
 
 def route_of(kind: Kind, way: str, sizes: Mapping[str, int]) -> Route:
@@ -297,20 +309,27 @@ def row_count(kind: Kind, way: str, width: int, sizes: Mapping[str, int]) -> int
     return rows * columns // width if columns % width == 0 else -(-rows * columns // width)
 
 
-def _boxes(turns: Sequence[np.ndarray], units: Sequence[Unit], sizes: Mapping[str, int], way: str) -> Iterator[Box]:
+def _boxes(
+    turns: Sequence[np.ndarray], common: Program, units: Sequence[Unit], sizes: Mapping[str, int], way: str
+) -> Iterator[Box]:
     present = {unit for turn in turns for unit in turn.tolist() if unit >= 0}
     routes = {unit: route_of(units[unit].kind, way, sizes) for unit in sorted(present)}
+    shared = sum(run.turns for run in common)
     for route in dict.fromkeys(routes.values()):
         kinds = {units[unit].kind for unit, own in routes.items() if own == route}
         columns = {row_view(kind, piece_shape(kind, way, sizes))[1] for kind in kinds}
-        common = math.gcd(*columns)
-        width = common if common >= _LANES or {common} == columns else _LANES
-        contents = tuple(
-            tuple(int(turn[device]) for turn in turns if routes.get(int(turn[device])) == route)
-            for device in _owners(route, sizes)
-        )
-        rows = max(sum(row_count(units[unit].kind, way, width, sizes) for unit in own) for own in contents)
-        yield Box(route, width, rows, contents)
+        divisor = math.gcd(*columns)
+        width = divisor if divisor >= _LANES or {divisor} == columns else _LANES
+        height = {kind: row_count(kind, way, width, sizes) for kind in kinds}
+        owners = _owners(route, sizes)
+        grid = np.array([turn[owners] for turn in turns])
+        first = np.cumsum([0, *(run.turns for run in common)])
+        runs = [(run, grid[start : start + run.turns]) for run, start in zip(common, first, strict=False)]
+        runs = [(run, numbers) for run, numbers in runs if run.kind in kinds]
+        own = tuple(tuple(unit for unit in rest.tolist() if routes.get(unit) == route) for rest in grid[shared:].T)
+        rows = sum(run.turns * height[run.kind] for run, _ in runs)
+        rows += max(sum(height[units[unit].kind] for unit in numbers) for numbers in own)
+        yield Box(route, width, rows, tuple(numbers for _, numbers in runs), own)
 
 
 def _owners(route: Route, sizes: Mapping[str, int]) -> list[int]:

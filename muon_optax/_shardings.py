@@ -21,6 +21,11 @@ def mesh_sizes(mesh: AnyMesh) -> dict[str, int]:
 def dims_of(path: str, sharding: NamedSharding, ndim: int) -> Dims:
     """The mesh axes of each of ``ndim`` array axes, major first; mesh axes of one device divide nothing."""
     sizes, spec = mesh_sizes(sharding.mesh), sharding.spec
+    if PartitionSpec.UNCONSTRAINED in tuple(spec):
+        raise ValueError(
+            f"shardings: {show(path)} has the sharding {spec}, which leaves an axis to XLA: a plan needs to know. Give "
+            "None or mesh axes for each axis."
+        )
     parts = [() if part is None else (part,) if isinstance(part, str) else tuple(part) for part in spec]
     if len(parts) > ndim and any(parts[ndim:]):
         raise ValueError(
@@ -116,16 +121,19 @@ def inside_shard_map() -> bool:
     return not mesh.empty and any(kind == AxisType.Manual for kind in mesh.axis_types)
 
 
-def spread(dims: Dims, shape: tuple[int, ...], axis: str, sizes: Mapping[str, int], kept: str = "") -> Dims:
+def spread(dims: Dims, shape: tuple[int, ...], axis: str, sharding: NamedSharding, kept: str = "") -> Dims:
     """``dims`` with one array axis divided over the mesh axis ``axis`` too: the longest that it divides evenly.
 
-    Array axes with the letter ``b`` in ``kept`` are the last choice. Unchanged if the mesh axis is in use or divides
-    none.
+    Array axes with the letter ``b`` in ``kept`` are the last choice. Under Explicit axes only array axes that
+    ``sharding`` leaves whole: JAX adds no gradient to a momentum that is divided further. Unchanged if the mesh axis is
+    in use or divides none.
     """
+    sizes, typed = mesh_sizes(sharding.mesh), AxisType.Explicit in sharding.mesh.axis_types
     if any(axis in part for part in dims) or sizes.get(axis, 1) == 1:
         return dims
     local = local_shape(shape, dims, sizes)
-    fitting = [number for number, size in enumerate(local) if size and size % sizes[axis] == 0]
+    closed = {number for number, part in enumerate(sharding.spec) if part and typed}
+    fitting = [number for number, size in enumerate(local) if size % sizes[axis] == 0 and number not in closed]
     if not fitting:
         return dims
     chosen = max(fitting, key=lambda number: (kept[number : number + 1] != "b", local[number], -number))

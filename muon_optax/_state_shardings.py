@@ -1,5 +1,6 @@
 """Shardings for an optimizer's state: each momentum lies as its parameter does, or is spread further (ZeRO-1)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -7,8 +8,8 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from muon_optax._paths import named_leaves, owner_of
-from muon_optax._placement import Plan, refuse_other_paths
-from muon_optax._shardings import dims_of, mesh_sizes, shardings_of, spec_of, spread
+from muon_optax._placement import Plan, refuse_other_paths, refuse_other_shapes
+from muon_optax._shardings import dims_of, shardings_of, spread
 
 
 def state_shardings(optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None) -> Any:
@@ -56,7 +57,7 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
     leaves = named_leaves(params)
     refuse_other_paths(given, [leaf.path for leaf in leaves], whole=True)
     shapes = {leaf.path: leaf.shape for leaf in leaves}
-    own = dict(given) if plan is None else _of_plan(plan, shapes)
+    own = _of_plan(plan, shapes) if plan else _of_parameters(given, shapes)
     mesh = next(iter(given.values())).mesh
     state = jax.eval_shape(optimizer.init, params)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -94,13 +95,26 @@ def init_sharded(
     return jax.jit(optimizer.init, out_shardings=state_shardings(optimizer, params, shardings))(params)
 
 
-def _of_plan(plan: Plan, shapes: dict[str, tuple[int, ...]]) -> dict[str, NamedSharding]:
+def _of_parameters(
+    given: Mapping[str, NamedSharding], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, NamedSharding]:
+    for path, sharding in given.items():
+        dims_of(path, sharding, len(shapes[path]))  # refuses one that does not fit
+    return dict(given)
+
+
+def _of_plan(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NamedSharding]:
     """Of each parameter's state: as the plan's updates come, and for what AdamW trains, spread by the same rule."""
     planned = {leaf.path: leaf.there for leaf in plan.routes.leaves}
+    refuse_other_shapes(plan, {path: shape for path, shape in shapes.items() if path in planned})
     found = {}
     for path, sharding in plan.shardings.items():
-        dims = planned.get(path) or dims_of(path, sharding, len(shapes[path]))
+        own = dims_of(path, sharding, len(shapes[path]))
+        dims = planned.get(path) or own
         if path not in planned and plan.over is not None:
-            dims = spread(dims, shapes[path], plan.over, mesh_sizes(plan.mesh))
-        found[path] = NamedSharding(sharding.mesh, spec_of(dims))
+            dims = spread(dims, shapes[path], plan.over, sharding)
+        # As given where it stays the same: mesh axes of one device count in a type.
+        given = (*sharding.spec, *[None] * len(dims))
+        parts = [part if new == old else new for part, new, old in zip(given, dims, own, strict=False)]
+        found[path] = NamedSharding(sharding.mesh, PartitionSpec(*(part or None for part in parts)))
     return found
