@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from muon_optax._assign_layouts import Layouts, check_matrices, matrices_of
@@ -73,5 +74,7 @@ def _apply(variant: Scale, array: jax.Array, layout: Layout) -> jax.Array:
     widened = array.astype(accumulation_dtype(array.dtype))
     if len(factors) == 1:
         return (factors[0] * widened).astype(array.dtype)
-    blocks = tuple(factor * block for factor, block in zip(factors, layout.to_matrices(widened), strict=True))
-    return layout.from_matrices(blocks, array.shape).astype(array.dtype)
+    # One factor for each output, so that nothing is split where devices hold parts of several blocks.
+    outputs = [-1 if letter == "o" else 1 for letter in layout.axes]
+    factor = np.repeat(factors, layout.blocks(array.shape)).reshape(outputs)
+    return (jnp.asarray(factor, widened.dtype) * widened).astype(array.dtype)
