@@ -2,7 +2,8 @@
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeAlias
@@ -112,6 +113,9 @@ def resolve(
         base, unknown = guess_layouts(leaves)
         globs = layouts or {}
     overrides = _match(globs, leaves)
+    if len({leaf.path for leaf in leaves}) < len(leaves):
+        guessed = set() if callable(layouts) else base.keys() - overrides.keys()
+        _refuse_shared_paths(leaves, base | overrides, guessed)
     resolved = {}
     for leaf in leaves:
         if leaf.path not in overrides and leaf.path not in base:
@@ -120,8 +124,6 @@ def resolve(
             )
         resolved[leaf.path] = overrides[leaf.path] if leaf.path in overrides else base[leaf.path]
         _refuse_misfit(leaf, resolved[leaf.path])
-    if len(resolved) < len(leaves):
-        _refuse_ambiguous_paths(leaves, resolved)
     return resolved, [leaf for leaf in unknown if leaf.path not in overrides]
 
 
@@ -163,14 +165,18 @@ def _refuse_misfit(leaf: NamedLeaf, layout: Layout | None) -> None:
         )
 
 
-def _refuse_ambiguous_paths(leaves: list[NamedLeaf], resolved: LayoutMap) -> None:
-    seen: set[str] = set()
+def _refuse_shared_paths(leaves: list[NamedLeaf], layouts: LayoutMap, guessed: Set[str]) -> None:
+    """Refuses a path of several leaves, unless none of them can be a matrix.
+
+    ``layouts`` holds one entry for all of them: a rule's guess is about only one, a user's ``None`` about all.
+    """
+    times = Counter(leaf.path for leaf in leaves)
     for leaf in leaves:
-        if leaf.path in seen and resolved[leaf.path] is not None:
+        may_be_matrix = layouts.get(leaf.path) is not None or (leaf.path in guessed and len(leaf.shape) > 1)
+        if times[leaf.path] > 1 and may_be_matrix:
             raise ValueError(
                 f"Two parameters have the path {show(leaf.path)}: rename one, so that its layout is its own."
             )
-        seen.add(leaf.path)
 
 
 _handed_on: ContextVar[LayoutMap | None] = ContextVar("layouts resolved on the whole tree", default=None)

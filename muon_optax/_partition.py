@@ -1,6 +1,6 @@
 """The label-based partition: matrices to one transform, everything else to another."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from muon_optax._assign_layouts import Layouts, assign_layouts, handing_on, labels_of, resolve
-from muon_optax._paths import HIDDEN, named_leaves, show, unhide
+from muon_optax._paths import HIDDEN, NamedLeaf, named_leaves, show, unhide
+
+_LABELS = ("muon", "adamw")
 
 
 def partition_by_layout(
@@ -30,8 +32,11 @@ def partition_by_layout(
         A transform with the state of ``optax.partition``, whose labels are ``"muon"`` and ``"adamw"``.
 
     Raises:
-        ValueError: At ``init``, for layouts that :func:`muon_optax.assign_layouts` refuses; at ``update``, if the tree
-            of the updates is not the one of ``init`` or of ``params``. Messages name the path.
+        ValueError: At ``init``, for layouts that :func:`muon_optax.assign_layouts` refuses, and for leaves that can't
+            be trained (integers, booleans, keys, floats of eight bits and fewer); at ``update``, for such gradients,
+            if the tree of the updates is not the one of ``init`` or of ``params``, or if the state is another
+            optimizer's. Messages name the path.
+        TypeError: At ``init``, for a leaf that is no array.
 
     Warns:
         UserWarning: At ``init``, as :func:`muon_optax.assign_layouts`.
@@ -52,26 +57,94 @@ def partition_by_layout(
         return optax.partition({"muon": matrices, "adamw": others}, lambda _: labels)
 
     def init(params: optax.Params) -> optax.OptState:
+        for leaf in named_leaves(params):
+            _refuse_untrainable(leaf, show(leaf.path))
         resolved = assign_layouts(params, layouts)
         with handing_on(resolved):
-            return partition(params, resolved).init(params)
+            state = partition(params, resolved).init(params)
+        # Moments of a weakly typed leaf, such as a Python float, would be so too, and step 2 would be traced anew.
+        return _cast_like(state, state)
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         leaves = named_leaves(updates)
         shapes = {leaf.path: leaf.shape for leaf in leaves}
+        _refuse_other_optimizer(state)
+        for leaf in leaves:
+            _refuse_untrainable(leaf, f"The gradient of {show(leaf.path)}")
         if params is not None:
-            _refuse_other_tree(shapes, {leaf.path: leaf.shape for leaf in named_leaves(params)}, "params")
+            known = named_leaves(params)
+            _refuse_other_tree(shapes, {leaf.path: leaf.shape for leaf in known}, "params")
+            _refuse_other_field(leaves, known)
         resolved, _ = resolve(updates, leaves, layouts)
-        for label in ("muon", "adamw"):
+        for label in _LABELS:
             labelled = {path: shapes[path] for path in shapes if (resolved[path] is None) == (label == "adamw")}
             _refuse_other_state(labelled, state.inner_states[label])
-        with handing_on(resolved):
-            results, new_state = partition(updates, resolved).update(updates, state, params, **extra_args)
-        return _cast_like(results, updates), _cast_like(new_state, state)
+        branches = partition(updates, resolved)
+        try:
+            # Optax multiplies Python floats by integer counters, which a user's strict promotion would refuse.
+            with handing_on(resolved), jax.numpy_dtype_promotion("standard"):
+                results, new_state = branches.update(updates, state, params, **extra_args)
+                return _cast_like(results, updates), _cast_like(new_state, state)
+        except Exception as error:
+            _refuse_other_branches(state, lambda: branches.init(updates), error)
+            raise
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _refuse_untrainable(leaf: NamedLeaf, what: str) -> None:
+    # Updates come back in the gradient's dtype: in integers and in eight bits most of them would be zero.
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact) or jnp.finfo(leaf.dtype).bits < 16:
+        dtype = "float0" if leaf.dtype == jax.dtypes.float0 else leaf.dtype
+        raise ValueError(
+            f"{what} has dtype {dtype}, and only floating and complex arrays of 16 bits or more can be trained: leave "
+            "it out of what the optimizer sees (equinox.filter, flax.nnx's wrt, optax.masked), or train a copy of it "
+            "in bfloat16 or float32."
+        )
+
+
+def _refuse_other_field(updates: list[NamedLeaf], params: list[NamedLeaf]) -> None:
+    """Raises ValueError for a complex gradient of a real parameter, and for the reverse."""
+    dtypes = {leaf.path: leaf.dtype for leaf in params}
+    for leaf in updates:
+        both = (leaf.dtype, dtypes[leaf.path])
+        if len({jnp.issubdtype(dtype, jnp.complexfloating) for dtype in both}) > 1:
+            raise ValueError(
+                f"{show(leaf.path)} has a gradient of dtype {both[0]} and is a parameter of dtype {both[1]}: take the "
+                "real part of the one, or make the other complex."
+            )
+
+
+def _refuse_other_optimizer(state: Any) -> None:
+    branches = getattr(state, "inner_states", None)
+    if not isinstance(branches, Mapping) or branches.keys() != set(_LABELS):
+        given = type(state).__name__ if branches is None else f"one with the branches {sorted(branches)}"
+        raise ValueError(
+            "The state must be the optax.PartitionState that this optimizer's `init` returns, with the branches "
+            f"'adamw' and 'muon'; got {given}. The state of another optimizer does not fit, and a checkpoint has to be "
+            "restored into the structure of `optimizer.init(params)`."
+        )
+
+
+def _refuse_other_branches(state: Any, init: Callable[[], Any], error: Exception) -> None:
+    """Raises ValueError if ``error`` comes from a state that other transforms made."""
+    expected = jax.eval_shape(init)
+    for label in _LABELS:
+        given, wanted = state.inner_states[label], expected.inner_states[label]
+        if jax.tree.structure(given) != jax.tree.structure(wanted):
+            raise ValueError(
+                f"The state was made by another optimizer: its branch {label!r} holds {_kinds(given)}, where `init` "
+                f"makes {_kinds(wanted)}. Call `init` again, or go on with the optimizer that made it."
+            ) from error
+
+
+def _kinds(state: Any) -> str:
+    """The types of a chain's states."""
+    inner = getattr(state, "inner_state", state)
+    parts = inner if type(inner) is tuple else (inner,)
+    return ", ".join(type(part).__name__ for part in parts)
 
 
 def _refuse_other_state(updates: dict[str, Any], state: Any) -> None:

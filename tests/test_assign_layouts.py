@@ -126,6 +126,20 @@ def test_two_leaves_of_one_path_are_refused_if_they_are_matrices():
     assert shown(twice, {"a/b": None}) == {"a/b": None}
 
 
+@pytest.mark.parametrize(
+    "first, second", [(KERNEL, jnp.ones(6)), (jnp.ones(6), KERNEL)], ids=["matrix-first", "vector-first"]
+)
+def test_a_matrix_and_a_vector_of_one_path_are_refused(first: Any, second: Any):
+    twice = {"a": {"b": first}, "a/b": second}
+    with pytest.raises(ValueError, match="Two parameters have the path 'a/b': rename one"):
+        mo.assign_layouts(twice)
+    assert mo.assign_layouts(twice, lambda params: {"a/b": None}) == {"a/b": None}
+
+
+def test_two_vectors_may_have_one_path():
+    assert mo.assign_layouts({"a": {"b": jnp.ones(6)}, "a/b": jnp.ones(6), "c": KERNEL})["a/b"] is None
+
+
 def test_blocks_of_a_split_are_updated_as_leaves_of_their_own():
     sizes, edges = (6, 2, 3), (6, 8)
     fused = jnp.cos(jnp.arange(44.0) ** 1.5).reshape(4, 11)

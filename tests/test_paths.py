@@ -125,6 +125,24 @@ def test_shapes_and_dtypes() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "value, shown",
+    [
+        ("float32", r"'float32' of type str"),
+        (jax.nn.relu, r"<jax.* of type custom_jvp"),
+        (np.array([None, 1], object), r"array\(\[None, 1\], dtype=object\) of type ndarray"),
+        (object(), r"<object object at .*> of type object"),
+    ],
+    ids=["name-of-a-dtype", "function", "objects", "object"],
+)
+def test_what_is_no_array_has_no_dtype(value: object, shown: str) -> None:
+    (leaf,) = named_leaves({"activation": value})
+    with pytest.raises(
+        TypeError, match=f"^'activation' is {shown}, not an array of numbers: give the optimizer arrays"
+    ):
+        _ = leaf.dtype
+
+
 def test_the_owner_is_the_nearest_equinox_layer() -> None:
     attention = eqx.filter(eqx.nn.MultiheadAttention(2, 8, key=jax.random.key(0)), eqx.is_array)
     owners = {leaf.path: type(leaf.owner).__name__ for leaf in named_leaves({"a": attention, "b": A})}

@@ -175,7 +175,7 @@ INIT: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
         ("'w'", "matches no parameter"),
     ),
     "complex-parameter": ({"w": "io"}, {"w": jnp.ones((2, 3), jnp.complex64)}, ("'w'", "complex64", "None")),
-    "integer-parameter": ({"w": "io"}, {"w": jnp.ones((2, 3), jnp.int32)}, ("'w'", "int32", "None")),
+    "integer-parameter": ({"w": "io"}, {"w": jnp.ones((2, 3), jnp.int32)}, ("'w'", "int32", "floating")),
 }
 
 ENTRIES = {
@@ -325,3 +325,24 @@ def test_a_branch_may_mask_some_of_its_leaves_for_itself() -> None:
 def test_layouts_that_are_no_mapping() -> None:
     with pytest.raises(TypeError, match=r"layouts='io' is not allowed: give a mapping from path globs to layouts"):
         mo.muon(0.1, layouts="io").init({"w": jnp.ones((4, 8))})
+
+
+def test_the_state_of_other_branches_names_what_it_holds() -> None:
+    other = mo.muon(0.1, adamw=optax.sgd(0.1))
+    with refused(ValueError, "another optimizer", "'adamw'", "EmptyState, EmptyState", "ScaleByAdamState") as caught:
+        mo.muon(0.1).update(PARAMS, other.init(PARAMS), PARAMS)
+    assert "same in chain" in str(caught.value.__cause__)
+
+
+def test_an_error_of_a_part_stays_what_it_is() -> None:
+    def failing(matrices: jax.Array) -> jax.Array:
+        raise RuntimeError("out of ideas")
+
+    optimizer = mo.muon(0.1, orthogonalizer=failing)
+    with pytest.raises(RuntimeError, match=r"^out of ideas$"):
+        optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+
+
+def test_the_state_of_a_python_float_is_not_weakly_typed() -> None:
+    state = mo.muon(0.1).init({"temperature": 1.0})
+    assert {leaf.weak_type for leaf in jax.tree.leaves(state)} == {False}
