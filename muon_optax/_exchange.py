@@ -92,6 +92,9 @@ def _on_one_device(routes: Routes, map_stacks: MapStacks, *arrays: jax.Array) ->
     results: dict[int, jax.Array] = {}
     for number in routes.local:
         leaf = routes.leaves[number]
+        if arrays[number].size == 0:
+            results[number] = arrays[number]
+            continue
         layout = Layout("b" + "".join(leaf.unstacked(leaf.layout.axes)), leaf.layout.split)
         stack = _as_stack(leaf, arrays[number])
         blocks = map_stacks(layout.to_matrices(stack))

@@ -64,9 +64,11 @@ def muon(
         needs ``params``. Updates come back in the dtypes of the gradients.
 
     Raises:
-        ValueError: At construction, for a number out of range, an unknown scale or an integer ``momentum_dtype``; at
-            ``init``, for layouts that do not fit; at ``update``, without ``params`` or with another tree. Paths are
-            named.
+        ValueError: At construction, for a number out of range, an unknown scale, an integer ``momentum_dtype`` or
+            shardings on several meshes; at ``init``, for layouts or shardings that do not fit and for leaves that can't
+            be trained; at ``update``, without ``params``, with another tree or with another optimizer's state. Paths
+            are named.
+        TypeError: At ``init``, for a leaf that is no array; at construction, if ``shardings`` holds something else.
 
     Warns:
         UserWarning: At ``init``, with the paths of arrays of three or more axes that no rule knows; AdamW trains them.

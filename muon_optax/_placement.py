@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 
 from muon_optax._layout import Layout
 from muon_optax._paths import NamedLeaf, is_hidden, named_leaves, show
-from muon_optax._routes import Leaf, Routes, find_routes
+from muon_optax._routes import Box, Leaf, Routes, find_routes
 from muon_optax._shardings import AnyMesh, Dims, dims_of, mesh_sizes, padded_shape, shardings_of, spread, typed_sharding
 
 Orthogonalizer = Callable[[jax.Array], jax.Array]
@@ -28,7 +28,7 @@ class Plan:
 
     The figures are predictions, which tests compare with compiled programs.
 
-    Attributes:
+    Args:
         mesh: The mesh.
         shardings: How the parameters lie, by path.
         routes: Which device orthogonalizes what, and the trips there and back.
@@ -77,7 +77,7 @@ class Plan:
             for way in ("there", "back"):
                 for box in getattr(trip, way):
                     along, planes = (self._count(axes) for axes in (box.route.axes, box.route.planes))
-                    size = along * box.rows * box.width * jnp.dtype(box.route.dtype).itemsize
+                    size = self._size(box)
                     if along > 1:
                         found.append(("all-to-all", size * (along - 1) / along))
                     if planes > 1 and way == "back":
@@ -89,12 +89,14 @@ class Plan:
         """Bytes of the boxes that a device holds at once: packed and received, there and back."""
         peak = 0
         for trip in self.routes.trips:
-            held = 0
-            for box in (*trip.there, *trip.back):
-                size = self._count(box.route.axes) * box.rows * box.width * jnp.dtype(box.route.dtype).itemsize
-                held += size * (1 + self._count(box.route.planes))
+            # Results of all planes are gathered; on the way there each has only its own.
+            held = sum(2 * self._size(box) for box in trip.there)
+            held += sum((1 + self._count(box.route.planes)) * self._size(box) for box in trip.back)
             peak = max(peak, held)
         return peak
+
+    def _size(self, box: Box) -> int:
+        return self._count(box.route.axes) * box.rows * box.width * jnp.dtype(box.route.dtype).itemsize
 
     def _count(self, axes: Sequence[str]) -> int:
         return math.prod(self.routes.sizes[axis] for axis in axes)
