@@ -11,15 +11,19 @@ from muon_optax._start import Start, apply, gram
 from muon_optax._step import split_step
 
 
-def restart_steps(steps: int, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:
+def restart_steps(coefficients: Coefficients, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:
     """The steps (counted from 0) before which the Gram matrix is formed again from X.
 
     Between restarts ``R`` drifts away from the Gram matrix of what ``X`` would be, and the iteration amplifies the
     drift of small eigenvalues. Float32 bears five steps of it, which is a usual schedule; bfloat16, with its 8 bits,
-    bears two.
+    bears two. If their number is odd, the third step stays alone, since drift of the first matters least: ``R`` has
+    trace 1 then. Of cubic steps the first stays alone: it takes the largest eigenvalues almost to 0.
     """
-    interval = 2 if jnp.finfo(dtype).bits < 32 else 5
-    return tuple(range(interval, steps, interval))
+    steps = len(coefficients)
+    if jnp.finfo(dtype).bits >= 32:
+        return tuple(range(5, steps, 5))
+    alone = 2 if any(c for _, _, c in coefficients) else 0
+    return tuple(step for step in range(1, steps) if step % 2 == (steps % 2 and step > alone))
 
 
 def gram_newton_schulz(begin: Start, coefficients: Coefficients) -> jax.Array:
@@ -40,28 +44,32 @@ def gram_newton_schulz(begin: Start, coefficients: Coefficients) -> jax.Array:
         Dao AI Lab, "Gram Newton-Schulz", https://github.com/Dao-AILab/gram-newton-schulz, 2026.
     """
     X, R, norm = begin
-    dtype, steps = X.dtype, len(coefficients)
-    restarts = (*restart_steps(steps, dtype), steps)
-    q, Q = _factor(R, coefficients[: restarts[0]])
+    dtype = X.dtype
+    restarts = (*restart_steps(coefficients, dtype), len(coefficients))
+    q, Q = _factor(R, coefficients[: restarts[0]], dtype)
     Y = blend(q, X, apply(Q, X)) / norm
     for first, end in pairwise(restarts):
         X = Y.astype(dtype)
-        q, Q = _factor(gram(X).astype(dtype), coefficients[first:end])
+        q, Q = _factor(gram(X), coefficients[first:end], dtype)
         Y = blend(q, X, apply(Q, X))
     return Y
 
 
-def _factor(R: jax.Array, coefficients: Coefficients) -> tuple[float, jax.Array]:
+def _factor(R: jax.Array, coefficients: Coefficients, dtype: jnp.dtype) -> tuple[float, jax.Array]:
     """``q`` and ``Q``, ``(*batch, n, n)``: these steps take ``X`` to ``q X + Q X``, and only ``Q`` is rounded."""
-    q, Q = 1.0, jnp.zeros_like(R)
+    q, Q = 1.0, jnp.zeros_like(R, dtype)
     for index, step in enumerate(coefficients):
-        d, B = split_step(step, R)
+        d, B = split_step(step, R.astype(dtype))
         # (d I + B) (q I + Q), without its multiple of the identity.
-        Q = B if index == 0 else (d * _widen(Q) + q * _widen(B) + multiply(B, Q)).astype(R.dtype)
+        Q = B if index == 0 else (d * _widen(Q) + q * _widen(B) + multiply(B, Q)).astype(dtype)
         q = d * q
         if index + 1 < len(coefficients):
-            half = blend(d, R, multiply(B, R))
-            R = (d * half + multiply(half.astype(R.dtype), B)).astype(R.dtype)
+            a, _, c = step
+            rounded = R.astype(dtype)
+            half = blend(d, rounded, multiply(B, rounded))
+            if c:
+                half += a * (R - _widen(rounded))
+            R = d * half + multiply(half.astype(dtype), B)
     return q, Q
 
 
@@ -72,7 +80,7 @@ def _widen(matrices: jax.Array) -> jax.Array:
 def gram_products(coefficients: Coefficients, aspect: float, dtype: jax.typing.DTypeLike) -> float:
     """Multiplications over n^3 that :func:`gram_newton_schulz` does for matrices of ``n`` by ``aspect * n``."""
     steps = len(coefficients)
-    segments = 1 + len(restart_steps(steps, dtype))
+    segments = 1 + len(restart_steps(coefficients, dtype))
     squares = sum(c != 0 for _, _, c in coefficients)
     # Each segment: R and Q X; each step after a segment's first: one product for Q, and two for R before it.
     return 2 * aspect * segments + squares + 3 * (steps - segments)

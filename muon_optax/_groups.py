@@ -3,21 +3,32 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 Orthogonalizer = Callable[[jax.Array], jax.Array]
 
-# Elements of a matrix up to which a batch is faster than its matrices one by one, measured with the TPU compiler.
-# On a TPU v5e 32 matrices of 64 x 64 take 0.15, of 256 x 256 0.38 and 16 of 1024 x 1024 0.92 of the cycles, but 8 of
-# 1024 x 4096 take 1.22: copying them costs more than their products gain.
-_BATCHED = 2**20
-# Elements of a batch: the intermediate results of all its matrices are in memory at once. Six matrices of 1024 x 1024 a
-# batch need 0.57 of optax.contrib.muon's memory for 4 layers, eight need 1.03, at the same number of cycles.
-_BATCH = 6 * 2**20
-# On a CPU a product of this size has all the cores to itself, and a batch of larger ones leaves the cache.
-_BATCHED_ON_CPU = 2**14
+
+class _Limits(NamedTuple):
+    """Numbers of elements."""
+
+    matrix: int  # Larger matrices run one by one.
+    batch: int  # A batch has no more: the intermediate results of all its matrices are in memory at once.
+
+
+# Set from `benchmarks/grouping.py`. For a TPU its compiler's cycles, in a batch over one by one: 0.15 for 32 matrices
+# of 64 x 64 and 0.38 of 256 x 256, but 1.0 for 16 of 1024 x 1024, which as a batch need six times the memory and two
+# thirds more time to compile, and 1.22 for 8 of 1024 x 4096: copying them costs more than their products gain. On a
+# CPU a product of 128 x 128 has all the cores to itself, and small batches stay in the cache: 128 of 64 x 64 take 0.8
+# of the time in batches of 16. GPUs, the default, are not measured.
+_LIMITS = {
+    "cpu": _Limits(2**14, 2**16),
+    "tpu": _Limits(2**18, 6 * 2**20),
+    "default": _Limits(2**20, 6 * 2**20),
+}
 # So many large matrices of a shape are written out one by one; more are looped over, to keep the program small.
 _WRITTEN_OUT = 16
 
@@ -63,36 +74,39 @@ def map_stacks(function: Orthogonalizer, stacks: Sequence[jax.Array]) -> list[ja
     ]
 
 
-def _run_stack(function: Orthogonalizer, stack: jax.Array) -> jax.Array:
-    matrices, size = len(stack), math.prod(stack.shape[1:])
-
-    def batched(stack: jax.Array) -> jax.Array:
-        count = max(1, _BATCH // size)
-        return function(stack) if matrices <= count else jax.lax.map(function, stack, batch_size=count)
-
-    def in_turn(stack: jax.Array) -> jax.Array:
-        if matrices <= _WRITTEN_OUT:
-            return jnp.stack([function(matrix) for matrix in stack])
-        return jax.lax.map(function, stack)
-
-    if matrices == 0 or size <= _BATCHED_ON_CPU:
-        return batched(stack)
-    return in_turn(stack) if size > _BATCHED else jax.lax.platform_dependent(stack, cpu=in_turn, default=batched)
-
-
 def _run(function: Orthogonalizer, group: list[jax.Array]) -> Sequence[jax.Array]:
-    def batched(*matrices: jax.Array) -> list[jax.Array]:
-        count = max(1, _BATCH // matrices[0].size)
-        batches = [matrices[first : first + count] for first in range(0, len(matrices), count)]
-        return [result for batch in batches for result in function(jnp.stack(batch))]
-
-    def in_turn(*matrices: jax.Array) -> list[jax.Array]:
-        if len(matrices) <= _WRITTEN_OUT:
+    def in_batches(count: int, *matrices: jax.Array) -> list[jax.Array]:
+        if count == 1 and len(matrices) <= _WRITTEN_OUT:
             return [function(matrix) for matrix in matrices]
-        return list(jax.lax.map(function, jnp.stack(matrices)))
+        return list(_run_batches(function, jnp.stack(matrices), count))
 
-    if len(group) == 1 or group[0].size > _BATCHED:
-        return in_turn(*group)
-    if group[0].size <= _BATCHED_ON_CPU:
-        return batched(*group)
-    return jax.lax.platform_dependent(*group, cpu=in_turn, default=batched)
+    return _on_each_platform(in_batches, len(group), group[0].size, *group)
+
+
+def _run_stack(function: Orthogonalizer, stack: jax.Array) -> jax.Array:
+    def in_batches(count: int, stack: jax.Array) -> jax.Array:
+        if count == 1 and 1 < len(stack) <= _WRITTEN_OUT:
+            return jnp.stack([function(matrix) for matrix in stack])
+        return _run_batches(function, stack, count)
+
+    return _on_each_platform(in_batches, len(stack), math.prod(stack.shape[1:]), stack)
+
+
+def _run_batches(function: Orthogonalizer, stack: jax.Array, count: int) -> jax.Array:
+    if len(stack) <= count:
+        return function(stack)
+    # A loop over batches of nearly one size, of which only a smaller last one is written out besides.
+    batches = math.ceil(len(stack) / count)
+    return jax.lax.map(function, stack, batch_size=math.ceil(len(stack) / batches) if count > 1 else None)
+
+
+def _on_each_platform(run: Callable[..., Any], matrices: int, size: int, *operands: jax.Array) -> Any:
+    """``run(count, *operands)`` with as many of the matrices a batch as the platform's limits say."""
+    counts = {
+        platform: max(1, min(matrices, limits.batch // max(size, 1))) if size <= limits.matrix else 1
+        for platform, limits in _LIMITS.items()
+    }
+    ways = {count: partial(run, count) for count in counts.values()}
+    if len(ways) == 1:
+        return run(counts["default"], *operands)
+    return jax.lax.platform_dependent(*operands, **{platform: ways[count] for platform, count in counts.items()})

@@ -31,8 +31,8 @@ def direct_newton_schulz(begin: Start, coefficients: Coefficients) -> jax.Array:
     for index, step in enumerate(coefficients):
         if index > 0:
             X = Y.astype(X.dtype)
-            A = gram(X).astype(X.dtype)
-        d, B = split_step(step, A)
+            A = gram(X)
+        d, B = split_step(step, A.astype(X.dtype))
         Y = blend(d, X, apply(B, X))
         if index == 0:
             Y = Y / norm

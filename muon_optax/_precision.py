@@ -55,27 +55,30 @@ def near_one(matrices: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
 
 
 def _scaled_by_power_of_two(matrices: jax.Array) -> jax.Array:
-    # On the bits, because XLA flushes subnormal numbers to zero on CPU and TPU: the mantissa of a subnormal number
-    # counts units of 2^-149. Matrices below 2^-95 are lifted by 2^100 first, so that their power of two is a normal
-    # number too.
-    bits = jax.lax.bitcast_convert_type(matrices, jnp.int32)
-    magnitude = bits & 0x7FFFFFFF
+    # On the bits, because XLA flushes subnormal numbers to zero on CPU and TPU. Matrices below 2^-95 are lifted by
+    # 2^100 first, so that their power of two is a normal number too.
+    magnitude = _bits(matrices) & 0x7FFFFFFF
     largest = jnp.max(magnitude, axis=(-2, -1), keepdims=True)
     tiny = largest < (32 << 23)
-    lifted = jnp.where(tiny, jnp.copysign(_lift(magnitude), matrices), matrices)
-    exponent = jnp.where(tiny, _bits(_lift(largest)), largest) >> 23
+    exponent = _bits(_lifted(largest, tiny)) >> 23
     # 254 - exponent is the exponent of the reciprocal. It exists as a normal number up to 253; infinity and NaN have
     # 255.
-    reciprocal = (254 - jnp.clip(exponent, 1, 253)) << 23
-    return lifted * jax.lax.bitcast_convert_type(reciprocal, jnp.float32)
+    reciprocal = _number((254 - jnp.clip(exponent, 1, 253)) << 23)
+    return jnp.copysign(_lifted(magnitude, tiny), matrices) * reciprocal
 
 
-def _lift(magnitude: jax.Array) -> jax.Array:
-    """2^100 times the float32 numbers below 2^-95 whose bits are ``magnitude``."""
-    from_mantissa = magnitude.astype(jnp.float32) * 2.0**-49
-    normal = jax.lax.bitcast_convert_type(magnitude, jnp.float32) * 2.0**100
-    return jnp.where(magnitude < 2**23, from_mantissa, normal)
+def _lifted(magnitude: jax.Array, tiny: jax.Array) -> jax.Array:
+    """The float32 numbers whose bits are ``magnitude``, times 2^100 where ``tiny``."""
+    # 100 is added to the exponent. A subnormal number, which has no leading one, gets 2^-27 for one, and comes out as
+    # 2^-27 and half of what it should be; for all others twice the number less 2^-26 is the larger of the two. Short,
+    # because XLA repeats it inside each product that reads the matrix, and the TPU's compiler then takes long over it.
+    numbers = _number(magnitude + jnp.where(tiny, 100 << 23, 0))
+    return jnp.minimum(numbers, 2 * numbers - jnp.where(tiny, 2.0**-26, 0.0))
 
 
 def _bits(numbers: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(numbers, jnp.int32)
+
+
+def _number(bits: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)

@@ -42,7 +42,7 @@ class Start(NamedTuple):
     """A matrix to orthogonalize, ``X / norm``, and its Gram matrix."""
 
     X: jax.Array  # (*batch, rows, cols), largest entry near 1, in the dtype of products.
-    gram: jax.Array  # (*batch, n, n) with n = min(rows, cols): of X / norm, in the dtype of products.
+    gram: jax.Array  # (*batch, n, n) with n = min(rows, cols): of X / norm, float32 as accumulated.
     norm: jax.Array  # (*batch, 1, 1), float32: not below the largest singular value of X.
 
 
@@ -57,4 +57,4 @@ def start(matrices: jax.Array, dtype: jax.typing.DTypeLike, norm: Norm) -> Start
     product = gram(X)
     square = _SQUARED_NORMS[norm](product)[..., None, None]
     square = jnp.where(square == 0, 1, square)
-    return Start(X, (product / square).astype(dtype), jnp.sqrt(square))
+    return Start(X, product / square, jnp.sqrt(square))
