@@ -2,21 +2,23 @@
 
     python examples/train_gpt.py                # both optimizers: a few minutes on two CPU cores
     python examples/train_gpt.py --resume       # continue an interrupted run: equal losses to the last digit
-    python examples/train_gpt.py --text FILE_OR_FOLDER --output runs/mine
 
-The text is the source of Python's standard library, read where it is installed, unless --text names another.
-The --output folder receives metrics.csv, loss.png, sample.txt and checkpoints/. A folder that already holds
-checkpoints is never overwritten: --resume continues it, anything else needs another --output.
+The text is Python's standard library, unless --text names a file or a folder. The --output folder receives metrics.csv,
+loss.png, sample.txt and checkpoints/, never overwritten: --resume continues them, anything else needs another folder.
+The exit status is 0 when all is done; 2 after one line that says what to put right; 143 after SIGTERM, upon which the
+step is finished and a checkpoint written. However a run ends, killed or out of room, the last checkpoint stays good.
 """
 
 import argparse
 import csv
 import hashlib
+import io
+import logging
+import signal
 import sys
 import sysconfig
 import time
 from collections import namedtuple
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -38,9 +40,8 @@ PRESETS = {
     "small": Preset(4, 128, 2, 128, 16, 600, {"adamw": 3e-3, "muon": 1e-2}, "float32"),
     "base": Preset(12, 768, 12, 1024, 16, 3000, {"adamw": 6e-4, "muon": 2e-3}, "bfloat16"),
 }
-# The rates of "small" were chosen by: python examples/train_gpt.py --optimizer NAME --learning-rate RATE
-# --output runs/NAME_RATE. Validation losses: AdamW 2e-3 1.414, 3e-3 1.382, 5e-3 1.395; Muon 5e-3 1.291,
-# 1e-2 1.293, 2e-2 1.311, 3e-2 1.309. "tiny" serves tests; the rates of "base" are not tuned.
+# The rates of "small" are of a sweep by --optimizer NAME --learning-rate RATE. Validation losses: AdamW 2e-3 1.414,
+# 3e-3 1.382, 5e-3 1.395; Muon 5e-3 1.291, 1e-2 1.293, 2e-2 1.311, 3e-2 1.309. "tiny" serves tests; "base" is not tuned.
 
 
 class RunError(Exception):
@@ -48,11 +49,7 @@ class RunError(Exception):
 
 
 def read_text(path: str | None, context: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """The bytes for training, those held out for validation, and the sha256 of all.
-
-    Each tenth file by name is held out, whole, since pieces of one file repeat each other. Of a single file
-    the last tenth is held out.
-    """
+    """The bytes for training, those held out for validation, and the sha256 of all."""
     root = Path(path or sysconfig.get_paths()["stdlib"]).resolve()
     files = [root] if root.is_file() else sorted(root.rglob("*") if path else root.glob("*.py"))
     seen = [f for f in files if f.is_file() and "/." not in f.relative_to(root.parent).as_posix()]  # visible
@@ -60,6 +57,7 @@ def read_text(path: str | None, context: int) -> tuple[np.ndarray, np.ndarray, s
     if not texts:
         problem = "holds no text" if root.exists() else "does not exist"
         raise RunError(f"--text {root} {problem}: give a file or a folder with text in it")
+    # Held out is each tenth file, whole, since pieces of one file repeat each other; of a single file its last tenth.
     cut = len(texts[0]) * 9 // 10
     parts = texts if len(texts) > 1 else [texts[0][cut:], texts[0][:cut]]
     held_out = np.frombuffer(b"".join(parts[::10]), np.uint8)
@@ -68,9 +66,7 @@ def read_text(path: str | None, context: int) -> tuple[np.ndarray, np.ndarray, s
     if min(len(training), len(held_out)) <= context:
         raise RunError(f"--text {root} is too short: {sizes}; both must exceed the context of {context}")
     sha256 = hashlib.sha256(b"".join(texts)).hexdigest()
-    split = f"{len(parts[::10])} whole files, each tenth by name," if parts is texts else "its last tenth"
-    print(f"text: {root}: {len(texts)} files, {sum(map(len, texts)):,} bytes, sha256 {sha256}")
-    print(f"split: {sizes} ({split} held out)")
+    print(f"text: {root}: {len(texts)} files, {sum(map(len, texts)):,} bytes, sha256 {sha256}; {sizes}")
     return training, held_out, sha256
 
 
@@ -103,7 +99,6 @@ class Block(nnx.Module):
         self.mlp_norm, self.up, self.down = norm(width), linear(width, 4 * width), linear(4 * width, width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (batch, time, width) to the same shape."""
         y = self.attention_norm(x)
         query, key = rotate(self.query_norm(self.query(y))), rotate(self.key_norm(self.key(y)))
         x = x + self.out(jax.nn.dot_product_attention(query, key, self.value(y), is_causal=True))
@@ -111,7 +106,7 @@ class Block(nnx.Module):
 
 
 class GPT(nnx.Module):
-    """Bytes in, logits of the next byte out. Nothing is marked for Muon: the library knows the matrices."""
+    """Bytes in, float32 logits of the next byte out. Nothing is marked for Muon: the library knows the matrices."""
 
     def __init__(self, preset: Preset, rngs: nnx.Rngs) -> None:
         self.embedding = nnx.Embed(256, preset.width, dtype=preset.dtype, rngs=rngs)
@@ -120,7 +115,6 @@ class GPT(nnx.Module):
         self.head = nnx.Linear(preset.width, 256, use_bias=False, dtype=preset.dtype, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Maps (batch, time) bytes to (batch, time, 256) logits in float32."""
         x = self.embedding(tokens.astype(jnp.int32))
         for block in self.blocks:
             x = block(x)
@@ -128,54 +122,35 @@ class GPT(nnx.Module):
 
 
 def make_optimizer(name: str, preset: Preset) -> optax.GradientTransformation:
-    """Muon or AdamW, both with clipping, warm-up over a twentieth of the steps, cosine decay to a tenth."""
+    """Muon or AdamW, both with clipping, warm-up, cosine decay to a tenth, and weight decay of all but the norms."""
     peak, warmup = preset.rates[name], max(1, preset.steps // 20)
     rate = optax.warmup_cosine_decay_schedule(peak / warmup, peak, warmup, max(2, preset.steps), 0.1 * peak)
-    decayed = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)  # all but the norms, as mo.muon does
-    adamw = optax.adamw(rate, b2=0.95, weight_decay=0.1, mask=decayed)
-    optimizer = mo.muon(rate, weight_decay=0.1) if name == "muon" else adamw
-    return optax.chain(optax.clip_by_global_norm(1.0), optimizer)
-
-
-def make_step(loss: Callable, optimizer: optax.GradientTransformation) -> Callable:
-    """One compiled training step; (parameters, optimizer state) is donated: its memory holds the new one."""
-
-    def step(state: tuple, tokens: jax.Array) -> tuple[tuple, jax.Array]:
-        parameters, optimizer_state = state
-        value, gradients = jax.value_and_grad(loss)(parameters, tokens)
-        updates, optimizer_state = optimizer.update(gradients, optimizer_state, parameters)
-        return (optax.apply_updates(parameters, updates), optimizer_state), value
-
-    return jax.jit(step, donate_argnums=0)
+    adamw = optax.adamw(rate, b2=0.95, weight_decay=0.1, mask=partial(jax.tree.map, lambda leaf: leaf.ndim > 1))
+    return optax.chain(optax.clip_by_global_norm(1.0), mo.muon(rate, weight_decay=0.1) if name == "muon" else adamw)
 
 
 def open_checkpoints(output: Path, wanted: dict, resume: bool) -> tuple[ocp.CheckpointManager, dict]:
-    """The run's checkpoints, and the histories in the last complete one; without one the run starts afresh.
-
-    Orbax writes aside and renames what is complete, so a checkpoint cut short is never read. The run waits
-    for that: the next step would take over the memory that is being written.
-    """
+    """The run's checkpoints, and the histories in the last one: Orbax renames what is complete, and sees no other."""
     folder = output.absolute() / "checkpoints"
     if resume and not folder.is_dir():
         raise RunError(f"--resume: no checkpoint in {output}; without --resume a run starts there")
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "metrics.csv").touch()
+        open(output / "metrics.csv", "a").close()
     except OSError as error:
         raise RunError(f"can't write to --output {output}: {error.strerror}; give another folder") from error
-    options = {"max_to_keep": 2, "keep_period": wanted["steps"], "enable_async_checkpointing": False}
+    options = {"max_to_keep": 2, "keep_period": wanted["steps"], "cleanup_tmp_directories": resume}  # of a killed run
+    options["enable_async_checkpointing"] = False  # the next step would take over the memory that is being written
     manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(**options))
-    last = manager.latest_step()
-    if last is None:
+    if (last := manager.latest_step()) is None:
         return manager, {}
     if not resume:
         raise RunError(f"--output {output} holds a run: continue it by --resume, or give another folder")
-    record = manager.restore(last, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-    old = record["configuration"]
+    old, histories = manager.restore(last, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"].values()
     unlike = [f"{key} is {old[key]} there, {new} here" for key, new in wanted.items() if old[key] != new]
     if unlike:
         raise RunError(f"--resume: {output} holds a run of another configuration: {'; '.join(unlike)}")
-    return manager, record["histories"]
+    return manager, histories
 
 
 def time_in_turn(steps: dict, states: dict, tokens: np.ndarray) -> dict[str, float]:
@@ -183,7 +158,7 @@ def time_in_turn(steps: dict, states: dict, tokens: np.ndarray) -> dict[str, flo
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for name in [*steps] * 15:
         began = time.perf_counter()
-        states[name], _ = jax.block_until_ready(steps[name](states[name], tokens))
+        states[name], *_ = jax.block_until_ready(steps[name](states[name], tokens))
         seconds[name].append(time.perf_counter() - began)
     return {name: float(np.median(values)) for name, values in seconds.items()}
 
@@ -225,40 +200,65 @@ def run(arguments: argparse.Namespace, preset: Preset) -> None:
         logits, targets = nnx.merge(graph, parameters)(tokens[:, :-1]), tokens[:, 1:].astype(jnp.int32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
+    def step(optimizer: optax.GradientTransformation, state: tuple, tokens: jax.Array) -> tuple:
+        parameters, optimizer_state = state
+        value, gradients = jax.value_and_grad(loss)(parameters, tokens)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, parameters)
+        parameters = optax.apply_updates(parameters, updates)
+        counts = mo.diagnostics.nonfinite_counts({"gradients": gradients, "loss": value, "parameters": parameters})
+        return (parameters, optimizer_state), value, counts
+
     def start(name: str) -> tuple:  # a copy, since steps take over the memory of what they are given
         return jax.tree.map(jnp.copy, parameters), optimizers[name].init(parameters)
 
     def save(made: int, state: tuple) -> None:
         lines = [[name, *row] for name, rows in histories.items() for row in rows]
-        with open(output / "metrics.csv", "w", newline="") as file:
-            csv.writer(file).writerows([("optimizer", "step", "training_loss", "validation_loss"), *lines])
         record = ocp.args.JsonSave({"configuration": configuration, "histories": histories})
-        checkpoints.save(made, args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=record))
+        shown, sys.stderr = sys.stderr, io.StringIO()  # Orbax's threads print pages of what fails, even after it raised
+        try:
+            with open(output / "metrics.partial", "w", newline="") as file:
+                csv.writer(file).writerows([("optimizer", "step", "training_loss", "validation_loss"), *lines])
+            (output / "metrics.partial").replace(output / "metrics.csv")
+            checkpoints.save(made, args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=record))
+        except (OSError, ValueError) as error:  # ValueError: of the C++ code that writes the arrays
+            reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2].partition(" [")[0]
+            raise RunError(f"can't write to {output}: {reason}; with that put right, --resume goes on") from error
+        sys.stderr = shown
 
     windows = np.stack([sample_batch(held_out, preset, 0, k) for k in range(8)])  # the same for every run
     evaluate = jax.jit(lambda parameters: jax.lax.map(partial(loss, parameters), windows).mean())
     optimizers = {"sgd": optax.sgd(1e-3)} | {name: make_optimizer(name, preset) for name in histories}
-    steps = {name: make_step(loss, optimizer) for name, optimizer in optimizers.items()}
+    steps = {name: jax.jit(partial(step, optimizer), donate_argnums=0) for name, optimizer in optimizers.items()}
+    signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    logging.disable()  # Orbax logs pages of what fails; RunError says it in one line
     for index, (name, rows) in enumerate(histories.items()):
-        state, first = start(name), min(len(rows), limit)
+        state, first, recent = start(name), min(len(rows), limit), []
         if rows:
             saved = ocp.args.Composite(state=ocp.args.StandardRestore(state))
             state = checkpoints.restore(index * limit + first, args=saved)["state"]
         with tqdm(total=limit, initial=first, desc=TITLES[name], unit="step") as bar:
-            for made in range(len(rows), limit):
+            for made in range(first, limit):
                 validation = float(evaluate(state[0])) if made % max(1, limit // 20) == 0 else None
-                state, value = steps[name](state, sample_batch(text, preset, seed, made))
+                state, value, counts = steps[name](state, sample_batch(text, preset, seed, made))
                 rows.append([made, float(value), validation])
-                if not np.isfinite(value):
-                    raise RunError(f"{TITLES[name]}'s loss at step {made} is {value}: lower --learning-rate")
+                recent = [*recent[-1:], (made, counts)]  # a step that spoils the state shows in its loss or in the next
+                due = signals or made + 1 == limit or (made + 1) % max(1, limit // 10) == 0
+                if due or not np.isfinite(value):
+                    spoilt = [f"{path} at step {k}" for k, counts in recent for path, n in counts.items() if n]
+                    if spoilt:
+                        problem = f"{TITLES[name]}'s loss at step {made} is {value}: lower --learning-rate"
+                        raise RunError(f"{problem}; the first not finite: {spoilt[0]}, then {len(spoilt) - 1} more")
                 speed = (bar.format_dict["rate"] or 0) * preset.batch * preset.context
                 bar.set_postfix({"loss": f"{value:.3f}", "tokens/s": f"{speed:,.0f}"}, refresh=False)
                 bar.update()
-                if len(rows) % max(1, limit // 10) == 0 and len(rows) < limit:
-                    save(index * limit + len(rows), state)
-        if len(rows) == limit:
-            rows.append([limit, None, float(evaluate(state[0]))])
-            save((index + 1) * limit, state)
+                if made + 1 == limit:
+                    rows.append([limit, None, float(evaluate(state[0]))])
+                if due:
+                    save(index * limit + made + 1, state)
+                    if signals:
+                        print(f"{TITLES[name]} stopped by SIGTERM after step {made}, all saved: --resume goes on")
+                        sys.exit(128 + signals[0])
     report(histories, time_in_turn(steps, {name: start(name) for name in steps}, windows[0]), preset, output)
     logits = jax.jit(lambda parameters, tokens: nnx.merge(graph, parameters)(tokens)[0, -1])
     random, sample = np.random.default_rng(seed), held_out[: preset.context]
@@ -282,7 +282,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     arguments = parser.parse_args(argv)
-    preset, steps, rate = PRESETS[arguments.preset], arguments.steps, arguments.learning_rate
+    preset, steps, rate, errors = PRESETS[arguments.preset], arguments.steps, arguments.learning_rate, sys.stderr
     try:
         if arguments.seed < 0 or (steps is not None and steps < 1):
             raise RunError(f"--steps {steps} --seed {arguments.seed}: give at least 1 and at least 0")
@@ -291,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
         rates = {name: rate or chosen for name, chosen in preset.rates.items()}
         run(arguments, preset._replace(steps=steps or preset.steps, rates=rates))
     except (RunError, OSError) as error:
-        print(f"train_gpt.py: error: {error}", file=sys.stderr)
+        print(f"train_gpt.py: error: {error}", file=errors)
         return 2
     return 0
 

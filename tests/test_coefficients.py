@@ -67,6 +67,32 @@ def largest_difference(schedule: Coefficients, other: Coefficients) -> float:
     return float(np.abs(np.array(schedule) - np.array(other)).max())
 
 
+# As printed in the sources that the docstrings name, one step a line.
+PRINTED = {
+    "keller": "3.4445 -4.7750 2.0315",
+    "you_jiacheng": """
+        4.0848 -6.8946 2.9270
+        3.9505 -6.3029 2.6377
+        3.7418 -5.5913 2.3037
+        2.8769 -3.1427 1.2046
+        2.8366 -3.0525 1.2012""",
+    "deepseek_v4": "3.4445 -4.7750 2.0315\n" * 8 + "2 -1.5 .5\n" * 2,
+    "cubic": """
+        3.3656576 -3.3420992 0
+        2.5744352 -1.4957376 0
+        2.5368962 -1.4312570 0
+        2.4418906 -1.2764040 0
+        2.2230472 -.9630650 0""",
+}
+
+
+@pytest.mark.parametrize("preset", PRINTED)
+def test_presets_have_the_printed_digits(preset):
+    """Their images would hide a wrong digit: several steps forgive a percent of one."""
+    printed = [[float(number) for number in line.split()] for line in PRINTED[preset].strip().splitlines()]
+    assert [list(step) for step in PRESETS[preset]] == (printed * 5 if preset == "keller" else printed)
+
+
 # Images, slopes and the digits printed in the sources.
 IMAGES = {
     "keller": (KELLER, 485, (0.4705, 1.2024), (0.6818, 1.1344), 4),
@@ -181,6 +207,10 @@ def test_more_steps_improve_strictly_until_converged():
     assert errors[-1] < 1e-7
 
 
+def test_five_steps_from_a_thousandth_are_the_default():
+    assert polar_express() == polar_express(5, 1e-3, safety=1.02, cushion=0.02407327424182761)
+
+
 def test_steps_may_be_a_numpy_integer():
     assert polar_express(np.int64(3)) == polar_express(3)
 
@@ -274,6 +304,7 @@ ACCEPTED = {
     "quintic_that_settles": ((2.0, -1.5, 0.5),) * 12,
     "taylor": (LIMIT,) * 12,
     "identity": ((1.0, 0.0, 0.0),),
+    "largest_value": ((2.1, 0.0, 0.0),),
 }
 
 
@@ -297,7 +328,13 @@ def test_schedules_become_tuples_of_floats(convert):
 REFUSED = {
     "turbo_muon": (TURBO_MUON, "becomes -0.5852 after step 1, (4.0098, -7.0585, 2.4635)", "stay positive"),
     "turbo_muon_later": (KELLER[:3] + TURBO_MUON, "after step 4", "stay positive"),
+    "turbo_muon_after_steps_of_other_tops": (
+        ((0.9, 0.0, 0.0), (3.0, -3.53, 0.0), TURBO_MUON[0]),
+        "singular value 0.5914 becomes",
+        "stay positive",
+    ),
     "negative_inside_only": (((1.0, -2.5, 1.55),), "after step 1", "stay positive"),
+    "negative_inside_only_by_a_small_quintic": (((0.44, -1.2, 0.8),), "after step 1", "stay positive"),
     "touches_zero": (((1.0, -2.0, 1.0),), "singular value 1 becomes 0 after step 1", "stay positive"),
     "touches_zero_inside": (((1.0, -4.0, 4.0),), "singular value 0.7071 becomes 0 after", "stay positive"),
     "diverges": (((1.5, 0.0, 0.0),) * 4, "singular value 1 becomes 2.25 after step 2", "stay below 2.1"),
@@ -318,7 +355,15 @@ def test_schedules_that_flip_or_diverge_are_refused(schedule, where, rule):
 
 
 @pytest.mark.parametrize(
-    "name", ["turbo_muon", "turbo_muon_later", "diverges", "diverges_inside", "negative_inside_only"]
+    "name",
+    [
+        "turbo_muon",
+        "turbo_muon_later",
+        "turbo_muon_after_steps_of_other_tops",
+        "diverges",
+        "diverges_inside",
+        "negative_inside_only",
+    ],
 )
 def test_the_named_starting_value_does_what_the_refusal_says(name):
     schedule = REFUSED[name][0]

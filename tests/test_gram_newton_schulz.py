@@ -23,10 +23,8 @@ PRESETS = {
     "cubic": mo.CUBIC,
 }
 LONG = {"deepseek_v4": mo.DEEPSEEK_V4, "polar_express-8": mo.polar_express(8), "keller-10": mo.KELLER[:1] * 10}
-# Errors in bfloat16 up to which nothing is asked of Gram; beyond, it may err 1.5 times as much as the direct method.
-# 4e-2 is the goal. Polar Express squares an eigenvalue's factor of 8 in its first step, and the cubic polynomial has no
-# fifth power to undo an overshoot: both amplify the rounding of R, to 0.054 and 0.059 at the most.
-ALLOWED = {"keller": 4e-2, "you_jiacheng": 4e-2, "polar_express": 6e-2, "cubic": 6e-2}
+# The error in bfloat16 up to which nothing is asked of Gram; beyond, it may err 1.5 times as much as the direct method.
+ALLOWED = 4e-2
 SPECTRA = [*oracle.spectra(ROWS), "gaussian"]
 ASPECTS = [1, 2, 32]
 
@@ -72,7 +70,20 @@ def test_bfloat16_is_about_as_exact_as_direct(preset: str, aspect: int, spectrum
         oracle.relative_error(result(PRESETS[preset], "bfloat16", method, aspect)[index], want)
         for method in ("gram", "direct")
     )
-    assert gram <= max(1.5 * direct, ALLOWED[preset])
+    assert gram <= max(1.5 * direct, ALLOWED)
+
+
+@pytest.mark.parametrize("aspect", ASPECTS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_bfloat16_is_about_as_exact_as_direct_in_every_draw(preset: str, aspect: int) -> None:
+    """Of a dozen Gaussian matrices some have a small singular value, which shows what rounding takes off R."""
+    given = np.stack([oracle.gaussian(ROWS, ROWS * aspect, seed=seed) for seed in range(12)]).astype(np.float32)
+    want = oracle.newton_schulz(given, PRESETS[preset])
+    gram, direct = (
+        list(map(oracle.relative_error, np.asarray(jitted(PRESETS[preset], "bfloat16", method)(given)), want))
+        for method in ("gram", "direct")
+    )
+    assert all(ours <= max(1.5 * theirs, ALLOWED) for ours, theirs in zip(gram, direct, strict=True))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -100,15 +111,24 @@ def test_without_restarts_bfloat16_would_break_the_bound(monkeypatch: pytest.Mon
     coefficients, index = mo.polar_express(5), SPECTRA.index("log-1e-3")
     want = exact(coefficients, 2)[index]
     direct = oracle.relative_error(result(coefficients, "bfloat16", "direct", 2)[index], want)
-    monkeypatch.setattr(_gram_newton_schulz, "restart_steps", lambda steps, dtype: ())
+    monkeypatch.setattr(_gram_newton_schulz, "restart_steps", lambda coefficients, dtype: ())
     drifted = jax.jit(mo.newton_schulz(coefficients, method="gram"))(matrices(2)[index])
-    assert oracle.relative_error(drifted, want) > max(1.5 * direct, ALLOWED["polar_express"])
+    assert oracle.relative_error(drifted, want) > max(1.5 * direct, ALLOWED)
 
 
 def test_restarts_of_the_usual_schedules() -> None:
-    assert restart_steps(5, jnp.bfloat16) == restart_steps(5, jnp.float16) == (2, 4)
-    assert restart_steps(5, jnp.float32) == ()
-    assert restart_steps(1, jnp.bfloat16) == ()
+    assert restart_steps(mo.KELLER, jnp.bfloat16) == restart_steps(mo.KELLER, jnp.float16) == (2, 3)
+    assert restart_steps(mo.CUBIC, jnp.bfloat16) == (1, 3)
+    assert restart_steps(mo.KELLER, jnp.float32) == ()
+    assert restart_steps(mo.DEEPSEEK_V4, jnp.float32) == (5,)
+
+
+@pytest.mark.parametrize("steps", range(1, 12))
+@pytest.mark.parametrize("step", [mo.KELLER[0], mo.CUBIC[0]], ids=["quintic", "cubic"])
+def test_no_more_than_two_steps_without_a_restart_and_no_restart_too_many(step: tuple, steps: int) -> None:
+    restarts = restart_steps((step,) * steps, jnp.bfloat16)
+    lengths = np.diff([0, *restarts, steps])
+    assert sorted(lengths) == [1] * (steps % 2) + [2] * (steps // 2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -124,5 +144,5 @@ def test_gram_products_is_what_is_multiplied(schedule: str, aspect: int, dtype: 
 
 @pytest.mark.parametrize("aspect", [1, 4, 8])
 def test_the_published_costs(aspect: int) -> None:
-    """Five quintic steps with restarts before steps 2 and 4 take ``12 r + 22`` operations, two for a product."""
+    """Five quintic steps with two restarts take ``12 r + 22`` operations, two for a product."""
     assert 2 * gram_products(mo.KELLER, aspect, jnp.bfloat16) == 12 * aspect + 22

@@ -50,17 +50,63 @@ def test_medium_matrices_run_in_turn_on_a_cpu(count, called):
     np.testing.assert_array_equal([result[0, 0] for result in results], [index + 1 for index in range(count)])
 
 
+LIMITS = {"in turn": (0, 10**9), "one batch": (10**9, 10**9), "batches": (10**9, 7 * 24 * 40)}
+
+
+@pytest.fixture(params=LIMITS)
+def limits(request, monkeypatch):
+    monkeypatch.setattr(_groups, "_LIMITS", {"default": _groups._Limits(*LIMITS[request.param])})
+
+
 @pytest.mark.parametrize("count", [2, 20])
-@pytest.mark.parametrize("limit", [0, 10**9], ids=["in turn", "batched"])
-def test_results_agree_however_they_are_run(monkeypatch, count, limit):
-    monkeypatch.setattr(_groups, "_BATCHED", limit)
-    monkeypatch.setattr(_groups, "_BATCHED_ON_CPU", limit)
+@pytest.mark.usefixtures("limits")
+def test_results_agree_however_they_are_run(count):
     arrays = random_arrays(*[(24, 40)] * count)
     orthogonalizer = mo.newton_schulz(dtype=jnp.float32)
     results = jax.jit(lambda arrays: _groups.map_matrices(orthogonalizer, arrays))(arrays)
-    for array, result in zip(arrays, results, strict=True):
+    (stacked,) = jax.jit(lambda stack: _groups.map_stacks(orthogonalizer, [stack]))(jnp.stack(arrays))
+    for array, result, from_stack in zip(arrays, results, stacked, strict=True):
         # Summation orders differ between a batch and a single matrix; five steps amplify 1e-7 a few hundred times.
         np.testing.assert_allclose(result, orthogonalizer(array), atol=5e-5)
+        np.testing.assert_allclose(from_stack, orthogonalizer(array), atol=5e-5)
+
+
+def multiplied_at_once(count, size, platform):
+    """The sizes of the batches in which a program for the platform multiplies so many square matrices; 1 for none."""
+    arrays = [jax.ShapeDtypeStruct((size, size), jnp.float32)] * count
+    traced = jax.jit(lambda arrays: _groups.map_matrices(lambda m: m @ m, arrays)).trace(arrays)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    shapes = re.findall(r"dot_general.*-> tensor<([0-9x]*)xf32>", text)
+    return {int(shape.split("x")[0]) if shape.count("x") == 2 else 1 for shape in shapes}
+
+
+@pytest.mark.parametrize("count, together", [(7, {7}), (8, {4}), (20, {7, 6}), (22, {6, 4})])
+def test_batches_are_of_nearly_one_size(monkeypatch, count, together):
+    """A loop over equal batches, and a smaller one after it where they don't come out even."""
+    monkeypatch.setattr(_groups, "_LIMITS", {"default": _groups._Limits(10**9, batch=7 * 8 * 8)})
+    assert multiplied_at_once(count, 8, "cpu") == together
+
+
+@pytest.mark.parametrize(
+    "platform, size, together",
+    [
+        ("cpu", 64, {16}),
+        ("cpu", 256, {1}),
+        ("tpu", 64, {32}),
+        ("tpu", 512, {16}),
+        ("tpu", 1024, {1}),
+        ("cuda", 1024, {6, 2}),
+        ("cuda", 2048, {1}),
+    ],
+)
+def test_small_matrices_run_together_and_large_ones_in_turn(platform, size, together):
+    assert multiplied_at_once(32, size, platform) == together
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 6), (3, 0, 6), (1, 0, 0)], ids=str)
+def test_empty_stacks_come_back(shape):
+    (result,) = _groups.map_stacks(mo.newton_schulz(), [jnp.zeros(shape)])
+    assert result.shape == shape
 
 
 def test_the_program_grows_with_shapes_and_not_with_layers():

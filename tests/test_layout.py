@@ -100,6 +100,7 @@ def test_split_cuts_the_output_axis(axes: str, axis: int) -> None:
     blocks = mo.Layout(axes, split=(3, 2, 1)).to_matrices(array)
     for block, part in zip(blocks, np.split(array, [3, 5], axis=axis), strict=True):
         np.testing.assert_array_equal(block, mo.Layout(axes).to_matrices(part)[0])
+    np.testing.assert_array_equal(mo.Layout(axes, split=(3, 2, 1)).from_matrices(blocks, shape), array)
 
 
 def test_blocks_of_a_split_are_orthogonalized_and_scaled_apart() -> None:

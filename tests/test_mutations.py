@@ -30,6 +30,7 @@ CACHED = [
 
 
 def forget() -> None:
+    jax.clear_caches()  # Equal orthogonalizers share what jit has traced, mutated or not.
     for function in CACHED:
         function.cache_clear()
 
@@ -40,7 +41,7 @@ def replace_split_step(patch: pytest.MonkeyPatch, split_step: Callable[[Step, ja
 
 
 def without_restarts(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(_gram_newton_schulz, "restart_steps", lambda steps, dtype: ())
+    patch.setattr(_gram_newton_schulz, "restart_steps", lambda coefficients, dtype: ())
 
 
 def with_a_rounded_coefficient(index: int, dtype: str) -> Mutation:
@@ -87,7 +88,7 @@ def divided_by(norm: Callable[[jax.Array], jax.Array]) -> Mutation:
 
     def change(begin: Start) -> Start:
         X = begin.X.astype(begin.norm.dtype)
-        return Start(begin.X, (_start.gram(begin.X) / norm(X) ** 2).astype(begin.X.dtype), norm(X))
+        return Start(begin.X, _start.gram(begin.X) / norm(X) ** 2, norm(X))
 
     return replace_start(change)
 
@@ -104,14 +105,13 @@ def with_two_gram_matrices(patch: pytest.MonkeyPatch) -> None:
     """``b A`` takes the Gram matrix as accumulated, and ``c A^2`` the rounded one."""
 
     def direct_newton_schulz(begin: Start, coefficients: Coefficients) -> jax.Array:
-        X, A, norm = begin
-        exact = A.astype(norm.dtype)
+        X, exact, norm = begin
         Y = jnp.zeros_like(X)
         for index, (a, b, c) in enumerate(coefficients):
             if index > 0:
                 X = Y.astype(X.dtype)
                 exact = _start.gram(X)
-                A = exact.astype(X.dtype)
+            A = exact.astype(X.dtype)
             center = _step._center(b, c)
             identity = jnp.eye(A.shape[-1], dtype=exact.dtype)
             B = (b * exact + c * _precision.multiply(A, A) - center * identity).astype(X.dtype)

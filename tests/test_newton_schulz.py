@@ -264,6 +264,20 @@ def test_auto_takes_the_cheaper_method(dtype: str, short: int, aspect: int, want
         assert 0.85 * cost("auto") <= min(cost("direct"), cost("gram"))
 
 
+@pytest.mark.parametrize("long, want", [(2650, "direct"), (2750, "gram")])
+def test_a_saving_of_fifteen_percent_decides(long: int, want: str) -> None:
+    """At 2.7 times as long as wide, 10 r + 5 products of the direct method are 6 r + 11 of Gram over 0.85."""
+    assert choose_method(mo.KELLER, 1000, long, "bfloat16") == want
+
+
+@pytest.mark.parametrize("shape", [(6, 30), (30, 6), (7, 7), (256, 1024), (1024, 256)], ids=str)
+@pytest.mark.parametrize("method", ["direct", "gram", "auto"])
+def test_it_says_what_it_multiplies(method: str, shape: tuple[int, int]) -> None:
+    orthogonalizer = mo.newton_schulz(method=method)
+    counted = sum(product.multiplications for product in matrix_products(orthogonalizer, shape))
+    assert orthogonalizer.flops(*shape) == pytest.approx(2 * counted, rel=1e-12)
+
+
 def test_a_tall_matrix_is_multiplied_on_its_short_side() -> None:
     tall, wide = (matrix_products(mo.newton_schulz(method="direct"), shape) for shape in ((30, 6), (6, 30)))
     assert sum(product.multiplications for product in tall) == sum(product.multiplications for product in wide)

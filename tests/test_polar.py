@@ -29,6 +29,13 @@ def test_every_singular_value_becomes_one_or_stays_zero(spectrum: str) -> None:
     np.testing.assert_allclose(got, [1.0] * present + [0.0] * (8 - present), atol=1e-5)
 
 
+def test_the_size_of_a_batch_does_not_decide_which_directions_are_there() -> None:
+    """In float32, 3 eps = 3.6e-7 of the largest singular value is no direction any more; 300 eps would be 3.6e-5."""
+    alone = oracle.with_spectrum([1.0, 2e-5], 2, 3).astype(np.float32)
+    got = np.linalg.svd(np.asarray(polar(np.stack([alone] * 300)), np.float64), compute_uv=False)
+    np.testing.assert_allclose(got, np.ones((300, 2)), atol=1e-5)
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_a_deficient_matrix_gives_its_partial_isometry(rank: int) -> None:
     given = oracle.with_spectrum(np.linspace(1.0, 0.5, rank), 8, 12).astype(np.float32)

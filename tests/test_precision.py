@@ -33,7 +33,7 @@ def test_near_one_multiplies_by_a_power_of_two(dtype: str) -> None:
     assert ((np.abs(got).max(axis=(-2, -1)) >= 1) & (np.abs(got).max(axis=(-2, -1)) < 2)).all()
 
 
-@pytest.mark.parametrize("result", ["float32", "bfloat16"])
+@pytest.mark.parametrize("result", FLOATS)
 @pytest.mark.parametrize(
     "dtype, powers",
     [
@@ -50,6 +50,11 @@ def test_any_power_of_two_gives_the_same_bits(dtype: str, powers: tuple[int, ...
     got = np.asarray(near_one(jnp.asarray(stack), FLOATS[result]), np.float32)
     alone = np.asarray(near_one(jnp.asarray(given)[None], FLOATS[result]), np.float32)
     np.testing.assert_array_equal(got, np.broadcast_to(alone, got.shape))
+
+
+def test_the_largest_numbers_of_float32_come_near_one() -> None:
+    given = np.array([[1.5 * 2.0**127, -(2.0**126)]], np.float32)
+    np.testing.assert_array_equal(near_one(jnp.asarray(given), jnp.float32), [[3.0, -1.0]])
 
 
 @pytest.mark.parametrize("power", [-100, -60, -50, 51, 57, 100])
@@ -97,6 +102,7 @@ def test_float64_at_any_scale() -> None:
         got = near_one(jnp.asarray(stack), jnp.float64)
         assert got.dtype == jnp.float64
         np.testing.assert_allclose(got, np.stack([given / np.abs(given).max()] * 4), rtol=RTOL["float64"])
+        np.testing.assert_array_equal(near_one(jnp.zeros((2, 3)), jnp.float64), np.zeros((2, 3)))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -110,10 +116,15 @@ def test_products_are_summed_in_float32(dtype: str) -> None:
     assert float(product[0, 0]) == 4096 + 2.0**-8
 
 
-def test_products_ask_for_full_precision() -> None:
-    """CPU multiplies float32 exactly anyway; a TPU or a TF32 GPU does so only where it is told to."""
-    (product,) = matrix_products(multiply, (2, 3, 3), (2, 3, 3))
-    assert product.is_exact
+@pytest.mark.parametrize("dtype, asks", [("float32", True), ("bfloat16", False), ("float16", False)])
+def test_products_ask_for_full_precision_where_it_matters(dtype: str, asks: bool) -> None:
+    """CPU multiplies float32 exactly anyway; a TPU or a TF32 GPU does so only where it is told to.
+
+    Products of 16-bit numbers are exact in float32, and a TPU that is told so multiplies them in several passes.
+    """
+    (product,) = matrix_products(lambda *pair: multiply(*(each.astype(dtype) for each in pair)), (2, 3, 3), (2, 3, 3))
+    assert product.operands == (dtype, dtype)
+    assert product.is_exact == asks
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -20,7 +20,7 @@ NORMS = {
 
 
 @pytest.mark.parametrize("kind", NORMS)
-@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (5, 5), (3, 4, 6)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (5, 5), (3, 4, 6), (3, 6, 4)], ids=str)
 def test_gram_and_norm_are_those_of_the_normalized_matrix(shape: tuple[int, ...], kind: str) -> None:
     given = 1e-20 * oracle.gaussian(*shape).astype(np.float32)
     X, gram, norm = start(jnp.asarray(given), jnp.float32, kind)
@@ -28,7 +28,15 @@ def test_gram_and_norm_are_those_of_the_normalized_matrix(shape: tuple[int, ...]
     assert oracle.relative_error(np.asarray(X, np.float64) / norm, want) <= RTOL["float32"]
     turned = np.swapaxes(want, -1, -2)
     products = want @ turned if shape[-2] <= shape[-1] else turned @ want
+    assert gram.shape[-1] == min(shape[-2:])
     assert oracle.relative_error(gram, products) <= RTOL["float32"]
+
+
+def test_only_the_matrix_is_rounded_to_the_dtype_of_products() -> None:
+    X, gram, norm = start(jnp.asarray(oracle.gaussian(4, 9), jnp.float32), jnp.bfloat16, "frobenius")
+    assert (X.dtype, gram.dtype, norm.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+    exact = np.asarray(X, np.float64) / norm
+    assert oracle.relative_error(gram, exact @ exact.T) <= RTOL["float32"]
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (4, 4)], ids=str)

@@ -3,10 +3,12 @@
 import csv
 import hashlib
 import importlib.util
+import logging
 import re
-import subprocess
+import signal
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,16 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import processes
 import pytest
 
 import muon_optax as mo
 
-FILE = Path(__file__).parents[1] / "examples" / "train_gpt.py"
 STEPS = 20  # of the tiny preset; a checkpoint every second step
 
 
 def load_example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_gpt", FILE)
+    spec = importlib.util.spec_from_file_location("train_gpt", processes.EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -37,6 +39,15 @@ def read_metrics(output: Path) -> dict[str, list[dict[str, str]]]:
     with open(output / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [row for row in rows if row["optimizer"] == name] for name in ("adamw", "muon")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings_of_the_process() -> Iterator[None]:
+    """A program sets them for good; here other tests follow."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +153,11 @@ def test_resume_continues_bit_for_bit(finished, tmp_path):
         assert max(complete) == last
         arguments = [*arguments, "--resume"]
     # What is left of a checkpoint that was being written when the machine stopped.
-    (tmp_path / "checkpoints" / f"{STEPS + 14}.orbax-checkpoint-tmp-1" / "state").mkdir(parents=True)
+    (tmp_path / "checkpoints" / f"{STEPS + 13}.orbax-checkpoint-tmp-1" / "state").mkdir(parents=True)
     assert train_gpt.main(arguments) == 0
     for name in ("metrics.csv", "sample.txt"):
         assert (tmp_path / name).read_bytes() == (finished[0] / name).read_bytes()
+    assert all(folder.name.isdigit() for folder in (tmp_path / "checkpoints").iterdir())
 
 
 def test_resume_of_a_finished_run_only_reports(finished, capsys):
@@ -252,12 +264,61 @@ def test_stops_where_the_loss_is_not_finite(tmp_path, capsys, monkeypatch):
     assert "AdamW's loss at step 1 is nan: lower --learning-rate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("step", "reported"), [(4, 5), (5, 5)], ids=["between checkpoints", "before a checkpoint"])
+def test_a_broken_gradient_is_traced_to_its_leaf_and_never_saved(finished, tmp_path, capsys, step, reported):
+    arguments = ["--preset", "tiny", "--optimizer", "adamw", "--output", str(tmp_path)]
+    real_batch, real_gradient = train_gpt.sample_batch, jax.value_and_grad
+
+    def sample_batch(text, preset, seed, k):
+        batch = real_batch(text, preset, seed, k)
+        return np.zeros_like(batch) if k == step and len(text) > 1e6 else batch  # a training batch, none of validation
+
+    def value_and_grad(loss):
+        def differentiated(parameters, tokens):
+            value, gradients = real_gradient(loss)(parameters, tokens)
+            kernel = gradients["blocks"][0]["up"]["kernel"]
+            kernel[...] = jnp.where(tokens.any(), kernel[...], jnp.nan)
+            return value, gradients
+
+        return differentiated
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(train_gpt, "sample_batch", sample_batch)
+        monkeypatch.setattr(jax, "value_and_grad", value_and_grad)
+        assert train_gpt.main(arguments) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"AdamW's loss at step {reported} is " in message
+    assert ("is nan" in message) == (reported > step)
+    assert f"the first not finite: gradients/blocks/0/up/kernel at step {step}, then" in message
+    assert {folder.name for folder in (tmp_path / "checkpoints").iterdir()} == {"2", "4"}
+    assert train_gpt.main([*arguments, "--resume"]) == 0
+    assert read_metrics(tmp_path)["adamw"] == read_metrics(finished[0])["adamw"]
+
+
+def test_sigterm_ends_the_run_after_the_step(finished, tmp_path, capsys, monkeypatch):
+    arguments = ["--preset", "tiny", "--optimizer", "adamw", "--output", str(tmp_path)]
+    real = train_gpt.sample_batch
+
+    def sample_batch(text, preset, seed, k):
+        if k == 8:
+            signal.raise_signal(signal.SIGTERM)
+        return real(text, preset, seed, k)
+
+    monkeypatch.setattr(train_gpt, "sample_batch", sample_batch)
+    with pytest.raises(SystemExit, match="143"):
+        train_gpt.main(arguments)
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert last_line == "AdamW stopped by SIGTERM after step 8, all saved: --resume goes on"
+    assert max(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir()) == 9
+    assert train_gpt.main([*arguments, "--resume"]) == 0
+    assert read_metrics(tmp_path)["adamw"] == read_metrics(finished[0])["adamw"]
+
+
 def test_command_explains_itself_without_a_traceback(tmp_path):
-    command = [sys.executable, FILE, "--text", tmp_path / "nowhere", "--output", tmp_path / "out"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("train_gpt.py: error: --text")
-    assert ended.stderr.count("\n") == 1
+    status, _, errors = processes.finish(processes.start("--text", tmp_path / "nowhere", "--output", tmp_path / "out"))
+    assert status == 2
+    assert errors.startswith("train_gpt.py: error: --text")
+    assert errors.count("\n") == 0
 
 
 def test_holds_out_whole_files(tmp_path):

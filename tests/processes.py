@@ -1,0 +1,39 @@
+"""The main example in a process of its own, where a test may kill it or take its disk away."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "train_gpt.py"
+PATIENCE = 300  # seconds, after which a process that hangs is killed
+
+
+def start(*arguments: str | Path, cache: Path | None = None, under: tuple = (), **options) -> subprocess.Popen:
+    """The example on one CPU device; `cache` holds what was compiled before, the command `under` starts it."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    if cache is not None:
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        environment["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen([*under, sys.executable, EXAMPLE, *arguments], env=environment, text=True, **streams)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    """The exit status and what was printed on the two streams, progress bars left out."""
+    try:
+        printed, errors = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    lines = [line for line in (errors or "").replace("\r", "\n").splitlines() if line and "%|" not in line]
+    return process.returncode, printed, "\n".join(lines)
+
+
+def obey_permissions() -> None:
+    """For `preexec_fn`: takes root's right to write to what is read-only (Linux; elsewhere run as another user)."""
+    drop_from_bounding_set, override_permissions = 24, 1  # prctl's PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+    if os.geteuid() == 0:
+        ctypes.CDLL(None).prctl(drop_from_bounding_set, override_permissions)

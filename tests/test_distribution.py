@@ -1,0 +1,265 @@
+"""What is shipped: wheel and sdist in a clean environment, nothing else imported, no code run from what is read."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import venv
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_benchmarks import run as run_benchmark
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RUNTIME = {"jax", "numpy", "optax"}
+NEEDED_BY_TESTS = [
+    "README.md",
+    ".ci/run",
+    ".github/workflows/*.yml",
+    "benchmarks/*.py",
+    "docs/*.md",
+    "examples/*.py",
+    "notebooks/*.ipynb",
+    "tests/*.py",
+    "tests/golden/*",
+]
+NOT_RUNTIME = {"chex", "equinox", "flax", "haiku", "hypothesis", "matplotlib", "orbax", "pytest", "torch", "tqdm"}
+
+
+def run(*command: str | Path, folder: Path) -> str:
+    """What a program prints that is started in ``folder``, with nothing of this environment on its path."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment["JAX_PLATFORMS"] = "cpu"
+    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def build(source: Path, kind: str, output: Path) -> Path:
+    """The one file that the build backend makes of ``source``, in an isolated environment that pip fills."""
+    run(sys.executable, "-m", "build", f"--{kind}", "--outdir", output, source, folder=output.parent)
+    (built,) = output.iterdir()
+    return built
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(ROOT, "wheel", tmp_path_factory.mktemp("build") / "wheel")
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The one folder that the sdist unpacks to."""
+    folder = tmp_path_factory.mktemp("build")
+    with tarfile.open(build(ROOT, "sdist", folder / "sdist")) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    (top,) = (folder / "unpacked").iterdir()
+    return top
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_its_metadata(wheel: Path) -> None:
+    files = contents(wheel)
+    info = f"muon_optax-{PROJECT['version']}.dist-info"
+    shipped = {name for name in files if not name.startswith(f"{info}/")}
+    here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "muon_optax").rglob("*.py")}
+    assert shipped == here | {"muon_optax/py.typed"}
+    assert f"{info}/licenses/LICENSE" in files
+    metadata = Parser().parsestr(files[f"{info}/METADATA"].decode())
+    assert metadata["Version"] == PROJECT["version"]
+    required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert {re.match(r"[\w-]+", line)[0] for line in required} == RUNTIME
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_what_the_tests_need(unpacked: Path) -> None:
+    assert unpacked.name == f"muon_optax-{PROJECT['version']}"
+    present = {path.relative_to(unpacked) for path in unpacked.rglob("*")}
+    for pattern in NEEDED_BY_TESTS:
+        expected = {path.relative_to(ROOT) for path in ROOT.glob(pattern)}
+        assert expected
+        assert expected - present == set()
+
+
+@pytest.mark.slow
+def test_the_sdist_builds_the_same_wheel(wheel: Path, unpacked: Path, tmp_path: Path) -> None:
+    rebuilt = build(unpacked, "wheel", tmp_path / "wheel")
+    assert rebuilt.name == wheel.name
+    assert contents(rebuilt) == contents(wheel)
+
+
+TRAINING = f"""
+import importlib.metadata, importlib.util, json, sys
+from pathlib import Path
+import jax, jax.numpy as jnp, optax
+import muon_optax as mo
+
+x = jax.random.normal(jax.random.key(0), (32, 16))
+params = {{"dense": {{"kernel": 0.1 * jax.random.normal(jax.random.key(1), (16, 8)), "bias": jnp.zeros(8)}}}}
+optimizer = mo.muon(5e-2)
+
+def loss(params):
+    return jnp.mean((x @ params["dense"]["kernel"] + params["dense"]["bias"] - x[:, :8]) ** 2)
+
+@jax.jit
+def step(params, state):
+    value, gradients = jax.value_and_grad(loss)(params)
+    updates, state = optimizer.update(gradients, state, params)
+    return optax.apply_updates(params, updates), state, value
+
+state, losses = optimizer.init(params), []
+for _ in range(20):
+    params, state, value = step(params, state)
+    losses.append(float(value))
+print(json.dumps({{
+    "losses": losses,
+    "file": mo.__file__,
+    "typed": Path(mo.__file__).with_name("py.typed").exists(),
+    "versions": [mo.__version__, importlib.metadata.version("muon_optax")],
+    "prefix": sys.prefix,
+    "present": [name for name in {sorted(NOT_RUNTIME)} if importlib.util.find_spec(name) or name in sys.modules],
+    "labels": mo.label_params(params),
+}}))
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_trains_where_only_its_dependencies_are_installed(wheel: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel, folder=tmp_path)
+    seen: dict[str, Any] = json.loads(run(python, "-W", "error", "-c", TRAINING, folder=tmp_path))
+    assert seen["present"] == []
+    assert Path(seen["prefix"]) == tmp_path / "venv"
+    assert Path(seen["file"]).is_relative_to(tmp_path / "venv")
+    assert seen["typed"]
+    assert seen["versions"] == [PROJECT["version"]] * 2
+    assert seen["labels"] == {"dense": {"kernel": "muon", "bias": "adamw"}}
+    assert seen["losses"][-1] < 0.5 * seen["losses"][0]
+
+
+IMPORT = """
+import sys, json
+import jax, numpy, optax
+before = set(sys.modules)
+import muon_optax
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def test_importing_loads_nothing_but_the_package_on_top_of_its_dependencies() -> None:
+    loaded = json.loads(run(sys.executable, "-c", IMPORT, folder=ROOT))
+    assert "muon_optax._muon" in loaded
+    assert {name.split(".")[0] for name in loaded} <= RUNTIME | {"muon_optax"} | sys.stdlib_module_names
+
+
+@pytest.mark.slow
+def test_import_time_names_the_programs_and_every_file(tmp_path: Path) -> None:
+    rows = run_benchmark("import_time", tmp_path, "--quick")["rows"]
+    assert [row["program"] for row in rows if row["table"] == "programs"] == [
+        "import optax",
+        "import optax, muon_optax",
+        "import muon_optax, after import optax",
+    ]
+    assert all(0 < row["least ms"] <= row["ms"] <= row["most ms"] for row in rows if row["table"] == "programs")
+    modules = {path.stem for path in (ROOT / "muon_optax").glob("*.py")} - {"__init__"}
+    assert {row["module"] for row in rows[3:]} == {"muon_optax", *(f"muon_optax.{name}" for name in modules)}
+
+
+# What turns data into code or starts programs: modules, and calls by the last part of their name.
+MODULES = {"cloudpickle", "code", "ctypes", "dill", "importlib", "joblib", "marshal", "multiprocessing"}
+MODULES |= {"pickle", "runpy", "shelve", "subprocess", "torch", "yaml"}
+BUILT_IN = {"__import__", "compile", "eval", "exec"}
+CALLS = {"exec_module", "execv", "execvp", "import_module", "popen", "spawnv", "system"}
+FILES = {"fromfile", "genfromtxt", "load", "loadtxt", "memmap", "open", "read_bytes", "read_text"}
+
+
+def called_name(node: ast.AST) -> str:
+    return ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+
+
+def code_from_data(source: str) -> list[str]:
+    """What in ``source`` could run what was read as data, one line each."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            names = [f"import {name}" for name in modules if name.split(".")[0] in MODULES]
+        elif isinstance(node, ast.Call):
+            called = called_name(node)
+            names = [called] if called in BUILT_IN or called.split(".")[-1] in CALLS else []
+            names += [keyword.arg for keyword in node.keywords if keyword.arg == "allow_pickle"]
+        found += [f"line {node.lineno}: {name}" for name in names]
+    return found
+
+
+@pytest.mark.parametrize(
+    "source, found",
+    [
+        ("import pickle", "line 1: import pickle"),
+        ("from importlib.machinery import SourceFileLoader", "line 1: import importlib.machinery"),
+        ("import numpy as np\nnp.load('x', allow_pickle=True)", "line 2: allow_pickle"),
+        ("eval('1 + 1')", "line 1: eval"),
+        ("def f(text):\n    return exec(text)", "line 2: exec"),
+        ("import os\nos.system('ls')", "line 2: os.system"),
+        ("__import__('os').popen('ls')", "line 1: __import__('os').popen"),
+    ],
+)
+def test_the_scan_finds(source: str, found: str) -> None:
+    assert found in code_from_data(source)
+
+
+def test_the_scan_finds_no_more() -> None:
+    assert code_from_data("import json, re\nre.compile('a')\njax.jit(f).lower(x).compile()\njax.eval_shape(f)") == []
+
+
+@pytest.mark.parametrize(
+    "file",
+    sorted([*ROOT.glob("muon_optax/**/*.py"), *ROOT.glob("examples/*.py")]),
+    ids=lambda file: f"{file.parent.name}/{file.name}",
+)
+def test_nothing_runs_what_it_reads(file: Path) -> None:
+    assert code_from_data(file.read_text()) == []
+
+
+def test_the_package_reads_no_file() -> None:
+    sources = [file.read_text() for file in ROOT.glob("muon_optax/**/*.py")]
+    called = {called_name(node).split(".")[-1] for source in sources for node in ast.walk(ast.parse(source))}
+    assert "matmul" in called
+    assert called & FILES == set()
+
+
+def test_checkers_and_the_build_backend_are_pinned() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    pinned = [*PROJECT["optional-dependencies"]["dev"], *pyproject["build-system"]["requires"]]
+    assert len(pinned) >= 3
+    for requirement in pinned:
+        assert re.fullmatch(r"[\w\[\]-]+==[\d.]+", requirement), requirement
+
+
+def test_the_workflows_may_only_read_and_pin_what_they_use() -> None:
+    files = list(ROOT.glob(".github/workflows/*.yml"))
+    assert files
+    for file in files:
+        text = file.read_text()
+        assert re.findall(r"^ *permissions:\n((?: +\S.*\n)+)", text, re.MULTILINE) == ["  contents: read\n"]
+        assert "secrets." not in text
+        assert text.count("persist-credentials: false") == text.count("actions/checkout@") == 1
+        used = re.findall(r"uses: (.+)", text)
+        assert used
+        for action in used:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v[\d.]+", action), action

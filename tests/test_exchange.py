@@ -1,0 +1,293 @@
+"""How matrices travel: packed and unpacked without loss, in few collectives, in the dtype of the products."""
+
+import math
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+from meshes import (
+    LAYOUTS,
+    ONE_STEP,
+    SHAPES,
+    assert_near,
+    mesh_of,
+    random_tree,
+    shardings,
+    unsharded,
+    updated,
+)
+
+import muon_optax as mo
+from muon_optax import _exchange
+from muon_optax._exchange import _divide, _from_rows, _join, _to_rows, exchange
+from muon_optax._groups import map_stacks
+from muon_optax._layout import Layout
+from muon_optax._routes import Kind, find_routes, row_count, row_view
+
+SIZES = {"x": 2, "y": 3, "z": 2}
+
+
+@contextmanager
+def in_numpy():
+    """Packing only moves numbers, and NumPy moves them without compiling a program for every shape."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_exchange, "jnp", np)
+        yield
+
+
+@st.composite
+def divided(draw):
+    """How an array of 1 to 4 axes is divided over a mesh, and the shape of its pieces."""
+    ndim = draw(st.integers(1, 4))
+    dims = [()] * ndim
+    for axis in draw(st.permutations(list(SIZES)))[: draw(st.integers(0, 3))]:
+        position = draw(st.integers(0, ndim - 1))
+        dims[position] = (*dims[position], axis)
+    return tuple(dims), tuple(draw(st.integers(1, 3)) for _ in range(ndim))
+
+
+def pieces_in_numpy(whole, dims):
+    """The piece of every device, in the order of the mesh axes that ``dims`` name, straight from the definition."""
+    present = [axis for axis in SIZES if any(axis in part for part in dims)]
+    pieces = []
+    for device in np.ndindex(*(SIZES[axis] for axis in present)):
+        where = dict(zip(present, device, strict=True))
+        piece = whole
+        for position, part in enumerate(dims):
+            for axis in part:
+                piece = np.split(piece, SIZES[axis], axis=position)[where[axis]]
+        pieces.append(piece)
+    return np.stack(pieces)
+
+
+@settings(max_examples=200)
+@given(divided())
+def test_joining_and_dividing_follow_the_mesh(drawn):
+    dims, piece = drawn
+    shape = [size * math.prod(SIZES[axis] for axis in part) for size, part in zip(piece, dims, strict=True)]
+    whole = np.arange(math.prod(shape)).reshape(shape)
+    with in_numpy():
+        pieces = _divide(whole, dims, SIZES)
+        np.testing.assert_array_equal(pieces, pieces_in_numpy(whole, dims))
+        np.testing.assert_array_equal(_join(pieces, dims, SIZES), whole)
+
+
+def kind_of(letters, shape):
+    return Kind(Layout(letters), shape, ((),) * len(shape), ((),) * len(shape), (), "float32")
+
+
+@settings(max_examples=200)
+@given(
+    letters=st.sampled_from(["io", "oi", "ioo", "iio", "iiio"]),
+    lead=st.lists(st.integers(1, 3), max_size=2),
+    width=st.sampled_from([1, 2, 3, 4, 6, 8]),
+    data=st.data(),
+)
+def test_rows_hold_every_element_of_a_piece_once(letters, lead, width, data):
+    piece = tuple(data.draw(st.integers(1, 6)) for _ in letters)
+    kind = kind_of(letters, piece)
+    pieces = np.arange(1, 1 + math.prod([*lead, *piece]), dtype=np.float32).reshape(*lead, *piece)
+    with in_numpy():
+        rows = _to_rows(pieces, kind, width)
+        np.testing.assert_array_equal(_from_rows(rows, kind, piece), pieces)
+    assert rows.shape == (*lead, row_count(kind, "there", width, {}), width)
+    assert sorted(rows[rows > 0].tolist()) == pieces.reshape(-1).tolist()
+
+
+def test_panels_of_a_piece_lie_below_each_other():
+    piece = np.arange(2 * 6, dtype=np.float32).reshape(2, 6)
+    with in_numpy():
+        rows = _to_rows(piece, kind_of("io", (2, 6)), 3)
+    np.testing.assert_array_equal(rows, np.concatenate([piece[:, :3], piece[:, 3:]]))
+    assert row_view(kind_of("ioo", (2, 3, 4)), (2, 3, 4)) == (2, 12)
+
+
+# Whole exchanges.
+
+
+def routes_of(tree, places, trip_bytes):
+    plan = mo.plan(tree, places, LAYOUTS, orthogonalizer=ONE_STEP)
+    return plan, find_routes(plan.routes.leaves, plan.routes.sizes, ONE_STEP.flops, trip_bytes)
+
+
+def test_several_trips_bring_the_same_results():
+    tree = random_tree(SHAPES, 1)
+    specs = {name: P("data") if name in ("kernel", "experts") else P() for name in SHAPES}
+    places = shardings(mesh_of(data=2, model=2), specs)
+    plan, routes = routes_of(tree, places, trip_bytes=3000)
+    assert len(routes.trips) > 1
+    assert len(plan.routes.trips) == 1
+    run = exchange(routes, plan.mesh, plan.shardings, lambda stacks: map_stacks(ONE_STEP, stacks))
+    names = [leaf.path for leaf in routes.leaves]
+    lowered = jax.jit(lambda tree: run([tree[name] for name in names])).lower(jax.device_put(tree, places))
+    results = lowered.compile()(jax.device_put(tree, places))
+    assert_near(dict(zip(names, results, strict=True)), unsharded())
+    # A trip starts when the one before has ended.
+    text = lowered.as_text()
+    assert text.count("stablehlo.optimization_barrier") == len(routes.trips) - 1
+    assert text.count("stablehlo.all_gather") == sum(len(trip.back) for trip in routes.trips)
+
+
+@st.composite
+def placements(draw):
+    """A mesh, for each of the parameters mesh axes that need not divide it, and an axis to spread momentum over."""
+    axes = draw(
+        st.sampled_from([{"x": 2, "y": 2, "z": 2}, {"x": 4, "y": 2}, {"x": 3, "y": 2}, {"x": 5}, {"x": 1, "y": 7}])
+    )
+    specs = {}
+    for name, shape in SHAPES.items():
+        parts = [()] * len(shape)
+        for axis in draw(st.permutations(list(axes)))[: draw(st.integers(0, len(axes)))]:
+            position = draw(st.integers(0, len(shape) - 1))
+            parts[position] = (*parts[position], axis)
+        specs[name] = P(*parts)
+    return axes, specs, draw(st.sampled_from([None, *axes]))
+
+
+@pytest.mark.slow
+@settings(max_examples=25)
+@given(placements())
+def test_any_placement_brings_the_same_results(drawn):
+    axes, specs, over = drawn
+    tree = random_tree(SHAPES, 1)
+    plan = mo.plan(tree, shardings(mesh_of(**axes), specs), LAYOUTS, orthogonalizer=ONE_STEP, over=over)
+    assert_near(updated(mo.orthogonalize(ONE_STEP, layouts=LAYOUTS, shardings=plan), tree), unsharded())
+
+
+def test_devices_with_programs_of_their_own():
+    """Five shapes on four devices: no two have the same to do."""
+    shapes = {name: (8, 4 * (index + 1)) for index, name in enumerate("abcde")}
+    tree = random_tree(shapes, 7)
+    places = shardings(mesh_of(data=4), dict.fromkeys(shapes, P("data")))
+    (trip,) = mo.plan(tree, places, orthogonalizer=ONE_STEP).routes.trips
+    assert len(trip.classes) == 4
+    assert_near(updated(mo.orthogonalize(ONE_STEP, shardings=places), tree), updated(mo.orthogonalize(ONE_STEP), tree))
+
+
+def test_blocks_of_fused_projections_have_owners_of_their_own():
+    """Two layers of two blocks on four devices: one block each."""
+    tree, layouts = random_tree({"fused": (2, 8, 12)}, 8), {"fused": mo.Layout("bio", split=(6, 6))}
+    places = shardings(mesh_of(data=4), {"fused": P(None, "data")})
+    plan = mo.plan(tree, places, layouts, orthogonalizer=ONE_STEP)
+    assert set(plan.routes.loads) == {ONE_STEP.flops(8, 6)}
+    updates = updated(mo.orthogonalize(ONE_STEP, layouts=layouts, shardings=plan), tree)
+    assert_near(updates, updated(mo.orthogonalize(ONE_STEP, layouts=layouts), tree))
+
+
+def test_many_matrices_of_one_shape_take_one_collective_each_way():
+    def collectives(layers, coefficients):
+        tree = {str(layer): np.ones((8, 8), np.float32) for layer in range(layers)}
+        places = shardings(mesh_of(data=4), dict.fromkeys(tree, P("data")))
+        transform = mo.orthogonalize_via_newton_schulz(coefficients, shardings=places)
+        text = jax.jit(transform.update).lower(tree, transform.init(tree)).as_text()
+        return [
+            text.count(f"stablehlo.{name}") for name in ("all_to_all", "all_gather", "all_reduce", "reduce_scatter")
+        ]
+
+    assert collectives(4, mo.CUBIC[:1]) == collectives(12, mo.CUBIC[:4]) == [2, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "update, products, wire",
+    [
+        ("float32", "bfloat16", "bf16"),
+        ("float32", "float32", "f32"),
+        ("bfloat16", "float32", "bf16"),
+        ("float16", "bfloat16", "f16"),
+        ("float32", "float16", "f32"),
+        ("float32", None, "f32"),
+    ],
+)
+def test_matrices_travel_in_the_dtype_of_the_products_if_that_is_narrower_and_wide_enough(update, products, wire):
+    tree = {"kernel": np.ones((16, 32), jnp.dtype(update))}
+    place = shardings(mesh_of(data=8), {"kernel": P("data")})
+    orthogonalizer = mo.newton_schulz(mo.CUBIC[:1], dtype=jnp.dtype(products)) if products else mo.polar_factor()
+    transform = mo.orthogonalize(orthogonalizer, shardings=place)
+    text = jax.jit(transform.update).lower(tree, transform.init(tree)).as_text()
+    sent = [line for line in text.splitlines() if "stablehlo.all_to_all" in line]
+    assert len(sent) == 2
+    assert all(f"x{wire}>) ->" in line for line in sent)
+
+
+def test_an_orthogonalizer_that_changes_a_shape_is_refused_on_a_mesh_too():
+    place = shardings(mesh_of(data=2), {"kernel": P("data")})
+    transform = mo.orthogonalize(lambda matrices: matrices[..., :1], shardings=place)
+    with pytest.raises(TypeError, match=r"changed the shape \(.*4, 4\) to \(.*4, 1\)"):
+        updated(transform, {"kernel": np.ones((4, 4), np.float32)})
+
+
+# What XLA's partitioner says on the C++ side of standard error.
+
+COMPLAINT = "Involuntary full rematerialization"
+
+PROGRAM = """
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from meshes import AUTO, EXPLICIT, LAYOUTS, ONE_STEP, given, mesh_of, random_tree, shardings, updated
+import muon_optax as mo
+from test_mesh import PLACEMENTS, SHAPES, placed
+
+def lower(kind, places, plan):
+    params = jax.device_put(random_tree(SHAPES, 1), places)
+    optimizer = mo.muon(0.1, layouts=LAYOUTS, orthogonalizer=ONE_STEP, shardings=given(kind, plan))
+    state = mo.init_sharded(optimizer, params, plan)
+    own = (places, mo.state_shardings(optimizer, params, plan))
+    jax.jit(optimizer.update, out_shardings=own).lower(params, state, params).compile()
+
+for name, (axes, specs) in PLACEMENTS.items():
+    kind = EXPLICIT if name == "three axes" else AUTO
+    places = placed(kind, axes, specs)
+    lower(kind, places, mo.plan(random_tree(SHAPES, 1), places, LAYOUTS, orthogonalizer=ONE_STEP))
+places = placed(AUTO, {"data": 4, "model": 2}, {"kernel": P("model"), "query": P(None, "model")})
+lower(AUTO, places, mo.plan(random_tree(SHAPES, 1), places, LAYOUTS, orthogonalizer=ONE_STEP, over="data"))
+print("compiled")
+"""
+
+
+def printed_by(program):
+    """What a process prints on its two streams, C++ included."""
+    folder = Path(__file__).parent
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(folder), "JAX_COMPILATION_CACHE_DIR": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_nothing_is_gathered_against_the_will_of_the_partitioner():
+    output, errors = printed_by(PROGRAM)
+    assert output.endswith("compiled\n")
+    assert COMPLAINT not in errors
+
+
+GATHERING = """
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from meshes import mesh_of
+
+mesh = mesh_of(data=4, model=2)
+before, after = NamedSharding(mesh, P(None, "data", "model")), NamedSharding(mesh, P(("data", "model")))
+move = jax.jit(lambda stack: jax.lax.with_sharding_constraint(stack + 1, after) * 2)
+move.lower(jax.ShapeDtypeStruct((8, 16, 32), jnp.float32, sharding=before)).compile()
+"""
+
+
+@pytest.mark.slow
+def test_the_complaint_is_seen_where_there_is_one():
+    """What this library does by hand, left to the partitioner in one hop."""
+    assert COMPLAINT in printed_by(GATHERING)[1]

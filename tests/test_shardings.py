@@ -1,0 +1,204 @@
+"""How arrays lie on a mesh, as tuples of mesh axes: from shardings and back, and what is refused on the way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from meshes import AUTO, EXPLICIT, mesh_of
+
+from muon_optax._shardings import (
+    dims_of,
+    in_order,
+    inside_shard_map,
+    local_shape,
+    mesh_sizes,
+    padded_shape,
+    shardings_of,
+    spec_of,
+    spread,
+    typed_sharding,
+)
+
+SIZES = {"data": 4, "one": 1, "model": 2}
+MESH = AbstractMesh(tuple(SIZES.values()), tuple(SIZES))
+
+
+@pytest.mark.parametrize(
+    "spec, ndim, dims",
+    [
+        (P(), 2, ((), ())),
+        (P("data"), 3, (("data",), (), ())),
+        (P(None, ("model", "data")), 2, ((), ("model", "data"))),
+        (P(("one", "data"), "model"), 2, (("data",), ("model",))),
+        (P("data", None), 1, (("data",),)),
+        (P(), 0, ()),
+    ],
+    ids=str,
+)
+def test_dims_name_the_mesh_axes_that_divide(spec, ndim, dims):
+    assert dims_of("w", NamedSharding(MESH, spec), ndim) == dims
+
+
+@pytest.mark.parametrize("dims", [(), ((), ("data",)), (("model", "data"), ())], ids=str)
+def test_a_spec_of_dims_gives_them_back(dims):
+    assert dims_of("w", NamedSharding(MESH, spec_of(dims)), len(dims)) == dims
+    assert len(spec_of(dims)) == len(dims)
+
+
+def test_local_and_padded_shapes():
+    dims = (("model", "data"), (), ("model",))
+    assert padded_shape((9, 5, 3), dims, SIZES) == (16, 5, 4)
+    assert padded_shape((16, 5, 4), dims, SIZES) == (16, 5, 4)
+    assert local_shape((16, 5, 4), dims, SIZES) == (2, 5, 2)
+
+
+def test_mesh_axes_come_in_the_order_of_the_mesh():
+    assert in_order({"model", "data"}, SIZES) == ("data", "model")
+    assert mesh_sizes(MESH) == SIZES
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        (
+            P("data", None, "model"),
+            r"'w' has 2 axes and the sharding P\('data', None, 'model'\) on the mesh \{'data': 4",
+        ),
+        (P(P.UNCONSTRAINED, "data"), r"'w' has the sharding P\(UNCONSTRAINED, 'data'\), which leaves an axis to XLA"),
+    ],
+    ids=["more entries than axes", "unconstrained"],
+)
+def test_specs_that_tell_too_much_or_nothing_are_refused(spec, message):
+    with pytest.raises(ValueError, match=message):
+        dims_of("w", NamedSharding(MESH, spec), 2)
+
+
+def test_a_mesh_axis_used_twice_is_refused_by_jax():
+    with pytest.raises(Exception, match="duplicate entries for `data`"):
+        NamedSharding(MESH, P("data", "data"))
+
+
+# Trees of shardings.
+
+
+def test_shardings_of_a_tree_come_by_path():
+    place = NamedSharding(mesh_of(data=4), P("data"))
+    tree = {
+        "block": [place, jax.device_put(jnp.ones(4), place)],
+        "shape": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=place),
+        "none": None,
+    }
+    assert shardings_of(tree) == {"block/0": place, "block/1": place, "shape": place}
+
+
+def test_a_tree_on_one_device_is_on_no_mesh():
+    assert shardings_of({"a": jnp.ones(3), "b": jax.sharding.SingleDeviceSharding(jax.devices()[0])}) == {}
+    assert shardings_of({}) == {}
+
+
+REFUSED = {
+    "two meshes": (
+        lambda: [NamedSharding(mesh_of(data=4), P()), NamedSharding(mesh_of(data=2), P())],
+        ValueError,
+        r"'1' is on Mesh\('data': 2.*and '0' on Mesh\('data': 4.*one update runs on one mesh",
+    ),
+    "Auto and Explicit": (
+        lambda: [NamedSharding(mesh_of(AUTO, data=4), P()), NamedSharding(mesh_of(EXPLICIT, data=4), P())],
+        ValueError,
+        r"'1' is on Mesh.*Explicit.*and '0' on Mesh.*Auto",
+    ),
+    "one leaf on one device": (
+        lambda: {"bias": jnp.ones(3), "kernel": NamedSharding(mesh_of(data=4), P())},
+        ValueError,
+        r"'bias' is on SingleDeviceSharding.*give every leaf a NamedSharding on that mesh",
+    ),
+    "specs": (lambda: {"a": P("data")}, TypeError, r"'a' is P\w* and says nothing about a mesh"),
+    "text": (lambda: {"a": "data"}, TypeError, r"'a' is str and says nothing"),
+    "NumPy arrays": (lambda: {"a": np.ones(3)}, TypeError, r"'a' is ndarray and says nothing"),
+    "shapes alone": (
+        lambda: [jax.ShapeDtypeStruct((3,), jnp.float32)],
+        TypeError,
+        r"'0' is ShapeDtypeStruct and says nothing",
+    ),
+}
+
+
+@pytest.mark.parametrize("make, error, message", REFUSED.values(), ids=REFUSED)
+def test_trees_that_name_no_mesh_or_several_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        shardings_of(make())
+
+
+def test_arrays_inside_jit_carry_no_sharding():
+    place = NamedSharding(mesh_of(data=4), P("data"))
+    with pytest.raises(TypeError, match=r"'a' is \w*Tracer and says nothing.*Inside jit.*take the shardings outside"):
+        jax.jit(lambda array: shardings_of({"a": array}))(jax.device_put(jnp.ones(4), place))
+
+
+# Types.
+
+
+def seen_inside_jit(array):
+    seen = []
+    jax.jit(lambda array: seen.append(typed_sharding(array)))(array)
+    return seen[0]
+
+
+def test_only_types_of_explicit_axes_are_believed():
+    spec = P("data", None)
+    explicit = jax.device_put(jnp.ones((8, 4)), NamedSharding(mesh_of(EXPLICIT, data=4), spec))
+    for seen in (typed_sharding(explicit), seen_inside_jit(explicit)):
+        assert (seen.spec, seen.mesh.axis_sizes) == (spec, (4,))
+    assert typed_sharding(jnp.ones(3)) is None
+    assert seen_inside_jit(jax.device_put(jnp.ones((8, 4)), NamedSharding(mesh_of(AUTO, data=4), spec))) is None
+    mixed = jax.make_mesh((2, 2), ("data", "model"), axis_types=(EXPLICIT, AUTO), devices=jax.devices()[:4])
+    assert seen_inside_jit(jax.device_put(jnp.ones((8, 4)), NamedSharding(mixed, spec))) is None
+
+
+def test_code_knows_that_it_is_inside_shard_map():
+    mesh, seen = mesh_of(data=2), []
+
+    def local(array):
+        seen.append((inside_shard_map(), typed_sharding(array)))
+        return array
+
+    jax.jit(jax.shard_map(local, mesh=mesh, in_specs=P("data"), out_specs=P("data")))(jnp.ones(4))
+    assert seen == [(True, None)]
+    assert not inside_shard_map()
+    with jax.set_mesh(mesh):
+        assert not inside_shard_map()
+
+
+# Spreading momentum.
+
+
+@pytest.mark.parametrize(
+    "spec, shape, axis, kept, spread_to",
+    [
+        (P(), (8, 16), "data", "io", P(None, "data")),
+        (P(), (16, 8), "data", "io", P("data", None)),
+        (P(), (8, 8), "data", "io", P("data", None)),
+        (P(), (6, 4), "data", "io", P(None, "data")),
+        (P(), (16, 4, 8), "data", "bio", P(None, None, "data")),
+        (P(), (16, 6, 6), "data", "bio", P("data", None, None)),
+        (P("model"), (8, 4), "data", "", P(("model", "data"), None)),
+        (P("model"), (8, 8), "data", "", P("model", "data")),
+        (P(), (6, 6), "data", "io", P(None, None)),
+        (P("data"), (8, 8), "data", "io", P("data", None)),
+        (P(), (8, 8), "one", "io", P(None, None)),
+    ],
+    ids=str,
+)
+def test_momentum_is_spread_over_its_longest_axis_that_divides(spec, shape, axis, kept, spread_to):
+    sharding = NamedSharding(MESH, spec)
+    assert spec_of(spread(dims_of("w", sharding, len(shape)), shape, axis, sharding, kept)) == spread_to
+
+
+def test_explicit_axes_spread_only_what_is_whole():
+    """A gradient that is divided over one mesh axis adds to no momentum that is divided over two there."""
+    mesh = AbstractMesh(tuple(SIZES.values()), tuple(SIZES), axis_types=(AxisType.Explicit,) * 3)
+    for spec, expected in [(P("model"), P("model", "data")), (P("model", "one"), P("model", None))]:
+        sharding = NamedSharding(mesh, spec)
+        assert spec_of(spread(dims_of("w", sharding, 2), (16, 4), "data", sharding, "io")) == expected
