@@ -1,12 +1,15 @@
 """Reads a compiled program's text: how long it is, which instructions run how often, what cycles a TPU takes."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 _COMPUTATION = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) .*->.*\{\s*$")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"?(\d+)')
 _CONSTANT = re.compile(r" = [su]\d+\[\]\S* constant\((\d+)\)")
+
+Weigh: TypeAlias = Callable[[str], float]  # from an instruction's line to what it costs
 
 
 def estimated_cycles(text: str) -> int:
@@ -14,19 +17,12 @@ def estimated_cycles(text: str) -> int:
 
     Loops count by their trip counts, and of a conditional the branch that takes longest.
     """
-    computations, entry = _computations(text)
-    return _cycles(computations, entry)
+    return sum(times * _line_cycles(line) for line, times in executed(text, _line_cycles))
 
 
-def _cycles(computations: dict[str, list[str]], name: str) -> int:
-    total = 0
-    for line in computations[name]:
-        found = _CYCLES.search(line)
-        inner, repeats = _called(computations, line)
-        within = [_cycles(computations, called) for called in inner]
-        total += int(found[1]) if found else 0
-        total += max(within, default=0) if " conditional(" in line else repeats * sum(within)
-    return total
+def _line_cycles(line: str) -> int:
+    found = _CYCLES.search(line)
+    return int(found[1]) if found else 0
 
 
 def count_lines(text: str) -> int:
@@ -34,31 +30,37 @@ def count_lines(text: str) -> int:
 
     XLA also writes a table of source lines into the text, which is longer the deeper the caller's stack is.
     """
-    computations, _ = _computations(text)
+    computations, _ = computations_of(text)
     return sum(len(instructions) + 2 for instructions in computations.values())
 
 
-def executed(text: str) -> Iterator[tuple[str, int]]:
+def executed(text: str, weigh: Weigh | None = None, fused: bool = False) -> Iterator[tuple[str, int]]:
     """Each instruction that one run executes, as its line and how often.
 
-    A fusion is one instruction: what is inside has no cost of its own. Of a conditional all branches are counted.
+    A fusion is one instruction: what is inside has no cost of its own, and is only shown if ``fused``. The branches of
+    a conditional are alternatives: with ``weigh`` it is the one whose instructions weigh most, without all are shown.
 
     Raises:
         ValueError: If the trip count of a loop is not known.
     """
-    computations, entry = _computations(text)
-    yield from _executed(computations, entry, 1)
+    computations, entry = computations_of(text)
+    yield from _executed(computations, entry, 1, weigh, fused)
 
 
-def _executed(computations: dict[str, list[str]], name: str, times: int) -> Iterator[tuple[str, int]]:
+def _executed(
+    computations: dict[str, list[str]], name: str, times: int, weigh: Weigh | None, fused: bool
+) -> Iterator[tuple[str, int]]:
     for line in computations[name]:
         yield line, times
-        inner, repeats = _called(computations, line)
-        for called in inner:
-            yield from _executed(computations, called, times * repeats)
+        inner, repeats = _called(computations, line, fused)
+        parts = [list(_executed(computations, called, times * repeats, weigh, fused)) for called in inner]
+        if parts and weigh is not None and " conditional(" in line:
+            parts = [max(parts, key=lambda part: sum(count * weigh(line) for line, count in part))]
+        for part in parts:
+            yield from part
 
 
-def _called(computations: dict[str, list[str]], line: str) -> tuple[list[str], int]:
+def _called(computations: dict[str, list[str]], line: str, fused: bool) -> tuple[list[str], int]:
     """The computations that an instruction runs, and how often."""
     if " while(" in line:
         return _named(line, "body"), _trip_count(computations, line)
@@ -66,10 +68,12 @@ def _called(computations: dict[str, list[str]], line: str) -> tuple[list[str], i
         return _named(line, "to_apply"), 1
     if " conditional(" in line:
         return _named(line, "branch_computations", "true_computation", "false_computation"), 1
+    if fused and (" fusion(" in line or " async-start(" in line):
+        return _named(line, "calls"), 1
     return [], 1
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+def computations_of(text: str) -> tuple[dict[str, list[str]], str]:
     """The lines of each computation, and the name of the one that runs."""
     computations: dict[str, list[str]] = {}
     entry = current = ""

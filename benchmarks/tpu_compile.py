@@ -7,22 +7,11 @@
 One process at a time can hold libtpu. Nothing is run: no array is made.
 """
 
-import importlib.metadata
-import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# Before JAX is imported: it must not look for a TPU, and libtpu must not ask a cloud which TPU this machine has.
-os.environ.update(
-    JAX_PLATFORMS="cpu",
-    TPU_SKIP_MDS_QUERY="1",
-    TPU_ACCELERATOR_TYPE="v5litepod-4",
-    TPU_WORKER_HOSTNAMES="localhost",
-)
-
+import _tpu
 import jax
-import jax.experimental.topologies
 import optax
 from _hlo import estimated_cycles
 from _measure import compile_afresh, compile_program
@@ -64,32 +53,15 @@ NOTES = [
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parser(__doc__).parse_args(arguments)
     compile_afresh()
-    chip = first_chip()
+    chip = jax.sharding.SingleDeviceSharding(_tpu.devices_of(TOPOLOGY, "tpu_compile")[0])
     cases = QUICK if given.quick else CASES
     optimizers = {name: OPTIMIZERS[name] for name in (ON_QUICK if given.quick else OPTIMIZERS)}
 
-    libtpu = {"libtpu": importlib.metadata.version("libtpu")}
-    report = Report("tpu_compile", "TPU v5e compiler", NOTES, versions=libtpu)
+    report = Report("tpu_compile", "TPU v5e compiler", NOTES, versions=_tpu.versions())
     with Progress(len(cases) * len(optimizers), report.name) as step:
         for case, params in cases.items():
             report.rows += measure(case, place(params, chip), optimizers, step)
     finish(report, given.output)
-
-
-def first_chip() -> jax.sharding.Sharding:
-    """On the first chip of the topology; ends the program with the reason if there is no compiler for it."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise SystemExit('tpu_compile needs libtpu, the TPU compiler: pip install "jax[tpu]". It needs no TPU.')
-    try:
-        topology = jax.experimental.topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY)
-    except jax.errors.JaxRuntimeError as error:
-        if "lockfile" not in str(error):
-            raise
-        raise SystemExit(
-            "Another process holds libtpu, and one at a time can: wait until it ends. If there is none, it left "
-            "/tmp/libtpu_lockfile behind: remove that."
-        ) from error
-    return jax.sharding.SingleDeviceSharding(topology.devices[0])
 
 
 def place(tree: Any, sharding: jax.sharding.Sharding) -> Any:

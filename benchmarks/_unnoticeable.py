@@ -1,0 +1,50 @@
+"""Changes that no test can notice, because they change nothing that is promised: by file and changed line, why."""
+
+LAST_BIT = "The last bit is reached long before: one more pass changes nothing."
+LIFTED = "Larger matrices than need it may be lifted: up to 2^27 that is exact."
+COMMUTING = "Both are polynomials of one symmetric matrix, which commute: only rounding differs."
+END_TWICE = "The ends are candidates already; naming one twice changes neither the least nor the largest value."
+
+UNNOTICEABLE: dict[str, dict[str, str]] = {
+    "_coefficients": {
+        "for _ in range(101):": LAST_BIT,
+        "below, above = (below, middle) if _value(step, middle) > start else (middle, above)": (
+            "Both meet where the step passes the value, to the last bit."
+        ),
+        "rows = np.empty((0, 4))": "An array without rows is refused for that.",
+        "a, b, c = (k / (max(map(abs, step)) or 1.01) for k in step)": "Only where all three are zero, and stay so.",
+        "if discriminant <= 0:": "A double zero of the derivative is no extremum.",
+        "zeros = [sign * math.sqrt(y) for y in squares if y >= 0 for sign in (-1, 1)]": (
+            "At zero an odd polynomial has no extremum."
+        ),
+        "return [low, high, *(x for x in zeros if low <= x < high)]": END_TWICE,
+        "return [low, high, *(x for x in zeros if low < x <= high)]": END_TWICE,
+        "for _ in range(26):": LAST_BIT,
+    },
+    "_gram_newton_schulz": {
+        "half = blend(d, R, multiply(R, B))": COMMUTING,
+    },
+    "_newton_schulz": {
+        "saves = gram_products(coefficients, aspect, dtype) <= 0.85 * direct_products(coefficients, aspect)": (
+            "Where both sides are equal to the last bit, either method will do."
+        ),
+    },
+    "_precision": {
+        "exact = jnp.finfo(left.dtype).bits > 17": "No floating type has 17 bits.",
+        "return (matrices / jnp.where(largest == 0, 2, largest)).astype(dtype)": "Zero divided by 2 is zero, too.",
+        "tiny = largest <= 32 << 23": LIFTED,
+        "tiny = largest < 33 << 23": LIFTED,
+        "tiny = largest < 32 << 24": LIFTED,
+        "reciprocal = 254 - jnp.clip(exponent, 2, 253) << 23": (
+            "Only a zero matrix has an exponent below 2, and stays zero: tiny ones are lifted first."
+        ),
+        "return jnp.where(magnitude <= 2 ** 23, from_mantissa, normal)": "At the least normal number both are equal.",
+        "return jnp.where(magnitude < 2 ** 24, from_mantissa, normal)": (
+            "The least normal numbers count units of 2^-149 as the subnormal ones do."
+        ),
+    },
+    "_step": {
+        "identity = jnp.broadcast_to(jnp.eye(A.shape[-2], dtype=wide), A.shape)": "Gram matrices are square.",
+        "vertex = -b / (2 * c) if c else 1.0": "Without c the values are linear: the ends are the extremes.",
+    },
+}

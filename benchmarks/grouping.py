@@ -1,0 +1,178 @@
+"""Matrices of one shape, orthogonalized one by one or together: what the limits in muon_optax/_groups.py are set from.
+
+    python benchmarks/grouping.py                  # on this device, a minute
+    python benchmarks/grouping.py --quick          # seconds
+    pip install "jax[tpu]"                         # in an environment of its own: brings libtpu
+    PYTHONPATH=. python benchmarks/grouping.py --tpu      # through the compiler for TPUs, many minutes; needs no TPU
+
+Without an installed muon_optax, put PYTHONPATH=. in front. One process at a time can hold libtpu.
+"""
+
+import sys
+import time
+
+if "--tpu" in sys.argv:
+    import _tpu  # before JAX, which must not look for a TPU
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from _hlo import estimated_cycles
+from _measure import Program, compile_afresh, compile_program, time_interleaved
+from _optimizers import LEARNING_RATE, WEIGHT_DECAY
+from _report import Progress, Report, Row, device_name, finish, is_cpu, parser
+
+import muon_optax as mo
+from muon_optax._groups import map_matrices
+
+Matrices: TypeAlias = Sequence[jax.Array]
+Way: TypeAlias = Callable[[Matrices], Matrices]
+TOPOLOGY = "v5e:2x2"  # the smallest that the compiler knows; programs are for its first chip
+
+
+class Case(NamedTuple):
+    """So many matrices of one shape."""
+
+    matrices: int
+    rows: int
+    cols: int
+
+    def __str__(self) -> str:
+        return f"{self.matrices} of {self.rows} x {self.cols}"
+
+
+QUICK = [Case(6, 16, 16), Case(4, 24, 48)]
+ON_CPU = [Case(32, 64, 64), Case(128, 64, 64), Case(32, 128, 128), Case(16, 64, 256), Case(16, 256, 256)]
+ON_TPU = [
+    Case(32, 64, 64),
+    Case(32, 256, 256),
+    Case(24, 512, 512),
+    Case(12, 768, 768),
+    Case(16, 1024, 1024),
+    Case(24, 1024, 1024),
+    Case(8, 1024, 4096),
+    Case(24, 1024, 4096),
+]
+ON_GPU = [*ON_TPU, Case(8, 2048, 2048), Case(4, 4096, 4096)]
+ORTHOGONALIZER = mo.newton_schulz()
+REFERENCE = "one by one"
+
+NOTES = [
+    "One step: momentum with Nesterov, orthogonalization, decay and the update of the parameters, all in float32 and "
+    "with momenta and parameters donated; products in bfloat16. What differs is how the matrices are orthogonalized.",
+    "one by one: written out for each matrix. loop: over the stack of them. one batch: all at once. batches of n: a "
+    "loop over batches of n matrices. as muon_optax: what map_matrices does with them on this platform.",
+    "ratio: to one by one. compile CPU s: of all threads, tracing included; it says more than compile s where other "
+    "programs run.",
+]
+
+
+def ways(case: Case) -> dict[str, Way]:
+    """How the matrices of a group can be run."""
+    found: dict[str, Way] = {
+        REFERENCE: lambda matrices: [ORTHOGONALIZER(matrix) for matrix in matrices],
+        "loop": lambda matrices: list(jax.lax.map(ORTHOGONALIZER, jnp.stack(matrices))),
+        "one batch": lambda matrices: list(ORTHOGONALIZER(jnp.stack(matrices))),
+        "as muon_optax": partial(map_matrices, ORTHOGONALIZER),
+    }
+    for elements in (2**16, 6 * 2**20):
+        count = elements // (case.rows * case.cols)
+        if 1 < count < case.matrices:
+            found[f"batches of {count}"] = partial(_in_batches, count)
+    return found
+
+
+def _in_batches(count: int, matrices: Matrices) -> Matrices:
+    return list(jax.lax.map(ORTHOGONALIZER, jnp.stack(matrices), batch_size=count))
+
+
+def step_with(way: Way, gradients: Matrices, momenta: Matrices, params: Matrices) -> tuple[Matrices, Matrices]:
+    """``(params, momenta)`` after one step of Muon."""
+    momenta = [gradient + 0.95 * momentum for gradient, momentum in zip(gradients, momenta, strict=True)]
+    directions = way([gradient + 0.95 * momentum for gradient, momentum in zip(gradients, momenta, strict=True)])
+    return [
+        param - LEARNING_RATE * (0.2 * max(param.shape) ** 0.5 * direction + WEIGHT_DECAY * param)
+        for param, direction in zip(params, directions, strict=True)
+    ], momenta
+
+
+def compiled(case: Case, way: Way, sharding: jax.sharding.Sharding | None) -> tuple[Program, float]:
+    """The program, and the seconds of CPU time that it took."""
+    array = jax.ShapeDtypeStruct((case.rows, case.cols), jnp.float32, sharding=sharding)
+    arguments = ([array] * case.matrices,) * 3
+    started = time.process_time()
+    program = compile_program(
+        partial(step_with, way), *arguments, donate=(1, 2), platform=None if sharding is None else "tpu"
+    )
+    return program, time.process_time() - started
+
+
+def cycles_of(programs: dict[str, Program]) -> dict[str, Row]:
+    """The TPU compiler's estimates."""
+    cycles = {name: estimated_cycles(program.text) for name, program in programs.items()}
+    return {name: {"cycles": own, "ratio": own / cycles[REFERENCE]} for name, own in cycles.items()}
+
+
+def times_of(case: Case, programs: dict[str, Program], rounds: int, step: Callable[[str], None]) -> dict[str, Row]:
+    """Milliseconds on this device."""
+    gradients = [
+        jax.random.normal(key, (case.rows, case.cols)) for key in jax.random.split(jax.random.key(0), case.matrices)
+    ]
+
+    def running(program: Program) -> Callable[[], None]:
+        state = [[jnp.zeros_like(gradient) for gradient in gradients] for _ in range(2)]
+
+        def run() -> Matrices:
+            # Both are donated, so each run works on what the one before left.
+            state[1], state[0] = program.run(gradients, *state)
+            return state[1]
+
+        return run
+
+    times = time_interleaved({name: running(program) for name, program in programs.items()}, rounds, step)
+    return {
+        name: {"ms": sorted(own)[len(own) // 2]}
+        | {"ratio": sorted(a / b for a, b in zip(own, times[REFERENCE], strict=True))[len(own) // 2]}
+        for name, own in times.items()
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser(__doc__)
+    options.add_argument("--tpu", action="store_true", help="compile for a TPU v5e")
+    options.add_argument("--rounds", type=int, help="interleaved rounds of timing (default 15, with --quick 3)")
+    given = options.parse_args(arguments)
+    compile_afresh()
+    rounds = given.rounds or (3 if given.quick else 15)
+    cases = QUICK if given.quick else ON_TPU if given.tpu else ON_CPU if is_cpu() and not given.full else ON_GPU
+    if given.tpu:
+        chip = jax.sharding.SingleDeviceSharding(_tpu.devices_of(TOPOLOGY, "grouping --tpu")[0])
+        report = Report("grouping", "TPU v5e compiler", [*NOTES, "Not run."], versions=_tpu.versions())
+    else:
+        chip = None
+        report = Report("grouping", device_name(), [*NOTES, f"ms: median of {rounds} interleaved rounds."])
+
+    total = sum(len(ways(case)) + (0 if given.tpu else rounds) for case in cases)
+    with Progress(total, report.name) as step:
+        for case in cases:
+            programs, seconds = {}, {}
+            for name, way in ways(case).items():
+                programs[name], seconds[name] = compiled(case, way, chip)
+                step(f"{case}, {name}")
+            figures = cycles_of(programs) if given.tpu else times_of(case, programs, rounds, step)
+            report.rows += [
+                {"group": str(case), "run": name} | figures[name] | costs(program) | {"compile CPU s": seconds[name]}
+                for name, program in programs.items()
+            ]
+    finish(report, given.output)
+
+
+def costs(program: Program) -> Row:
+    """Of the program's costs those in which the ways differ."""
+    return {name: program.costs[name] for name in ("temporary MB", "XLA lines", "compile s")}
+
+
+if __name__ == "__main__":
+    main()
