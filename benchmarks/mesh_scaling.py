@@ -33,8 +33,8 @@ NOTES = [
     "muon_optax: as muon_optax.plan predicts. From 224 devices on there are more devices than matrices.",
     "optax: optax.contrib.muon with one layer, compiled for a TPU v5e of so many chips, times 32: it orthogonalizes "
     "each matrix by itself, so that work and travel are proportional to the layers.",
-    "Even share: the work of one device by itself divided by the devices. Bound: the bytes of every matrix there and "
-    "back in bfloat16, divided by the devices.",
+    "Even share: the work of one device by itself divided by the devices. Bound: what a device sends if every matrix "
+    "travels there and back once in bfloat16, all devices sending as much.",
 ]
 
 
@@ -50,7 +50,7 @@ def predicted(devices: int) -> Row:
         "TFLOP": 1e-12 * plan.flops,
         "even share, TFLOP": 1e-12 * plan.ideal_flops,
         "MB sent": 1e-6 * plan.bytes,
-        "bound, MB": 4e-6 * elements / devices if devices > 1 else 0.0,
+        "bound, MB": 4e-6 * elements * (devices - 1) / devices**2,
         "collectives": sum(plan.collectives.values()),
     }
 

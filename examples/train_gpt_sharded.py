@@ -4,7 +4,7 @@
     python examples/train_gpt_sharded.py --zero --mesh data=8              # parameters whole, momentum spread
     python examples/train_gpt_sharded.py --resume --mesh data=2            # continue an interrupted run, on any mesh
     python examples/train_gpt_sharded.py --coordinator 127.0.0.1:8765 --processes 2 --process 0  # and 1: two as one
-    python examples/train_gpt_sharded.py --distributed --mesh data=16,model=16 --output SHARED   # each host of a pod
+    python examples/train_gpt_sharded.py --distributed --mesh data=16,model=4 --output SHARED    # each host of a pod
 
 The --output folder receives metrics.csv and checkpoints/, never overwritten: --resume continues them. However a run
 ends, the last checkpoint stays good. The exit status is 0 when all is done; 2 after one line that says what to put
@@ -95,20 +95,17 @@ def run(arguments: argparse.Namespace, preset: Preset) -> None:
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), mo.muon(rate, weight_decay=0.1, shardings=plan))
     state_places = places, mo.state_shardings(optimizer, shapes, plan)
     text, held_out, sha256 = read_text(arguments.text, preset.context)
-    configuration = {
-        "preset": arguments.preset,
-        "optimizer": "muon",
-        "seed": seed,
-        "text": sha256[:16],
-        **preset._asdict(),
-    }
+    configuration = {"preset": arguments.preset, "optimizer": "muon", "seed": seed, "text": sha256[:16]}
+    configuration |= preset._asdict()  # and no mesh: a run may go on on another
     checkpoints, histories = open_checkpoints(output, configuration, arguments.resume)
     rows = histories.get("muon", [])
     if first:
         print(mo.summarize(shapes), plan, sep="\n\n", flush=True)
 
     def loss(parameters: nnx.State, tokens: jax.Array) -> jax.Array:
-        parameters = jax.lax.with_sharding_constraint(parameters, whole)  # or else XLA sends five times as much
+        # FSDP: whole along data for the products alone. Left to itself, XLA divides some activations by their channels
+        # instead of the batch, and sends five times as much.
+        parameters = jax.lax.with_sharding_constraint(parameters, whole)
         logits, targets = nnx.merge(graph, parameters)(tokens[:, :-1]), tokens[:, 1:].astype(np.int32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 

@@ -16,8 +16,9 @@ def restart_steps(coefficients: Coefficients, dtype: jax.typing.DTypeLike) -> tu
 
     Between restarts ``R`` drifts away from the Gram matrix of what ``X`` would be, and the iteration amplifies the
     drift of small eigenvalues. Float32 bears five steps of it, which is a usual schedule; bfloat16, with its 8 bits,
-    bears two. If their number is odd, the third step stays alone, since drift of the first matters least: ``R`` has
-    trace 1 then. Of cubic steps the first stays alone: it takes the largest eigenvalues almost to 0.
+    bears two. One of an odd number stays alone: the third, since the first and last pairs drift least, ``R`` being
+    small at first and its factors small at last; of cubic steps the first, which takes the largest eigenvalues almost
+    to 0. Measured on random matrices and the spectra of the tests, with every preset and pairing.
     """
     steps = len(coefficients)
     if jnp.finfo(dtype).bits >= 32:
@@ -56,7 +57,10 @@ def gram_newton_schulz(begin: Start, coefficients: Coefficients) -> jax.Array:
 
 
 def _factor(R: jax.Array, coefficients: Coefficients, dtype: jnp.dtype) -> tuple[float, jax.Array]:
-    """``q`` and ``Q``, ``(*batch, n, n)``: these steps take ``X`` to ``q X + Q X``, and only ``Q`` is rounded."""
+    """``q`` and ``Q``, ``(*batch, n, n)``: these steps take ``X`` to ``q X + Q X``, and only ``Q`` is rounded.
+
+    ``R`` is the Gram matrix of ``X`` as accumulated, and ``dtype`` that of products.
+    """
     q, Q = 1.0, jnp.zeros_like(R, dtype)
     for index, step in enumerate(coefficients):
         d, B = split_step(step, R.astype(dtype))
@@ -68,6 +72,8 @@ def _factor(R: jax.Array, coefficients: Coefficients, dtype: jnp.dtype) -> tuple
             rounded = R.astype(dtype)
             half = blend(d, rounded, multiply(B, rounded))
             if c:
+                # What rounding took off R matters among its small eigenvalues, where Z is a I. A cubic Z, which takes
+                # the largest almost to 0, is too far from a I there.
                 half += a * (R - _widen(rounded))
             R = d * half + multiply(half.astype(dtype), B)
     return q, Q

@@ -20,8 +20,6 @@ from test_benchmarks import run
 from test_docs_snippets import run as run_snippets
 from test_docs_snippets import snippets
 
-import muon_optax as mo
-
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from _mesh_cases import ON_8, ON_TPU
 from _mesh_programs import ADAMW, OPTAX, OURS, OURS_FLOAT32, REMATERIALIZED, MeshProgram, compile_step, standard_error

@@ -44,6 +44,17 @@ def without_restarts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_gram_newton_schulz, "restart_steps", lambda coefficients, dtype: ())
 
 
+def with_a_rounded_gram_matrix(patch: pytest.MonkeyPatch) -> None:
+    """What rounding takes off R is lost."""
+    factor = _gram_newton_schulz._factor
+
+    def rounding(R: jax.Array, coefficients: Coefficients, dtype: jnp.dtype) -> tuple:
+        bits = jnp.finfo(dtype)
+        return factor(jax.lax.reduce_precision(R, bits.nexp, bits.nmant), coefficients, dtype)
+
+    patch.setattr(_gram_newton_schulz, "_factor", rounding)
+
+
 def with_a_rounded_coefficient(index: int, dtype: str) -> Mutation:
     """Only where products are of ``dtype``."""
 
@@ -149,6 +160,14 @@ MUTATIONS: dict[str, tuple[Mutation, Check]] = (
         "no-restarts-float32": (
             without_restarts,
             partial(test_gram_newton_schulz.test_long_schedules_do_not_diverge, "deepseek_v4", "float32"),
+        ),
+    }
+    | {
+        "rounded-gram-matrix": (
+            with_a_rounded_gram_matrix,
+            partial(
+                test_gram_newton_schulz.test_bfloat16_is_about_as_exact_as_direct_in_every_draw, "polar_express", 2
+            ),
         ),
     }
     | {f"rounded-{'abc'[index]}": (with_a_rounded_coefficient(index, "float32"), exact_direct) for index in range(3)}
