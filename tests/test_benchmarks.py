@@ -72,11 +72,24 @@ def test_optimizer_step_writes_its_table(tmp_path: Path) -> None:
     assert adamw["products"] == 0
 
 
+@pytest.mark.slow
+def test_grouping_writes_its_table(tmp_path: Path) -> None:
+    rows = run("grouping", tmp_path, "--quick")["rows"]
+    costs = {"temporary MB", "XLA lines", "compile s", "compile CPU s"}
+    assert rows[0].keys() == {"group", "run", "ms", "ratio"} | costs
+    six = {row["run"]: row for row in rows if row["group"] == "6 of 16 x 16"}
+    assert six.keys() == {"one by one", "loop", "one batch", "as muon_optax"}
+    assert six["one by one"]["ratio"] == 1
+    # Six times the program, but for the sums around it; a batch's is that of one matrix and its way in and out.
+    assert six["one by one"]["XLA lines"] > 3 * six["one batch"]["XLA lines"]
+    assert six["as muon_optax"]["XLA lines"] == six["one batch"]["XLA lines"]
+
+
 @pytest.mark.tpu
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is in pip install "jax[tpu]"')
 def test_tpu_compile_writes_its_table(tmp_path: Path) -> None:
     rows = run("tpu_compile", tmp_path, "--quick")["rows"]
-    assert rows[0].keys() == {"case", "optimizer", "cycles", "ratio to optax", "state MB"} | COSTS
+    assert rows[0].keys() == {"case", "optimizer", "cycles", "ratio to optax", "compile CPU s", "state MB"} | COSTS
     cycles = {row["optimizer"]: row["cycles"] for row in rows}
     assert 0 < cycles["optax.adamw"] < min(cycles["optax.contrib.muon"], cycles["muon_optax.muon"])
 

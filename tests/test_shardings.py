@@ -22,7 +22,7 @@ from muon_optax._shardings import (
 )
 
 SIZES = {"data": 4, "one": 1, "model": 2}
-MESH = AbstractMesh(tuple(SIZES.values()), tuple(SIZES))
+MESH = AbstractMesh(tuple(SIZES.values()), tuple(SIZES), axis_types=(AxisType.Auto,) * 3)
 
 
 @pytest.mark.parametrize(
