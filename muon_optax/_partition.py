@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from muon_optax._assign_layouts import Layouts, assign_layouts, handing_on, labels_of, resolve
+from muon_optax._mesh import laid_out_like
 from muon_optax._paths import HIDDEN, NamedLeaf, named_leaves, show, unhide
+from muon_optax._shardings import typed_sharding
 
 _LABELS = ("muon", "adamw")
 
@@ -63,7 +65,7 @@ def partition_by_layout(
         with handing_on(resolved):
             state = partition(params, resolved).init(params)
         # Moments of a weakly typed leaf, such as a Python float, would be so too, and step 2 would be traced anew.
-        return _cast_like(state, state)
+        return _like_before(state, state)
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
@@ -86,7 +88,7 @@ def partition_by_layout(
             # Optax multiplies Python floats by integer counters, which a user's strict promotion would refuse.
             with handing_on(resolved), jax.numpy_dtype_promotion("standard"):
                 results, new_state = branches.update(updates, state, params, **extra_args)
-                return _cast_like(results, updates), _cast_like(new_state, state)
+                return _like_before(results, updates), _like_before(new_state, state)
         except Exception as error:
             _refuse_other_branches(state, lambda: branches.init(updates), error)
             raise
@@ -175,6 +177,16 @@ def _refuse_other_tree(updates: dict[str, Any], expected: dict[str, Any], source
         )
 
 
-def _cast_like(tree: Any, reference: Any) -> Any:
-    """``tree`` in the dtypes of ``reference``: a gradient of another dtype must not change a state for good."""
-    return jax.tree.map(lambda value, like: jnp.asarray(value, jax.dtypes.result_type(like)), tree, reference)
+def _like_before(tree: Any, before: Any) -> Any:
+    """``tree`` in the dtypes of ``before`` and, where types say how arrays lie, lying as that did.
+
+    A gradient of another dtype must not change a state for good, nor AdamW's spread moments (ZeRO-1) a parameter.
+    """
+    return jax.tree.map(_alike, tree, before)
+
+
+def _alike(value: Any, before: Any) -> jax.Array:
+    array = jnp.asarray(value, jax.dtypes.result_type(before))
+    if typed_sharding(array) is None or typed_sharding(jnp.asarray(before)) is None:
+        return array
+    return laid_out_like(array, jnp.asarray(before))
