@@ -24,6 +24,12 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
     "_gram_newton_schulz": {
         "half = blend(d, R, multiply(R, B))": COMMUTING,
     },
+    "_groups": {
+        "alone = map_matrices(function, [stacks[position][1] for position in single])": (
+            "JAX reads beyond the end what is at the end."
+        ),
+        "if count == 1 and 1 <= len(stack) <= _WRITTEN_OUT:": "Stacks of one matrix do not come here.",
+    },
     "_newton_schulz": {
         "saves = gram_products(coefficients, aspect, dtype) <= 0.85 * direct_products(coefficients, aspect)": (
             "Where both sides are equal to the last bit, either method will do."
@@ -35,13 +41,12 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
         "tiny = largest <= 32 << 23": LIFTED,
         "tiny = largest < 33 << 23": LIFTED,
         "tiny = largest < 32 << 24": LIFTED,
-        "reciprocal = 254 - jnp.clip(exponent, 2, 253) << 23": (
+        "reciprocal = _number(254 - jnp.clip(exponent, 2, 253) << 23)": (
             "Only a zero matrix has an exponent below 2, and stays zero: tiny ones are lifted first."
         ),
-        "return jnp.where(magnitude <= 2 ** 23, from_mantissa, normal)": "At the least normal number both are equal.",
-        "return jnp.where(magnitude < 2 ** 24, from_mantissa, normal)": (
-            "The least normal numbers count units of 2^-149 as the subnormal ones do."
-        ),
+    },
+    "_scale_by_shape": {
+        "outputs = [-2 if letter == 'o' else 1 for letter in layout.axes]": "NumPy takes any negative size so.",
     },
     "_step": {
         "identity = jnp.broadcast_to(jnp.eye(A.shape[-2], dtype=wide), A.shape)": "Gram matrices are square.",

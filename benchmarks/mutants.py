@@ -37,7 +37,7 @@ TESTS = {
     "_groups": ("groups",),
     "_layout": ("layout", "refusals"),
     "_newton_schulz": ("newton_schulz", "refusals"),
-    "_orthogonalize": ("refusals", "layout"),
+    "_orthogonalize": ("refusals", "layout", "mesh"),
     "_polar": ("polar",),
     "_precision": ("precision",),
     "_scale_by_shape": ("scales", "refusals"),

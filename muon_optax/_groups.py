@@ -13,24 +13,25 @@ Orthogonalizer = Callable[[jax.Array], jax.Array]
 
 
 class _Limits(NamedTuple):
-    """Numbers of elements."""
+    """How matrices of one shape are run on a platform; sizes are numbers of elements."""
 
     matrix: int  # Larger matrices run one by one.
     batch: int  # A batch has no more: the intermediate results of all its matrices are in memory at once.
+    written_out: int  # So many are written out one by one; more are looped over, to keep the program small.
 
 
-# Set from `benchmarks/grouping.py`. For a TPU its compiler's cycles, in a batch over one by one: 0.15 for 32 matrices
-# of 64 x 64 and 0.38 of 256 x 256, but 1.0 for 16 of 1024 x 1024, which as a batch need six times the memory and two
-# thirds more time to compile, and 1.22 for 8 of 1024 x 4096: copying them costs more than their products gain. On a
-# CPU a product of 128 x 128 has all the cores to itself, and small batches stay in the cache: 128 of 64 x 64 take 0.8
-# of the time in batches of 16. GPUs, the default, are not measured.
+# Set from `benchmarks/grouping.py`.
+# For a TPU v5e its compiler's cycles, a batch over one by one: 0.19 for 32 matrices of 64 x 64, 0.45 of 256 x 256, 0.75
+# for 24 of 512 x 512, 0.86 for 12 of 768 x 768, but 0.98 for 16 and 1.17 for 24 of 1024 x 1024, with 114 MB of memory
+# in place of 5, and 1.25 for 8 of 1024 x 4096: copies cost more than products gain. A loop has the same copies: 1.12
+# for 24 of 1024 x 1024, 1.28 and 1.2 GB for 24 of 1024 x 4096. A kernel that is written out again is compiled once.
+# On a CPU a product of 128 x 128 has all the cores to itself, and small batches stay in the cache.
+# GPUs, the default, are not measured.
 _LIMITS = {
-    "cpu": _Limits(2**14, 2**16),
-    "tpu": _Limits(2**18, 6 * 2**20),
-    "default": _Limits(2**20, 6 * 2**20),
+    "cpu": _Limits(matrix=2**14, batch=2**16, written_out=16),
+    "tpu": _Limits(matrix=3 * 2**18, batch=2**23, written_out=64),
+    "default": _Limits(matrix=2**20, batch=6 * 2**20, written_out=16),
 }
-# So many large matrices of a shape are written out one by one; more are looped over, to keep the program small.
-_WRITTEN_OUT = 16
 
 
 def map_matrices(function: Orthogonalizer, arrays: Sequence[jax.Array]) -> list[jax.Array]:
@@ -75,24 +76,24 @@ def map_stacks(function: Orthogonalizer, stacks: Sequence[jax.Array]) -> list[ja
 
 
 def _run(function: Orthogonalizer, group: list[jax.Array]) -> Sequence[jax.Array]:
-    def in_batches(count: int, *matrices: jax.Array) -> list[jax.Array]:
-        if count == 1 and len(matrices) <= _WRITTEN_OUT:
+    def run(way: _Way, *matrices: jax.Array) -> list[jax.Array]:
+        if way.written_out:
             return [function(matrix) for matrix in matrices]
-        return list(_run_batches(function, jnp.stack(matrices), count))
+        return list(_in_batches(function, jnp.stack(matrices), way.together))
 
-    return _on_each_platform(in_batches, len(group), group[0].size, *group)
+    return _on_each_platform(run, len(group), group[0].size, *group)
 
 
 def _run_stack(function: Orthogonalizer, stack: jax.Array) -> jax.Array:
-    def in_batches(count: int, stack: jax.Array) -> jax.Array:
-        if count == 1 and 1 < len(stack) <= _WRITTEN_OUT:
+    def run(way: _Way, stack: jax.Array) -> jax.Array:
+        if way.written_out and len(stack) > 1:
             return jnp.stack([function(matrix) for matrix in stack])
-        return _run_batches(function, stack, count)
+        return _in_batches(function, stack, way.together)
 
-    return _on_each_platform(in_batches, len(stack), math.prod(stack.shape[1:]), stack)
+    return _on_each_platform(run, len(stack), math.prod(stack.shape[1:]), stack)
 
 
-def _run_batches(function: Orthogonalizer, stack: jax.Array, count: int) -> jax.Array:
+def _in_batches(function: Orthogonalizer, stack: jax.Array, count: int) -> jax.Array:
     if len(stack) <= count:
         return function(stack)
     # A loop over batches of nearly one size, of which only a smaller last one is written out besides.
@@ -100,13 +101,20 @@ def _run_batches(function: Orthogonalizer, stack: jax.Array, count: int) -> jax.
     return jax.lax.map(function, stack, batch_size=math.ceil(len(stack) / batches) if count > 1 else None)
 
 
+class _Way(NamedTuple):
+    together: int  # Matrices of a batch.
+    written_out: bool  # One by one, without a loop.
+
+
+def _way(limits: _Limits, matrices: int, size: int) -> _Way:
+    together = max(1, min(matrices, limits.batch // max(size, 1))) if size <= limits.matrix else 1
+    return _Way(together, together == 1 and matrices <= limits.written_out)
+
+
 def _on_each_platform(run: Callable[..., Any], matrices: int, size: int, *operands: jax.Array) -> Any:
-    """``run(count, *operands)`` with as many of the matrices a batch as the platform's limits say."""
-    counts = {
-        platform: max(1, min(matrices, limits.batch // max(size, 1))) if size <= limits.matrix else 1
-        for platform, limits in _LIMITS.items()
-    }
-    ways = {count: partial(run, count) for count in counts.values()}
+    """``run(way, *operands)`` with the platform's way for so many matrices of this size."""
+    chosen = {platform: _way(limits, matrices, size) for platform, limits in _LIMITS.items()}
+    ways = {way: partial(run, way) for way in chosen.values()}
     if len(ways) == 1:
-        return run(counts["default"], *operands)
-    return jax.lax.platform_dependent(*operands, **{platform: ways[count] for platform, count in counts.items()})
+        return ways[chosen["default"]](*operands)
+    return jax.lax.platform_dependent(*operands, **{platform: ways[way] for platform, way in chosen.items()})

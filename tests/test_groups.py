@@ -50,7 +50,12 @@ def test_medium_matrices_run_in_turn_on_a_cpu(count, called):
     np.testing.assert_array_equal([result[0, 0] for result in results], [index + 1 for index in range(count)])
 
 
-LIMITS = {"in turn": (0, 10**9), "one batch": (10**9, 10**9), "batches": (10**9, 7 * 24 * 40)}
+LIMITS = {
+    "written out": (0, 0, 100),
+    "loop": (0, 0, 1),
+    "one batch": (10**9, 10**9, 1),
+    "batches": (10**9, 7 * 24 * 40, 1),
+}
 
 
 @pytest.fixture(params=LIMITS)
@@ -83,7 +88,7 @@ def multiplied_at_once(count, size, platform):
 @pytest.mark.parametrize("count, together", [(7, {7}), (8, {4}), (20, {7, 6}), (22, {6, 4})])
 def test_batches_are_of_nearly_one_size(monkeypatch, count, together):
     """A loop over equal batches, and a smaller one after it where they don't come out even."""
-    monkeypatch.setattr(_groups, "_LIMITS", {"default": _groups._Limits(10**9, batch=7 * 8 * 8)})
+    monkeypatch.setattr(_groups, "_LIMITS", {"default": _groups._Limits(10**9, batch=7 * 8 * 8, written_out=1)})
     assert multiplied_at_once(count, 8, "cpu") == together
 
 
@@ -91,16 +96,54 @@ def test_batches_are_of_nearly_one_size(monkeypatch, count, together):
     "platform, size, together",
     [
         ("cpu", 64, {16}),
+        ("cpu", 128, {4}),
+        ("cpu", 129, {1}),
         ("cpu", 256, {1}),
         ("tpu", 64, {32}),
-        ("tpu", 512, {16}),
+        ("tpu", 512, {32}),
+        ("tpu", 886, {8}),
+        ("tpu", 887, {1}),
         ("tpu", 1024, {1}),
         ("cuda", 1024, {6, 2}),
+        ("cuda", 1025, {1}),
         ("cuda", 2048, {1}),
     ],
 )
 def test_small_matrices_run_together_and_large_ones_in_turn(platform, size, together):
     assert multiplied_at_once(32, size, platform) == together
+
+
+def test_a_tpu_takes_thirty_two_matrices_of_512_at_once():
+    assert multiplied_at_once(32, 512, "tpu") == {32}
+    assert multiplied_at_once(33, 512, "tpu") == {17, 16}
+
+
+@pytest.mark.parametrize("size, batch, together", [(8, 2, {2, 1}), (1, 6, {6})], ids=["pairs", "one by one"])
+def test_a_batch_is_filled(monkeypatch, size, batch, together):
+    monkeypatch.setattr(_groups, "_LIMITS", {"default": _groups._Limits(10**9, batch * size**2, written_out=1)})
+    assert multiplied_at_once(5 if size > 1 else 6, size, "cpu") == together
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["matrices", "stack"])
+@pytest.mark.parametrize(
+    "platform, count, products", [("cpu", 2, 2), ("cpu", 16, 16), ("cpu", 17, 1), ("tpu", 64, 64), ("tpu", 65, 1)]
+)
+def test_a_few_large_matrices_are_written_out(platform, count, products, stacked):
+    """One product a matrix, or one in a loop over all."""
+
+    def run(arrays):
+        if stacked:
+            return _groups.map_stacks(lambda m: m @ m, [jnp.stack(arrays)])
+        return _groups.map_matrices(lambda m: m @ m, arrays)
+
+    arrays = [jax.ShapeDtypeStruct((1025, 1025), jnp.float32)] * count
+    assert jax.jit(run).trace(arrays).lower(lowering_platforms=(platform,)).as_text().count("dot_general") == products
+
+
+def test_a_stack_of_small_matrices_is_one_call():
+    calls = []
+    jax.jit(lambda stack: _groups.map_stacks(recorder(calls), [stack])).trace(jnp.ones((8, 16, 16)))
+    assert calls == [(8, 16, 16)]
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 6), (3, 0, 6), (1, 0, 0)], ids=str)
