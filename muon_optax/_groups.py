@@ -81,7 +81,10 @@ def _run(function: Orthogonalizer, group: list[jax.Array]) -> Sequence[jax.Array
             return [function(matrix) for matrix in matrices]
         return list(_in_batches(function, jnp.stack(matrices), way.together))
 
-    return _on_each_platform(run, len(group), group[0].size, *group)
+    chosen = _ways(len(group), group[0].size)
+    if not any(way.written_out for way in chosen.values()):  # then one stack serves every platform
+        return list(_run_stack(function, jnp.stack(group)))
+    return _on_each_platform(run, chosen, *group)
 
 
 def _run_stack(function: Orthogonalizer, stack: jax.Array) -> jax.Array:
@@ -90,7 +93,7 @@ def _run_stack(function: Orthogonalizer, stack: jax.Array) -> jax.Array:
             return jnp.stack([function(matrix) for matrix in stack])
         return _in_batches(function, stack, way.together)
 
-    return _on_each_platform(run, len(stack), math.prod(stack.shape[1:]), stack)
+    return _on_each_platform(run, _ways(len(stack), math.prod(stack.shape[1:])), stack)
 
 
 def _in_batches(function: Orthogonalizer, stack: jax.Array, count: int) -> jax.Array:
@@ -111,10 +114,14 @@ def _way(limits: _Limits, matrices: int, size: int) -> _Way:
     return _Way(together, together == 1 and matrices <= limits.written_out)
 
 
-def _on_each_platform(run: Callable[..., Any], matrices: int, size: int, *operands: jax.Array) -> Any:
-    """``run(way, *operands)`` with the platform's way for so many matrices of this size."""
-    chosen = {platform: _way(limits, matrices, size) for platform, limits in _LIMITS.items()}
-    ways = {way: partial(run, way) for way in chosen.values()}
-    if len(ways) == 1:
-        return ways[chosen["default"]](*operands)
-    return jax.lax.platform_dependent(*operands, **{platform: ways[way] for platform, way in chosen.items()})
+def _ways(matrices: int, size: int) -> dict[str, _Way]:
+    return {platform: _way(limits, matrices, size) for platform, limits in _LIMITS.items()}
+
+
+def _on_each_platform(run: Callable[..., Any], chosen: dict[str, _Way], *operands: jax.Array) -> Any:
+    """``run(way, *operands)`` with the platform's way."""
+    default = chosen["default"]
+    others = {platform: partial(run, way) for platform, way in chosen.items() if way != default}
+    if not others:
+        return run(default, *operands)
+    return jax.lax.platform_dependent(*operands, **others, default=partial(run, default))

@@ -1,6 +1,5 @@
 """The main example in a process of its own, where a test may kill it or take its disk away."""
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -32,8 +31,20 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, printed, "\n".join(lines)
 
 
-def obey_permissions() -> None:
-    """For `preexec_fn`: takes root's right to write to what is read-only (Linux; elsewhere run as another user)."""
+# Commands to start the example `under`: each restrains itself and becomes what follows it. They are programs, not a
+# `preexec_fn`: that one runs between fork and exec, and JAX warns of a fork in a process with its threads.
+def no_larger_files_than(size: int) -> tuple:
+    """No file may grow beyond `size` bytes."""
+    return _first(f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))")
+
+
+def obeying_permissions() -> tuple:
+    """Takes root's right to write to what is read-only (Linux; elsewhere run as another user)."""
     drop_from_bounding_set, override_permissions = 24, 1  # prctl's PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
-    if os.geteuid() == 0:
-        ctypes.CDLL(None).prctl(drop_from_bounding_set, override_permissions)
+    if os.geteuid() != 0:
+        return ()
+    return _first(f"import ctypes; ctypes.CDLL(None).prctl({drop_from_bounding_set}, {override_permissions})")
+
+
+def _first(restrain: str) -> tuple:
+    return (sys.executable, "-c", f"{restrain}; import os, sys; os.execv(sys.argv[1], sys.argv[1:])")

@@ -4,7 +4,6 @@ import csv
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -202,8 +201,8 @@ def test_sigterm_loses_nothing(long: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kibibytes", [1, 100], ids=["for metrics.csv", "for the arrays"])
 def test_a_file_that_can_not_be_written(stopped: Run, short: Run, tmp_path: Path, kibibytes: int) -> None:
-    run, limit = duplicate(stopped, tmp_path / "run"), (kibibytes * 1024, kibibytes * 1024)
-    status, _, errors = run.finish(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    run = duplicate(stopped, tmp_path / "run")
+    status, _, errors = run.finish(under=processes.no_larger_files_than(kibibytes * 1024))
     assert errors == f"train_gpt.py: error: can't write to {run.output}: File too large; {ADVICE}"
     assert status == 2
     assert run.contents() == stopped.contents()
@@ -225,7 +224,7 @@ def test_a_read_only_folder(stopped: Run, tmp_path: Path, folder: str, message: 
     locked = [run.output / folder, *(run.output / folder).rglob("*")]
     for path in locked:
         path.chmod(path.stat().st_mode & ~0o222)
-    status, _, errors = run.finish(preexec_fn=processes.obey_permissions)
+    status, _, errors = run.finish(under=processes.obeying_permissions())
     for path in locked:
         path.chmod(path.stat().st_mode | 0o200)
     assert errors == "train_gpt.py: error: " + message.format(run.output)
