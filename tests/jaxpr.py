@@ -24,10 +24,15 @@ def matrix_products(function: Callable[..., Any], *shapes: tuple[int, ...]) -> l
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations, those of inner jaxprs too."""
+    """All equations that a CPU is given, those of inner jaxprs too: other platforms' branches are left out."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield equation
-        for value in equation.params.values():
+        params = dict(equation.params)
+        platforms = params.get("branches_platforms")
+        if platforms:  # jax.lax.platform_dependent; the default, of platforms None, is the last one
+            ours = next(place for place, names in enumerate(platforms) if names is None or "cpu" in names)
+            params["branches"] = params["branches"][ours]
+        for value in params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
                 if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
                     yield from equations(inner)
