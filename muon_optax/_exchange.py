@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from muon_optax._layout import Layout
@@ -15,10 +16,9 @@ from muon_optax._routes import (
     Box,
     Kind,
     Leaf,
-    Program,
+    Region,
     Route,
     Routes,
-    Run,
     Trip,
     piece_shape,
     route_of,
@@ -30,6 +30,9 @@ from muon_optax._shardings import AnyMesh, Dims, spec_of, typed_sharding
 Pieces: TypeAlias = dict[int, jax.Array]  # (units, *piece) by the number of the first unit
 MapStacks: TypeAlias = Callable[[Sequence[jax.Array]], list[jax.Array]]
 Sizes: TypeAlias = Mapping[str, int]
+# So many panels are cut and joined as slices: a TPU's registers hold 8 x 128 elements of a panel as they are, and it is
+# spared a transposition (5% of the cycles of Llama-7B's update on 256 chips). More would make a long program.
+_FEW_PANELS = 48
 
 
 def exchange(
@@ -115,89 +118,70 @@ def _on_one_device(routes: Routes, map_stacks: MapStacks, *arrays: jax.Array) ->
 
 def _travel(routes: Routes, trip: Trip, map_stacks: MapStacks, arrays: Sequence[jax.Array]) -> Pieces:
     """The results of one trip: the pieces that this device holds."""
-    sizes = routes.sizes
-    received = {box.route: _send(box, routes, trip, arrays) for box in trip.there}
-    done = _work(sizes, trip, map_stacks, received, trip.common, before=())
-
-    def work_of_class(program: Program) -> list[jax.Array]:
-        made = _work(sizes, trip, map_stacks, received, program, before=trip.common)
-        return [_filled_up(made[box.route], box, sizes, box.rows - _height(done[box.route])) for box in trip.back]
-
-    if trip.classes:
-        branches = [partial(work_of_class, program) for program in trip.classes]
-        own = jax.lax.switch(jnp.asarray(trip.class_of)[jax.lax.axis_index(tuple(sizes))], branches)
-        for box, rows in zip(trip.back, own, strict=True):
-            done[box.route].append(rows)
+    received = {box.route: _send(box, routes, arrays) for box in trip.there}
+    made = _work(routes.sizes, trip, map_stacks, received)
     pieces: Pieces = {}
     for box in trip.back:
-        pieces |= _unpack(box, routes, trip, _return(box.route, _filled_up(done[box.route], box, sizes, box.rows)))
+        pieces |= _unpack(box, routes, _return(box.route, jnp.concatenate(made[box.route], axis=1)))
     return pieces
 
 
-def _send(box: Box, routes: Routes, trip: Trip, arrays: Sequence[jax.Array]) -> jax.Array:
+def _send(box: Box, routes: Routes, arrays: Sequence[jax.Array]) -> jax.Array:
     """Packs a box and sends it: ``(senders, rows, width)``, from each sender its pieces of this device's units."""
-    along = _count(box.route.axes, routes.sizes)
-    packers = [
-        partial(_pack, box, routes, trip, arrays, slice(first, first + along))
-        for first in range(0, len(box.own), along)
-    ]
+    along, planes = _count(box.route.axes, routes.sizes), _count(box.route.planes, routes.sizes)
+    packers = [partial(_pack, box, routes, arrays, plane * along, along) for plane in range(planes)]
     # Every plane holds all pieces, and each packs those that its own owners need.
     here = jax.lax.axis_index(box.route.planes) if box.route.planes else 0
-    packed = jax.lax.switch(here, packers) if len(packers) > 1 else packers[0]()
+    packed = jax.lax.switch(here, packers) if planes > 1 else packers[0]()
     return jax.lax.all_to_all(packed, box.route.axes, 0, 0, tiled=True) if box.route.axes else packed
 
 
-def _pack(box: Box, routes: Routes, trip: Trip, arrays: Sequence[jax.Array], plane: slice) -> jax.Array:
-    """This device's pieces of the units of one plane's owners, as ``(owners, rows, width)``."""
-    dtype, regions = jnp.dtype(box.route.dtype), []
-    for run, numbers in zip(_runs_of(box, trip, routes, "there"), box.common, strict=True):
-        chosen = numbers[:, plane]
-        pieces = _gathered(routes, run.kind, chosen.reshape(-1).tolist(), arrays).astype(dtype)
-        rows = _to_rows(pieces, run.kind, box.width)
-        by_owner = jnp.swapaxes(rows.reshape(*chosen.shape, *rows.shape[1:]), 0, 1)
-        regions.append(by_owner.reshape(chosen.shape[1], -1, box.width))
-    own = box.own[plane]
-    height = box.rows - _height(regions)
-    parts, gap = [], 0
-    for units in own:
-        rows = [
-            _to_rows(_piece(routes, unit, arrays).astype(dtype), routes.units[unit].kind, box.width) for unit in units
-        ]
-        # Owners without units leave one gap together: their number can be large.
-        if rows and gap:
-            parts.append(jnp.zeros((gap, box.width), dtype))
-            gap = 0
-        parts += rows
-        gap += height - sum(part.shape[0] for part in rows)
-    last = jnp.concatenate([*parts, jnp.zeros((gap, box.width), dtype)])
-    return jnp.concatenate([*regions, last.reshape(len(own), height, box.width)], axis=1)
+def _pack(box: Box, routes: Routes, arrays: Sequence[jax.Array], first: int, owners: int) -> jax.Array:
+    """This device's pieces of the units of so many owners, as ``(owners, rows, width)``."""
+    regions = []
+    for region in box.regions:
+        parts = []
+        for kind, start, end in _owners_by_kind(routes, region.units[:, first : first + owners]):
+            chosen = region.units[:, first + start : first + end]
+            rows = _to_rows(_gathered(routes, kind, chosen.reshape(-1).tolist(), arrays), kind, box.width)
+            by_turn = rows.reshape(*chosen.shape, *rows.shape[1:])
+            parts.append(jnp.swapaxes(_fill(by_turn, region), 0, 1).reshape(end - start, -1, box.width))
+        empty = jnp.zeros((owners, region.turns * region.height, box.width), box.route.dtype)
+        regions.append(jnp.concatenate(parts) if parts else empty)
+    return jnp.concatenate(regions, axis=1)
 
 
-def _unpack(box: Box, routes: Routes, trip: Trip, returned: jax.Array) -> Pieces:
+def _unpack(box: Box, routes: Routes, returned: jax.Array) -> Pieces:
     """The inverse of :func:`_pack` for the results ``(owners, rows, width)``."""
-    pieces, first = {}, 0
-    for run, numbers in zip(_runs_of(box, trip, routes, "back"), box.common, strict=True):
-        height = row_count(run.kind, "back", box.width, routes.sizes)
-        rows = returned[:, first : first + run.turns * height]
-        by_turn = jnp.swapaxes(rows.reshape(-1, run.turns, height, box.width), 0, 1).reshape(-1, height, box.width)
-        whole = _from_rows(by_turn, run.kind, piece_shape(run.kind, "back", routes.sizes))
-        for start, end, unit in _ranges(routes, numbers.reshape(-1).tolist()):
-            if unit is not None:
-                pieces[unit] = whole[start:end]
-        first += run.turns * height
-    for owner, units in enumerate(box.own):
-        at = first
-        for unit in units:
-            kind = routes.units[unit].kind
+    pieces = {}
+    for region in box.regions:
+        for kind, start, end in _owners_by_kind(routes, region.units):
+            chosen = region.units[:, start:end]
             height = row_count(kind, "back", box.width, routes.sizes)
-            rows = returned[owner, at : at + height]
-            pieces[unit] = _from_rows(rows, kind, piece_shape(kind, "back", routes.sizes))[None]
-            at += height
+            rows = returned[start:end, region.rows].reshape(-1, region.turns, region.height, box.width)
+            by_turn = jnp.swapaxes(rows[:, :, :height], 0, 1).reshape(-1, height, box.width)
+            whole = _from_rows(by_turn, kind, piece_shape(kind, "back", routes.sizes))
+            for first, last, unit in _ranges(routes, chosen.reshape(-1).tolist()):
+                if unit is not None:
+                    pieces[unit] = whole[first:last]
     return pieces
 
 
-def _runs_of(box: Box, trip: Trip, routes: Routes, way: str) -> list[Run]:
-    return [run for run in trip.common if route_of(run.kind, way, routes.sizes) == box.route]
+def _owners_by_kind(routes: Routes, units: np.ndarray) -> list[tuple[Kind, int, int]]:
+    """Neighbouring owners whose units, ``(turns, owners)``, are of one kind; those without units go with others."""
+    found: list[tuple[Kind, int, int]] = []
+    for owner, number in enumerate(units.max(axis=0).tolist()):
+        kind = routes.units[number].kind if number >= 0 else None
+        if found and kind in (None, found[-1][0]):
+            found[-1] = (found[-1][0], found[-1][1], owner + 1)
+        elif kind is not None:
+            found.append((kind, found[-1][2] if found else 0, owner + 1))
+    return found
+
+
+def _fill(rows: jax.Array, region: Region) -> jax.Array:
+    """``(..., rows, width)`` with zeros up to the height of the region."""
+    return jnp.pad(rows, [*((0, 0) for _ in rows.shape[:-2]), (0, region.height - rows.shape[-2]), (0, 0)])
 
 
 def _return(route: Route, filled: jax.Array) -> jax.Array:
@@ -208,51 +192,56 @@ def _return(route: Route, filled: jax.Array) -> jax.Array:
 
 
 def _work(
-    sizes: Sizes,
-    trip: Trip,
-    map_stacks: MapStacks,
-    received: Mapping[Route, jax.Array],
-    program: Program,
-    before: Program,
+    sizes: Sizes, trip: Trip, map_stacks: MapStacks, received: Mapping[Route, jax.Array]
 ) -> dict[Route, list[jax.Array]]:
-    """An owner's work: takes the units of the runs in ``program`` from the boxes and makes the rows to return.
+    """An owner's work: takes its units from the boxes and makes the regions to return."""
+    there, back = (
+        [
+            {box.route: (box, region) for box in boxes for region in box.regions if region.run == run}
+            for run in range(len(trip.runs))
+        ]
+        for boxes in (trip.there, trip.back)
+    )
 
-    Their rows in the boxes begin where those of ``before`` end.
-    """
-    taken, blocks = dict.fromkeys(received, 0), []
-    there, back = ({box.route: box for box in boxes} for boxes in (trip.there, trip.back))
-    for number, (kind, turns) in enumerate((*before, *program)):
-        box = there[route_of(kind, "there", sizes)]
-        first, count = taken[box.route], turns * row_count(kind, "there", box.width, sizes)
-        taken[box.route] += count
-        if number >= len(before):
-            rows = received[box.route][:, first : first + count].reshape(-1, turns, count // turns, box.width)
-            pieces = _from_rows(rows, kind, piece_shape(kind, "there", sizes))
-            units = jax.vmap(partial(_join, dims=kind.there, sizes=sizes), in_axes=1)(pieces)
-            blocks.append(_stacked(kind).to_matrices(units))
-    results = iter(map_stacks(list(chain.from_iterable(blocks))))
-    made: dict[Route, list[jax.Array]] = {route: [] for route in back}
-    for (kind, turns), parts in zip(program, blocks, strict=True):
-        units = _stacked(kind).from_matrices(tuple(islice(results, len(parts))), (turns, *kind.shape))
-        box = back[route_of(kind, "back", sizes)]
-        divided = jax.vmap(partial(_divide, dims=kind.back, sizes=sizes), out_axes=1)(units.astype(kind.dtype))
-        rows = _to_rows(divided, kind, box.width)
-        made[box.route].append(rows.reshape(rows.shape[0], -1, box.width))
+    def take(run: int, kind: Kind) -> tuple[jax.Array, ...]:
+        box, region = there[run][route_of(kind, "there", sizes)]
+        rows = received[box.route][:, region.rows].reshape(-1, region.turns, region.height, box.width)
+        rows = rows[:, :, : row_count(kind, "there", box.width, sizes)]
+        pieces = _from_rows(rows, kind, piece_shape(kind, "there", sizes))
+        units = jax.vmap(partial(_join, dims=kind.there, sizes=sizes), in_axes=1)(pieces)
+        return _stacked(kind).to_matrices(units)
+
+    def give(run: int, kind: Kind, blocks: tuple[jax.Array, ...]) -> dict[Route, jax.Array]:
+        regions = {
+            route: jnp.zeros((_count(route.axes, sizes), region.turns * region.height, box.width), route.dtype)
+            for route, (box, region) in back[run].items()
+        }
+        box, region = back[run][route_of(kind, "back", sizes)]
+        units = _stacked(kind).from_matrices(blocks, (region.turns, *kind.shape)).astype(kind.dtype)
+        divided = jax.vmap(partial(_divide, dims=kind.back, sizes=sizes), out_axes=1)(units)
+        rows = _fill(_to_rows(divided, kind, box.width), region)
+        return regions | {box.route: rows.reshape(rows.shape[0], -1, box.width)}
+
+    def alone(run: int, kind: Kind) -> dict[Route, jax.Array]:
+        return give(run, kind, tuple(map_stacks(take(run, kind))))
+
+    # Runs of one kind are orthogonalized together: they can share batches.
+    taken = {number: take(number, run.kinds[0]) for number, run in enumerate(trip.runs) if len(run.kinds) == 1}
+    results = iter(map_stacks(list(chain.from_iterable(taken.values()))))
+    made: dict[Route, list[jax.Array]] = {box.route: [] for box in trip.back}
+    for number, run in enumerate(trip.runs):
+        if number in taken:
+            regions = give(number, run.kinds[0], tuple(islice(results, len(taken[number]))))
+        else:
+            own = jnp.asarray(run.kind_of)[jax.lax.axis_index(tuple(sizes))]
+            regions = jax.lax.switch(own, [partial(alone, number, kind) for kind in run.kinds])
+        for route, rows in regions.items():
+            made[route].append(rows)
     return made
 
 
 def _stacked(kind: Kind) -> Layout:
     return Layout("b" + kind.layout.axes, kind.layout.split)
-
-
-def _height(rows: Sequence[jax.Array]) -> int:
-    return sum(part.shape[1] for part in rows)
-
-
-def _filled_up(rows: Sequence[jax.Array], box: Box, sizes: Sizes, height: int) -> jax.Array:
-    """``rows`` below each other and zeros up to ``height``."""
-    gap = jnp.zeros((_count(box.route.axes, sizes), height - _height(rows), box.width), box.route.dtype)
-    return jnp.concatenate([*rows, gap], axis=1)
 
 
 def _count(axes: Sequence[str], sizes: Sizes) -> int:
@@ -331,9 +320,11 @@ def _to_rows(pieces: jax.Array, kind: Kind, width: int) -> jax.Array:
     lead = pieces.shape[: pieces.ndim - len(kind.shape)]
     rows, columns = row_view(kind, pieces.shape[len(lead) :])
     if columns % width == 0:
+        panels = columns // width
         matrix = pieces.reshape(*lead, rows, columns)
-        # Slices and not a transposition: a TPU's registers hold 8 x 128 elements of a panel as they are.
-        return jnp.concatenate(jnp.split(matrix, columns // width, axis=-1), axis=-2)
+        if panels <= _FEW_PANELS:
+            return jnp.concatenate(jnp.split(matrix, panels, axis=-1), axis=-2)
+        return jnp.swapaxes(matrix.reshape(*lead, rows, panels, width), -2, -3).reshape(*lead, rows * panels, width)
     elements = pieces.reshape(*lead, rows * columns)
     padding = [(0, 0)] * len(lead) + [(0, -elements.shape[-1] % width)]
     return jnp.pad(elements, padding).reshape(*lead, -1, width)
@@ -344,7 +335,10 @@ def _from_rows(rows: jax.Array, kind: Kind, piece: tuple[int, ...]) -> jax.Array
     lead, width = rows.shape[:-2], rows.shape[-1]
     _, columns = row_view(kind, piece)
     if columns % width == 0:
-        return jnp.concatenate(jnp.split(rows, columns // width, axis=-2), axis=-1).reshape(*lead, *piece)
+        panels = columns // width
+        if panels <= _FEW_PANELS:
+            return jnp.concatenate(jnp.split(rows, panels, axis=-2), axis=-1).reshape(*lead, *piece)
+        return jnp.swapaxes(rows.reshape(*lead, panels, -1, width), -2, -3).reshape(*lead, *piece)
     return rows.reshape(*lead, -1)[..., : math.prod(piece)].reshape(*lead, *piece)
 
 

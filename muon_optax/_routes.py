@@ -8,11 +8,11 @@ the result. Everything here is static: Python numbers, known when a step is trac
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +22,8 @@ from muon_optax._shardings import Dims, in_order, local_shape, spec_of
 
 # Width of a row in a box where pieces have no common width: the lanes of a TPU's register.
 _LANES = 128
-# Bytes of pieces that a device sends before it gets results back. More would be in memory at once, less would be more
-# collectives: 60 layers of 384 experts on 1024 chips take four trips and 2.6 GB of temporary memory.
-TRIP_BYTES = 2**29
+# Bytes of matrices that travel in one trip in any case. What is more is cut, so that not all is in memory at once.
+TRIP_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -93,40 +92,52 @@ class Route:
         return frozenset(self.axes + self.planes)
 
 
-class Run(NamedTuple):
-    """So many turns in a row in which a device has a unit of one kind."""
+@dataclass(frozen=True)
+class Run:
+    """So many turns in a row in which each device has units of one kind, or none."""
 
-    kind: Kind
+    kinds: tuple[Kind, ...]
+    kind_of: tuple[int, ...]  # by device a position in ``kinds``; who has nothing does as another, on zeros
     turns: int
 
 
-Program: TypeAlias = tuple[Run, ...]
+class Region(NamedTuple):
+    """The rows of a box for one run: for each turn as many as its largest piece takes."""
+
+    run: int  # its position in the trip
+    turns: int
+    first: int
+    height: int  # of a turn
+    units: np.ndarray  # (turns, owners), planes major; -1 for none that goes this way
+
+    @property
+    def rows(self) -> slice:
+        """Where it is in the box."""
+        return slice(self.first, self.first + self.turns * self.height)
 
 
 @dataclass(frozen=True)
 class Box:
-    """The pieces that travel together: for every owner as many rows of one width, filled from the front.
-
-    First come the units of the trip's common runs, then those of the owner's class.
-    """
+    """The pieces that travel together: for every owner as many rows of one width."""
 
     route: Route
     width: int
-    rows: int
-    common: tuple[np.ndarray, ...]  # for each common run of this route its units, (turns, owners), -1 for none
-    own: tuple[tuple[int, ...], ...]  # for each owner, planes major, the units of its class
+    regions: tuple[Region, ...]
+
+    @property
+    def rows(self) -> int:
+        """For each owner."""
+        return self.regions[-1].rows.stop
 
 
 @dataclass(frozen=True)
 class Trip:
-    """One way there and back: all devices do the ``common`` runs, and then those of their own class."""
+    """One way there and back: all devices do all runs, each with units of its own."""
 
     turns: tuple[np.ndarray, ...]  # for every device its unit of the turn, or -1
+    runs: tuple[Run, ...]
     there: tuple[Box, ...]
     back: tuple[Box, ...]
-    common: Program
-    classes: tuple[Program, ...]  # none, if no device has anything that others have not
-    class_of: np.ndarray  # by device
 
 
 @dataclass(frozen=True)
@@ -180,7 +191,7 @@ def find_routes(
         leaves: The parameters.
         sizes: Devices along each mesh axis.
         cost: Of orthogonalizing a matrix of so many rows and columns.
-        trip_bytes: Of pieces that a device may send in one trip.
+        trip_bytes: Of matrices on a device that need not be cut into several trips.
     """
     sizes = {axis: size for axis, size in sizes.items() if size > 1}
     local = tuple(number for number, leaf in enumerate(leaves) if _is_local(leaf, sizes))
@@ -232,28 +243,79 @@ def _assign(units: Sequence[Unit], sizes: Mapping[str, int], costs: Mapping[Kind
         pool = load.max(axis=positions, keepdims=True)
         pool_load = pool.reshape(-1)
         members = sorted(stacks[batch_axes], key=lambda unit: (-costs[units[unit].kind], order[units[unit].kind]))
-        for first in range(0, len(members), pool_load.size):
-            turn = np.full(pool_load.size, -1)
-            # Small differences are rounding; equal loads keep the order of the mesh, so that all boxes look alike.
-            idlest = np.argsort(pool_load.round(6), kind="stable")
-            for position, unit in enumerate(members[first : first + turn.size]):
-                turn[idlest[position]] = unit
-                pool_load[idlest[position]] += costs[units[unit].kind]
+        by_kind = [list(same) for _, same in groupby(members, lambda unit: units[unit].kind)]
+        for turn in _turns(by_kind, [costs[units[same[0]].kind] for same in by_kind], pool_load):
             yield np.broadcast_to(turn.reshape(pool.shape), load.shape).reshape(-1)
         load = np.broadcast_to(pool_load.reshape(pool.shape), load.shape).copy()
 
 
-def _cut(turns: Sequence[np.ndarray], units: Sequence[Unit], limit: int) -> Iterator[list[np.ndarray]]:
-    part, held = [], 0
-    for turn in turns:
-        size = max(_bytes(units[unit].kind) for unit in set(turn.tolist()) if unit >= 0)
-        if part and held + size > limit:
-            yield part
-            part, held = [], 0
-        part.append(turn)
-        held += size
-    if part:
-        yield part
+def _turns(by_kind: Sequence[Sequence[int]], costs: Sequence[float], load: np.ndarray) -> list[np.ndarray]:
+    """The turns of one pool, and its ``load`` brought up to date.
+
+    A kind begins in a turn of its own where that leaves fewer turns with two kinds, and nobody has to wait longer: a
+    turn of one kind is a simpler program.
+    """
+    apart: set[int] = set()
+    turns, loads, programs = _deal(by_kind, costs, load, apart)
+    for kind in range(1, len(by_kind)):
+        other = _deal(by_kind, costs, load, apart | {kind})
+        if other[2] < programs and other[1].max() <= loads.max() * (1 + 1e-6):
+            apart.add(kind)
+            turns, loads, programs = other
+    load[:] = loads
+    return turns
+
+
+def _deal(
+    by_kind: Sequence[Sequence[int]], costs: Sequence[float], load: np.ndarray, apart: Container[int]
+) -> tuple[list[np.ndarray], np.ndarray, int]:
+    """Turns and loads if kinds of these numbers begin in a turn of their own, and how many kinds all turns have."""
+    load, turns, programs, idlest = load.copy(), [], 0, np.empty(0, int)
+    for kind, units in enumerate(by_kind):
+        if kind in apart:
+            idlest = idlest[:0]
+        programs += bool(idlest.size)
+        for unit in units:
+            if not idlest.size:
+                # Small differences are rounding; equal loads keep the order of the mesh, so that all boxes look alike.
+                idlest = np.argsort(load.round(6), kind="stable")
+                turns.append(np.full(load.size, -1))
+                programs += 1
+            turns[-1][idlest[0]] = unit
+            load[idlest[0]] += costs[kind]
+            idlest = idlest[1:]
+    return turns, load, programs
+
+
+def _cut(turns: Sequence[np.ndarray], units: Sequence[Unit], enough: int) -> Iterator[list[np.ndarray]]:
+    """Parts that travel one after the other: none of more bytes than are ``enough``, or than memory is the better for.
+
+    While a part is under way, the results of those before it are in memory, and itself about three times: as it came,
+    orthogonalized and packed. So the longest goes first. Where each is a third of what is left and of a third of all,
+    the peak is four thirds of all, and about four parts are enough.
+    """
+    sizes = [max(_bytes(units[unit].kind) for unit in set(turn.tolist()) if unit >= 0) for turn in turns]
+    kinds = [set(_kinds_of(turn, units)[0]) for turn in turns]
+    pools = [
+        list(pool) for _, pool in groupby(range(len(turns)), lambda turn: units[turns[turn].max()].kind.batch_axes)
+    ]
+    if sum(sizes) <= enough:
+        pools = [list(range(len(turns)))]
+    # Of large matrices less is left behind than is needed on the way.
+    for pool in sorted(pools, key=lambda pool: -max((sizes[turn] for turn in pool), default=0)):
+        left = whole = sum(sizes[turn] for turn in pool)
+        part, held = [], 0
+        for turn in pool:
+            limit = max(enough, (left + whole / 3) / 3)
+            other = whole > enough and held > limit / 2 and not kinds[turn] & kinds[part[0]]
+            if part and (held + sizes[turn] > limit or other):
+                yield [turns[number] for number in part]
+                left -= held
+                part, held = [], 0
+            part.append(turn)
+            held += sizes[turn]
+        if part:
+            yield [turns[number] for number in part]
 
 
 def _bytes(kind: Kind) -> int:
@@ -261,27 +323,18 @@ def _bytes(kind: Kind) -> int:
 
 
 def _trip(turns: Sequence[np.ndarray], units: Sequence[Unit], sizes: Mapping[str, int]) -> Trip:
-    kinds = [[None if unit < 0 else units[unit].kind for unit in turn.tolist()] for turn in turns]
-    shared = [set(row) == {row[0]} and row[0] is not None for row in kinds]
-    order = np.argsort(np.logical_not(shared), kind="stable").tolist()
-    common = [kinds[number][0] for number in order if shared[number]]
-    rest = [kinds[number] for number in order if not shared[number]]
-    programs = [tuple(kind for row in rest if (kind := row[device])) for device in range(len(turns[0]))]
-    classes = list(dict.fromkeys(programs))
-    longest = max(classes, key=len)
-    class_of = np.array([classes.index(program) for program in programs])
-    # Where one program begins with every other, all run it, some on rows that nobody reads: it takes no longer, and
-    # there is nothing to branch on.
-    if all(longest[: len(program)] == program for program in classes):
-        common, classes = [*common, *longest], []
-    shared_runs = _runs(common)
-    ordered = [turns[number] for number in order]
-    there, back = (tuple(_boxes(ordered, shared_runs, units, sizes, way)) for way in ("there", "back"))
-    return Trip(tuple(ordered), there, back, shared_runs, tuple(map(_runs, classes)), class_of)
+    rows = [_kinds_of(turn, units) for turn in turns]
+    runs = tuple(Run(*row, len(list(same))) for row, same in groupby(rows))
+    there, back = (tuple(_boxes(turns, runs, units, sizes, way)) for way in ("there", "back"))
+    return Trip(tuple(turns), runs, there, back)
 
 
-def _runs(kinds: Sequence[Kind | None]) -> Program:
-    return tuple(Run(kind, len(list(same))) for kind, same in groupby(kinds) if kind)
+def _kinds_of(turn: np.ndarray, units: Sequence[Unit]) -> tuple[tuple[Kind, ...], tuple[int, ...]]:
+    """The kinds of a turn's units, and for every device the position of its own."""
+    own = [None if unit < 0 else units[unit].kind for unit in turn.tolist()]
+    kinds = tuple(kind for kind in dict.fromkeys(own) if kind is not None)
+    position = {kind: number for number, kind in enumerate(kinds)}
+    return kinds, tuple(0 if kind is None else position[kind] for kind in own)
 
 
 def route_of(kind: Kind, way: str, sizes: Mapping[str, int]) -> Route:
@@ -310,26 +363,27 @@ def row_count(kind: Kind, way: str, width: int, sizes: Mapping[str, int]) -> int
 
 
 def _boxes(
-    turns: Sequence[np.ndarray], common: Program, units: Sequence[Unit], sizes: Mapping[str, int], way: str
+    turns: Sequence[np.ndarray], runs: Sequence[Run], units: Sequence[Unit], sizes: Mapping[str, int], way: str
 ) -> Iterator[Box]:
-    present = {unit for turn in turns for unit in turn.tolist() if unit >= 0}
-    routes = {unit: route_of(units[unit].kind, way, sizes) for unit in sorted(present)}
-    shared = sum(run.turns for run in common)
+    routes = {kind: route_of(kind, way, sizes) for run in runs for kind in run.kinds}
     for route in dict.fromkeys(routes.values()):
-        kinds = {units[unit].kind for unit, own in routes.items() if own == route}
-        columns = {row_view(kind, piece_shape(kind, way, sizes))[1] for kind in kinds}
+        columns = {row_view(kind, piece_shape(kind, way, sizes))[1] for kind, own in routes.items() if own == route}
         divisor = math.gcd(*columns)
         width = divisor if divisor >= _LANES or {divisor} == columns else _LANES
-        height = {kind: row_count(kind, way, width, sizes) for kind in kinds}
-        owners = _owners(route, sizes)
-        grid = np.array([turn[owners] for turn in turns])
-        first = np.cumsum([0, *(run.turns for run in common)])
-        runs = [(run, grid[start : start + run.turns]) for run, start in zip(common, first, strict=False)]
-        runs = [(run, numbers) for run, numbers in runs if run.kind in kinds]
-        own = tuple(tuple(unit for unit in rest.tolist() if routes.get(unit) == route) for rest in grid[shared:].T)
-        rows = sum(run.turns * height[run.kind] for run, _ in runs)
-        rows += max(sum(height[units[unit].kind] for unit in numbers) for numbers in own)
-        yield Box(route, width, rows, tuple(numbers for _, numbers in runs), own)
+        grid = np.array([turn[_owners(route, sizes)] for turn in turns])
+        goes = np.array([routes[unit.kind] == route if unit.kind in routes else False for unit in units])
+        regions, turn, first = [], 0, 0
+        for number, run in enumerate(runs):
+            numbers = grid[turn : turn + run.turns]
+            turn += run.turns
+            heights = [row_count(kind, way, width, sizes) for kind in run.kinds if routes[kind] == route]
+            if heights:
+                region = Region(
+                    number, run.turns, first, max(heights), np.where((numbers >= 0) & goes[numbers], numbers, -1)
+                )
+                regions.append(region)
+                first = region.rows.stop
+        yield Box(route, width, tuple(regions))
 
 
 def _owners(route: Route, sizes: Mapping[str, int]) -> list[int]:

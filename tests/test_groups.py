@@ -124,20 +124,24 @@ def test_a_batch_is_filled(monkeypatch, size, batch, together):
     assert multiplied_at_once(5 if size > 1 else 6, size, "cpu") == together
 
 
-@pytest.mark.parametrize("stacked", [False, True], ids=["matrices", "stack"])
+def products_of_large(function, platform, count):
+    arrays = [jax.ShapeDtypeStruct((1025, 1025), jnp.float32)] * count
+    text = jax.jit(lambda arrays: function(lambda m: m @ m, arrays)).trace(arrays)
+    return text.lower(lowering_platforms=(platform,)).as_text().count("dot_general")
+
+
 @pytest.mark.parametrize(
     "platform, count, products", [("cpu", 2, 2), ("cpu", 16, 16), ("cpu", 17, 1), ("tpu", 64, 64), ("tpu", 65, 1)]
 )
-def test_a_few_large_matrices_are_written_out(platform, count, products, stacked):
+def test_a_few_large_matrices_are_written_out(platform, count, products):
     """One product a matrix, or one in a loop over all."""
+    assert products_of_large(_groups.map_matrices, platform, count) == products
 
-    def run(arrays):
-        if stacked:
-            return _groups.map_stacks(lambda m: m @ m, [jnp.stack(arrays)])
-        return _groups.map_matrices(lambda m: m @ m, arrays)
 
-    arrays = [jax.ShapeDtypeStruct((1025, 1025), jnp.float32)] * count
-    assert jax.jit(run).trace(arrays).lower(lowering_platforms=(platform,)).as_text().count("dot_general") == products
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("count", [2, 65])
+def test_large_matrices_of_a_stack_are_looped_over(platform, count):
+    assert products_of_large(lambda f, arrays: _groups.map_stacks(f, [jnp.stack(arrays)]), platform, count) == 1
 
 
 def test_a_stack_of_small_matrices_is_one_call():
