@@ -1,14 +1,14 @@
 """Orthogonalization on a mesh: pieces travel to their owners, whole matrices are orthogonalized, pieces travel back."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain, groupby, islice
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from muon_optax._layout import Layout
@@ -19,6 +19,7 @@ from muon_optax._routes import (
     Region,
     Route,
     Routes,
+    Run,
     Trip,
     piece_shape,
     route_of,
@@ -30,6 +31,7 @@ from muon_optax._shardings import AnyMesh, Dims, spec_of, typed_sharding
 Pieces: TypeAlias = dict[int, jax.Array]  # (units, *piece) by the number of the first unit
 MapStacks: TypeAlias = Callable[[Sequence[jax.Array]], list[jax.Array]]
 Sizes: TypeAlias = Mapping[str, int]
+Program: TypeAlias = Mapping[int, Kind]  # what a device does in which runs of a trip
 # So many panels are cut and joined as slices: a TPU's registers hold 8 x 128 elements of a panel as they are, and it is
 # spared a transposition (5% of the cycles of Llama-7B's update on 256 chips). More would make a long program.
 _FEW_PANELS = 48
@@ -122,7 +124,7 @@ def _travel(routes: Routes, trip: Trip, map_stacks: MapStacks, arrays: Sequence[
     made = _work(routes.sizes, trip, map_stacks, received)
     pieces: Pieces = {}
     for box in trip.back:
-        pieces |= _unpack(box, routes, _return(box.route, jnp.concatenate(made[box.route], axis=1)))
+        pieces |= _unpack(box, routes, _return(box.route, made[box.route]))
     return pieces
 
 
@@ -138,50 +140,52 @@ def _send(box: Box, routes: Routes, arrays: Sequence[jax.Array]) -> jax.Array:
 
 def _pack(box: Box, routes: Routes, arrays: Sequence[jax.Array], first: int, owners: int) -> jax.Array:
     """This device's pieces of the units of so many owners, as ``(owners, rows, width)``."""
-    regions = []
-    for region in box.regions:
-        parts = []
-        for kind, start, end in _owners_by_kind(routes, region.units[:, first : first + owners]):
-            chosen = region.units[:, first + start : first + end]
+    columns = []
+    kinds = [_kinds(routes, region) for region in box.regions]
+    for _, same in groupby(range(first, first + owners), lambda owner: [own[owner] for own in kinds]):
+        alike = list(same)
+        parts, end = [], 0
+        for region, own in zip(box.regions, kinds, strict=True):
+            kind = own[alike[0]]
+            if kind is None:
+                continue
+            chosen = region.units[:, alike[0] : alike[-1] + 1]
             rows = _to_rows(_gathered(routes, kind, chosen.reshape(-1).tolist(), arrays), kind, box.width)
-            by_turn = rows.reshape(*chosen.shape, *rows.shape[1:])
-            parts.append(jnp.swapaxes(_fill(by_turn, region), 0, 1).reshape(end - start, -1, box.width))
-        empty = jnp.zeros((owners, region.turns * region.height, box.width), box.route.dtype)
-        regions.append(jnp.concatenate(parts) if parts else empty)
-    return jnp.concatenate(regions, axis=1)
+            by_owner = jnp.swapaxes(rows.reshape(*chosen.shape, *rows.shape[1:]), 0, 1)
+            parts += [_empty(box, len(alike), region.first - end), by_owner.reshape(len(alike), -1, box.width)]
+            end = region.first + parts[-1].shape[1]
+        columns.append(jnp.concatenate([*parts, _empty(box, len(alike), box.rows - end)], axis=1))
+    return jnp.concatenate(columns)
 
 
 def _unpack(box: Box, routes: Routes, returned: jax.Array) -> Pieces:
     """The inverse of :func:`_pack` for the results ``(owners, rows, width)``."""
     pieces = {}
     for region in box.regions:
-        for kind, start, end in _owners_by_kind(routes, region.units):
-            chosen = region.units[:, start:end]
+        kinds = _kinds(routes, region)
+        for kind, same in groupby(range(len(kinds)), kinds.__getitem__):
+            alike = list(same)
+            if kind is None:
+                continue
+            chosen = region.units[:, alike[0] : alike[-1] + 1]
             height = row_count(kind, "back", box.width, routes.sizes)
-            rows = returned[start:end, region.rows].reshape(-1, region.turns, region.height, box.width)
-            by_turn = jnp.swapaxes(rows[:, :, :height], 0, 1).reshape(-1, height, box.width)
-            whole = _from_rows(by_turn, kind, piece_shape(kind, "back", routes.sizes))
-            for first, last, unit in _ranges(routes, chosen.reshape(-1).tolist()):
+            rows = returned[alike[0] : alike[-1] + 1, region.first : region.first + region.turns * height]
+            by_turn = jnp.swapaxes(rows.reshape(-1, region.turns, height, box.width), 0, 1)
+            piece = piece_shape(kind, "back", routes.sizes)
+            whole = _from_rows(by_turn.reshape(-1, height, box.width), kind, piece)
+            for start, end, unit in _ranges(routes, chosen.reshape(-1).tolist()):
                 if unit is not None:
-                    pieces[unit] = whole[first:last]
+                    pieces[unit] = whole[start:end]
     return pieces
 
 
-def _owners_by_kind(routes: Routes, units: np.ndarray) -> list[tuple[Kind, int, int]]:
-    """Neighbouring owners whose units, ``(turns, owners)``, are of one kind; those without units go with others."""
-    found: list[tuple[Kind, int, int]] = []
-    for owner, number in enumerate(units.max(axis=0).tolist()):
-        kind = routes.units[number].kind if number >= 0 else None
-        if found and kind in (None, found[-1][0]):
-            found[-1] = (found[-1][0], found[-1][1], owner + 1)
-        elif kind is not None:
-            found.append((kind, found[-1][2] if found else 0, owner + 1))
-    return found
+def _kinds(routes: Routes, region: Region) -> list[Kind | None]:
+    """The kind of each owner's units."""
+    return [routes.units[unit].kind if unit >= 0 else None for unit in region.units.max(axis=0).tolist()]
 
 
-def _fill(rows: jax.Array, region: Region) -> jax.Array:
-    """``(..., rows, width)`` with zeros up to the height of the region."""
-    return jnp.pad(rows, [*((0, 0) for _ in rows.shape[:-2]), (0, region.height - rows.shape[-2]), (0, 0)])
+def _empty(box: Box, owners: int, rows: int) -> jax.Array:
+    return jnp.zeros((owners, rows, box.width), box.route.dtype)
 
 
 def _return(route: Route, filled: jax.Array) -> jax.Array:
@@ -193,8 +197,8 @@ def _return(route: Route, filled: jax.Array) -> jax.Array:
 
 def _work(
     sizes: Sizes, trip: Trip, map_stacks: MapStacks, received: Mapping[Route, jax.Array]
-) -> dict[Route, list[jax.Array]]:
-    """An owner's work: takes its units from the boxes and makes the regions to return."""
+) -> dict[Route, jax.Array]:
+    """An owner's work: takes its units from the boxes that it ``received`` and fills those to return."""
     there, back = (
         [
             {box.route: (box, region) for box in boxes for region in box.regions if region.run == run}
@@ -205,39 +209,101 @@ def _work(
 
     def take(run: int, kind: Kind) -> tuple[jax.Array, ...]:
         box, region = there[run][route_of(kind, "there", sizes)]
-        rows = received[box.route][:, region.rows].reshape(-1, region.turns, region.height, box.width)
-        rows = rows[:, :, : row_count(kind, "there", box.width, sizes)]
-        pieces = _from_rows(rows, kind, piece_shape(kind, "there", sizes))
-        units = jax.vmap(partial(_join, dims=kind.there, sizes=sizes), in_axes=1)(pieces)
-        return _stacked(kind).to_matrices(units)
+        height = row_count(kind, "there", box.width, sizes)
+        rows = received[box.route][:, region.first : region.first + region.turns * height]
+        pieces = rows.reshape(-1, region.turns, height, box.width)
+        pieces = _from_rows(pieces, kind, piece_shape(kind, "there", sizes))
+        return _stacked(kind).to_matrices(jax.vmap(partial(_join, dims=kind.there, sizes=sizes), in_axes=1)(pieces))
 
     def give(run: int, kind: Kind, blocks: tuple[jax.Array, ...]) -> dict[Route, jax.Array]:
-        regions = {
-            route: jnp.zeros((_count(route.axes, sizes), region.turns * region.height, box.width), route.dtype)
-            for route, (box, region) in back[run].items()
-        }
         box, region = back[run][route_of(kind, "back", sizes)]
         units = _stacked(kind).from_matrices(blocks, (region.turns, *kind.shape)).astype(kind.dtype)
         divided = jax.vmap(partial(_divide, dims=kind.back, sizes=sizes), out_axes=1)(units)
-        rows = _fill(_to_rows(divided, kind, box.width), region)
-        return regions | {box.route: rows.reshape(rows.shape[0], -1, box.width)}
+        rows = _to_rows(divided, kind, box.width)
+        return {box.route: rows.reshape(rows.shape[0], -1, box.width)}
 
-    def alone(run: int, kind: Kind) -> dict[Route, jax.Array]:
-        return give(run, kind, tuple(map_stacks(take(run, kind))))
+    def together(program: Program) -> dict[int, dict[Route, jax.Array]]:
+        taken = {run: take(run, kind) for run, kind in program.items()}
+        results = iter(map_stacks(list(chain.from_iterable(taken.values()))))
+        return {run: give(run, kind, tuple(islice(results, len(taken[run])))) for run, kind in program.items()}
 
-    # Runs of one kind are orthogonalized together: they can share batches.
-    taken = {number: take(number, run.kinds[0]) for number, run in enumerate(trip.runs) if len(run.kinds) == 1}
-    results = iter(map_stacks(list(chain.from_iterable(taken.values()))))
-    made: dict[Route, list[jax.Array]] = {box.route: [] for box in trip.back}
-    for number, run in enumerate(trip.runs):
-        if number in taken:
-            regions = give(number, run.kinds[0], tuple(islice(results, len(taken[number]))))
+    def in_a_branch(runs: Sequence[int], program: Program) -> dict[Route, jax.Array]:
+        """What the program gives, and zeros where another one gives more."""
+        given, filled = together(program), {}
+        for box in trip.back:
+            regions = [region for region in box.regions if region.run in runs]
+            if regions:
+                first, end = extent(box, regions)
+                own = [
+                    (region.first, rows)
+                    for region in regions
+                    if (rows := given.get(region.run, {}).get(box.route)) is not None
+                ]
+                filled[box.route] = _joined(box, _count(box.route.axes, sizes), own, first, end)
+        return filled
+
+    def extent(box: Box, regions: Sequence[Region]) -> tuple[int, int]:
+        kinds = [(region, kind) for region in regions for kind in trip.runs[region.run].kinds]
+        heights = [
+            region.first + region.turns * row_count(kind, "back", box.width, sizes)
+            for region, kind in kinds
+            if route_of(kind, "back", sizes) == box.route
+        ]
+        return min(region.first for region in regions), max(heights)
+
+    # What all devices do is orthogonalized together: it can share batches.
+    common = [number for number, run in enumerate(trip.runs) if set(run.kind_of) == {0}]
+    made = together({number: trip.runs[number].kinds[0] for number in common})
+    parts: dict[Route, list[tuple[int, jax.Array]]] = {
+        box.route: [(region.first, made[region.run][box.route]) for region in box.regions if region.run in common]
+        for box in trip.back
+    }
+    here = jax.lax.axis_index(tuple(sizes))
+    for runs in _stages({number: run for number, run in enumerate(trip.runs) if number not in common}):
+        own = list(zip(*(trip.runs[run].kind_of for run in runs), strict=True))
+        programs = list(dict.fromkeys(own))
+        branches = [
+            {run: trip.runs[run].kinds[kind] for run, kind in zip(runs, program, strict=True) if kind >= 0}
+            for program in programs
+        ]
+        chosen = jnp.asarray([programs.index(program) for program in own])[here]
+        given = jax.lax.switch(chosen, [partial(in_a_branch, runs, program) for program in branches])
+        for box in trip.back:
+            regions = [region for region in box.regions if region.run in runs]
+            if regions:
+                parts[box.route].append((extent(box, regions)[0], given[box.route]))
+    return {box.route: _joined(box, _count(box.route.axes, sizes), parts[box.route], 0, box.rows) for box in trip.back}
+
+
+def _stages(runs: Mapping[int, Run]) -> list[list[int]]:
+    """Runs that differ by device, joined to be chosen by one branch where that writes no more of them out."""
+
+    def written_out(stage: Sequence[int]) -> int:
+        programs = set(zip(*(runs[run].kind_of for run in stage), strict=True))
+        return sum(kind >= 0 for program in programs for kind in program)
+
+    stages: list[list[int]] = []
+    for run in runs:
+        if stages and written_out([*stages[-1], run]) <= written_out(stages[-1]) + written_out([run]):
+            stages[-1].append(run)
         else:
-            own = jnp.asarray(run.kind_of)[jax.lax.axis_index(tuple(sizes))]
-            regions = jax.lax.switch(own, [partial(alone, number, kind) for kind in run.kinds])
-        for route, rows in regions.items():
-            made[route].append(rows)
-    return made
+            stages.append([run])
+    return stages
+
+
+def _joined(box: Box, owners: int, parts: Sequence[tuple[int, jax.Array]], start: int, stop: int) -> jax.Array:
+    """The rows of a box from ``start`` to ``stop``, of parts ``(first row, rows)`` and else of zeros."""
+    columns, end = [], start
+    for first, rows in sorted(parts, key=lambda part: part[0]):
+        if first < end:
+            # Where parts overlap all but one are zero.
+            padded = [
+                jnp.pad(rows, [(0, 0), (first - start, stop - first - rows.shape[1]), (0, 0)]) for first, rows in parts
+            ]
+            return functools.reduce(jnp.add, padded)
+        columns += [_empty(box, rows.shape[0], first - end), rows]
+        end = first + rows.shape[1]
+    return jnp.concatenate([*columns, _empty(box, owners, stop - end)], axis=1)
 
 
 def _stacked(kind: Kind) -> Layout:

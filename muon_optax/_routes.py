@@ -97,37 +97,30 @@ class Run:
     """So many turns in a row in which each device has units of one kind, or none."""
 
     kinds: tuple[Kind, ...]
-    kind_of: tuple[int, ...]  # by device a position in ``kinds``; who has nothing does as another, on zeros
+    kind_of: tuple[int, ...]  # by device a position in ``kinds``, or -1 for nothing to do
     turns: int
 
 
 class Region(NamedTuple):
-    """The rows of a box for one run: for each turn as many as its largest piece takes."""
+    """Where in a box the units of one run are: for each owner the rows of its turns, one below the other."""
 
     run: int  # its position in the trip
     turns: int
     first: int
-    height: int  # of a turn
     units: np.ndarray  # (turns, owners), planes major; -1 for none that goes this way
-
-    @property
-    def rows(self) -> slice:
-        """Where it is in the box."""
-        return slice(self.first, self.first + self.turns * self.height)
 
 
 @dataclass(frozen=True)
 class Box:
-    """The pieces that travel together: for every owner as many rows of one width."""
+    """The pieces that travel together: for every owner as many rows of one width.
+
+    Regions overlap where no owner has units in both.
+    """
 
     route: Route
     width: int
+    rows: int
     regions: tuple[Region, ...]
-
-    @property
-    def rows(self) -> int:
-        """For each owner."""
-        return self.regions[-1].rows.stop
 
 
 @dataclass(frozen=True)
@@ -200,7 +193,8 @@ def find_routes(
     )
     costs = {unit.kind: sum(cost(*shape) for shape in unit.kind.matrix_shapes) for unit in units}
     turns = list(_assign(units, sizes, costs))
-    trips = tuple(_trip(part, units, sizes) for part in _cut(turns, units, trip_bytes))
+    filled = {id(turns[number]) for number in _filled(turns, units, costs)}
+    trips = tuple(_trip(part, units, sizes, filled) for part in _cut(turns, units, trip_bytes))
     local_cost = sum(_stack_cost(leaves[number], sizes, cost) for number in local)
     return Routes(sizes, tuple(leaves), units, local, trips, costs, local_cost)
 
@@ -295,7 +289,7 @@ def _cut(turns: Sequence[np.ndarray], units: Sequence[Unit], enough: int) -> Ite
     the peak is four thirds of all, and about four parts are enough.
     """
     sizes = [max(_bytes(units[unit].kind) for unit in set(turn.tolist()) if unit >= 0) for turn in turns]
-    kinds = [set(_kinds_of(turn, units)[0]) for turn in turns]
+    kinds = [{units[unit].kind for unit in set(turn.tolist()) if unit >= 0} for turn in turns]
     pools = [
         list(pool) for _, pool in groupby(range(len(turns)), lambda turn: units[turns[turn].max()].kind.batch_axes)
     ]
@@ -322,19 +316,35 @@ def _bytes(kind: Kind) -> int:
     return math.prod(kind.shape) * jnp.dtype(kind.dtype).itemsize
 
 
-def _trip(turns: Sequence[np.ndarray], units: Sequence[Unit], sizes: Mapping[str, int]) -> Trip:
-    rows = [_kinds_of(turn, units) for turn in turns]
+def _trip(turns: Sequence[np.ndarray], units: Sequence[Unit], sizes: Mapping[str, int], filled: Container[int]) -> Trip:
+    rows = [_kinds_of(turn, units, id(turn) in filled) for turn in turns]
     runs = tuple(Run(*row, len(list(same))) for row, same in groupby(rows))
-    there, back = (tuple(_boxes(turns, runs, units, sizes, way)) for way in ("there", "back"))
+    there, back = (tuple(_boxes(turns, runs, sizes, way)) for way in ("there", "back"))
     return Trip(tuple(turns), runs, there, back)
 
 
-def _kinds_of(turn: np.ndarray, units: Sequence[Unit]) -> tuple[tuple[Kind, ...], tuple[int, ...]]:
+def _kinds_of(turn: np.ndarray, units: Sequence[Unit], filled: bool) -> tuple[tuple[Kind, ...], tuple[int, ...]]:
     """The kinds of a turn's units, and for every device the position of its own."""
     own = [None if unit < 0 else units[unit].kind for unit in turn.tolist()]
     kinds = tuple(kind for kind in dict.fromkeys(own) if kind is not None)
     position = {kind: number for number, kind in enumerate(kinds)}
-    return kinds, tuple(0 if kind is None else position[kind] for kind in own)
+    return kinds, tuple(position[kind] if kind is not None else 0 if filled else -1 for kind in own)
+
+
+def _filled(turns: Sequence[np.ndarray], units: Sequence[Unit], costs: Mapping[Kind, float]) -> Iterator[int]:
+    """The turns of one kind in which idle devices do as the others, on zeros: nobody waits for that.
+
+    So there is nothing to branch on.
+    """
+    price = [np.array([0.0 if unit < 0 else costs[units[unit].kind] for unit in turn]) for turn in turns]
+    load = np.sum(price, axis=0) if price else np.zeros(1)
+    spare = load.max() - load
+    for number, turn in enumerate(turns):
+        idle, kinds = turn < 0, {units[unit].kind for unit in set(turn.tolist()) if unit >= 0}
+        cost = price[number].max()
+        if len(kinds) == 1 and (spare[idle] >= cost * (1 - 1e-6)).all():
+            spare = spare - cost * idle
+            yield number
 
 
 def route_of(kind: Kind, way: str, sizes: Mapping[str, int]) -> Route:
@@ -362,28 +372,26 @@ def row_count(kind: Kind, way: str, width: int, sizes: Mapping[str, int]) -> int
     return rows * columns // width if columns % width == 0 else -(-rows * columns // width)
 
 
-def _boxes(
-    turns: Sequence[np.ndarray], runs: Sequence[Run], units: Sequence[Unit], sizes: Mapping[str, int], way: str
-) -> Iterator[Box]:
+def _boxes(turns: Sequence[np.ndarray], runs: Sequence[Run], sizes: Mapping[str, int], way: str) -> Iterator[Box]:
     routes = {kind: route_of(kind, way, sizes) for run in runs for kind in run.kinds}
     for route in dict.fromkeys(routes.values()):
         columns = {row_view(kind, piece_shape(kind, way, sizes))[1] for kind, own in routes.items() if own == route}
         divisor = math.gcd(*columns)
         width = divisor if divisor >= _LANES or {divisor} == columns else _LANES
-        grid = np.array([turn[_owners(route, sizes)] for turn in turns])
-        goes = np.array([routes[unit.kind] == route if unit.kind in routes else False for unit in units])
-        regions, turn, first = [], 0, 0
+        height = {kind: row_count(kind, way, width, sizes) for kind, own in routes.items() if own == route}
+        owners = _owners(route, sizes)
+        grid = np.array([turn[owners] for turn in turns])
+        regions, turn, end = [], 0, np.zeros(len(owners), int)
         for number, run in enumerate(runs):
-            numbers = grid[turn : turn + run.turns]
+            heights = np.array([*(height.get(kind, 0) for kind in run.kinds), 0])
+            rows = run.turns * heights[np.array(run.kind_of)[owners]]
+            if rows.any():
+                first = int(end[rows > 0].max())
+                end = np.where(rows > 0, first + rows, end)
+                here = np.where(rows > 0, grid[turn : turn + run.turns], -1)
+                regions.append(Region(number, run.turns, first, here))
             turn += run.turns
-            heights = [row_count(kind, way, width, sizes) for kind in run.kinds if routes[kind] == route]
-            if heights:
-                region = Region(
-                    number, run.turns, first, max(heights), np.where((numbers >= 0) & goes[numbers], numbers, -1)
-                )
-                regions.append(region)
-                first = region.rows.stop
-        yield Box(route, width, tuple(regions))
+        yield Box(route, width, int(end.max()), tuple(regions))
 
 
 def _owners(route: Route, sizes: Mapping[str, int]) -> list[int]:

@@ -190,19 +190,21 @@ def test_boxes_hold_the_units_of_their_trip_and_no_others(problem):
             assert len({box.route for box in boxes}) == len(boxes)
             found = Counter()
             for box in boxes:
-                owners, end = math.prod(sizes[axis] for axis in box.route.planes + box.route.axes), 0
+                owners = math.prod(sizes[axis] for axis in box.route.planes + box.route.axes)
+                taken = np.zeros((owners, box.rows), int)
                 for region in box.regions:
                     run = trip.runs[region.run]
                     assert region.units.shape == (run.turns, owners)
-                    assert region.rows.start == end
-                    end = region.rows.stop
-                    units = [unit for unit in region.units.reshape(-1).tolist() if unit >= 0]
-                    found.update(units)
-                    kinds = {routes.units[unit].kind for unit in units}
-                    assert kinds == {kind for kind in run.kinds if route_of(kind, way, routes.sizes) == box.route}
-                    heights = {row_count(kind, way, box.width, routes.sizes) for kind in kinds}
-                    assert region.height == max(heights)
-                assert box.rows == end
+                    for owner, units in enumerate(region.units.T.tolist()):
+                        held = [unit for unit in units if unit >= 0]
+                        found.update(held)
+                        kinds = {routes.units[unit].kind for unit in held}
+                        assert {route_of(kind, way, routes.sizes) for kind in kinds} <= {box.route}
+                        for kind in kinds:
+                            height = run.turns * row_count(kind, way, box.width, routes.sizes)
+                            assert region.first + height <= box.rows
+                            taken[owner, region.first : region.first + height] += 1
+                assert taken.max() == 1
             assert found == Counter({unit for turn in trip.turns for unit in turn.tolist() if unit >= 0})
 
 
@@ -236,7 +238,7 @@ def test_stacks_on_some_devices_are_shared_out_first_and_others_fill_up():
 def test_turns_with_the_same_kinds_on_the_same_devices_are_one_run():
     square, long = [(4, 4)] * 9, [(4, 6)] * 2
     (trip,) = find_routes(leaves_of(*square, *long), {"x": 4}, cost).trips
-    # The two long ones first; who waits for the third row of squares does the same on zeros.
+    # Who has nothing in the last row of squares does the same on zeros: it has the time.
     assert [(run.turns, [kind.shape for kind in run.kinds]) for run in trip.runs] == [
         (1, [(4, 6), (4, 4)]),
         (2, [(4, 4)]),
