@@ -26,6 +26,10 @@ _LANES = 128
 TRIP_BYTES = 2**28
 
 
+# Idle devices may keep the others waiting for this share of their time, if that makes the program simpler.
+_WAIT = 0.02
+
+
 @dataclass(frozen=True)
 class Leaf:
     """A parameter on the mesh: ``there`` is how the updates lie, ``back`` how the result is to lie."""
@@ -251,9 +255,10 @@ def _turns(by_kind: Sequence[Sequence[int]], costs: Sequence[float], load: np.nd
     """
     apart: set[int] = set()
     turns, loads, programs = _deal(by_kind, costs, load, apart)
+    shortest = loads.max()
     for kind in range(1, len(by_kind)):
         other = _deal(by_kind, costs, load, apart | {kind})
-        if other[2] < programs and other[1].max() <= loads.max() * (1 + 1e-6):
+        if other[2] < programs and other[1].max() <= shortest * (1 + 1e-6):
             apart.add(kind)
             turns, loads, programs = other
     load[:] = loads
@@ -332,17 +337,17 @@ def _kinds_of(turn: np.ndarray, units: Sequence[Unit], filled: bool) -> tuple[tu
 
 
 def _filled(turns: Sequence[np.ndarray], units: Sequence[Unit], costs: Mapping[Kind, float]) -> Iterator[int]:
-    """The turns of one kind in which idle devices do as the others, on zeros: nobody waits for that.
+    """The turns of one kind in which idle devices do as the others, on zeros, so that there is nothing to branch on.
 
-    So there is nothing to branch on.
+    Nobody waits for that, or not for long.
     """
     price = [np.array([0.0 if unit < 0 else costs[units[unit].kind] for unit in turn]) for turn in turns]
     load = np.sum(price, axis=0) if price else np.zeros(1)
-    spare = load.max() - load
+    spare = (1 + _WAIT) * load.max() - load
     for number, turn in enumerate(turns):
         idle, kinds = turn < 0, {units[unit].kind for unit in set(turn.tolist()) if unit >= 0}
         cost = price[number].max()
-        if len(kinds) == 1 and (spare[idle] >= cost * (1 - 1e-6)).all():
+        if len(kinds) == 1 and (spare[idle] >= cost).all():
             spare = spare - cost * idle
             yield number
 
