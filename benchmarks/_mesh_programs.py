@@ -78,7 +78,8 @@ class MeshProgram(NamedTuple):
 
 
 def compile_step(name: str, case: Case, devices: Iterable[Any], kind: AxisType = AxisType.Auto) -> MeshProgram:
-    """Compiles the update and ``optax.apply_updates``, state and parameters donated; all arrays stay as they lie.
+    """Compiles the update and ``optax.apply_updates``, state and parameters donated, or the update alone, gradients and
+    state donated; all arrays stay as they lie.
 
     Nothing is run and no array is made, so that any model fits.
     """
@@ -89,7 +90,8 @@ def compile_step(name: str, case: Case, devices: Iterable[Any], kind: AxisType =
     state_shardings = mo.state_shardings(optimizer, case.params, plan)
     params = _placed(case.params, shardings)
     state = _placed(jax.eval_shape(optimizer.init, case.params), state_shardings)
-    step = jax.jit(training_step(optimizer), donate_argnums=(1, 2), out_shardings=(shardings, state_shardings))
+    function, donated = (optimizer.update, (0, 1)) if case.update_only else (training_step(optimizer), (1, 2))
+    step = jax.jit(function, donate_argnums=donated, out_shardings=(shardings, state_shardings))
     with standard_error() as printed:
         started = time.perf_counter()
         lowered = step.lower(params, state, params)

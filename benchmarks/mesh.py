@@ -26,7 +26,8 @@ ON_TPU_ALL = (OURS, OPTAX, ADAMW)
 
 NOTES = [
     "Compiled and not run. One step is the optimizer's update and optax.apply_updates with state and parameters "
-    "donated; gradients, state and parameters keep their shardings. Figures are of one device, the one that does most.",
+    "donated (update only: without apply_updates, gradients and state donated); gradients, state and parameters keep "
+    "their shardings. Figures are of one device, the one that does most.",
     "Same work: optax.contrib.muon has Moonlight's scale and the same decay, and trains the same matrices. Mesh axes "
     "are Auto: on Explicit ones optax.contrib.muon refuses sharded parameters. In the cases with ZeRO-1 the state of "
     "every optimizer is spread over the axis, by muon_optax.state_shardings.",

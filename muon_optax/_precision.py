@@ -57,14 +57,16 @@ def near_one(matrices: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
 def _scaled_by_power_of_two(matrices: jax.Array) -> jax.Array:
     # On the bits, because XLA flushes subnormal numbers to zero on CPU and TPU. Matrices below 2^-95 are lifted by
     # 2^100 first, so that their power of two is a normal number too.
-    magnitude = _bits(matrices) & 0x7FFFFFFF
+    bits = _bits(matrices)
+    magnitude = bits & 0x7FFFFFFF
     largest = jnp.max(magnitude, axis=(-2, -1), keepdims=True)
     tiny = largest < (32 << 23)
     exponent = _bits(_lifted(largest, tiny)) >> 23
     # 254 - exponent is the exponent of the reciprocal. It exists as a normal number up to 253; infinity and NaN have
     # 255.
     reciprocal = _number((254 - jnp.clip(exponent, 1, 253)) << 23)
-    return jnp.copysign(_lifted(magnitude, tiny), matrices) * reciprocal
+    # The sign is put back as a bit, too: jnp.copysign compares, and a TPU would write the result of that to memory.
+    return _number(_bits(_lifted(magnitude, tiny) * reciprocal) | (bits ^ magnitude))
 
 
 def _lifted(magnitude: jax.Array, tiny: jax.Array) -> jax.Array:

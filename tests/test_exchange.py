@@ -28,7 +28,8 @@ from meshes import (
 
 import muon_optax as mo
 from muon_optax import _exchange
-from muon_optax._exchange import _divide, _from_rows, _join, _to_rows, exchange
+from muon_optax._exchange import exchange
+from muon_optax._exchange.pieces import divide, from_rows, join, to_rows
 from muon_optax._groups import map_stacks
 from muon_optax._layout import Layout
 from muon_optax._routes import Kind, find_routes, row_count, row_view
@@ -76,9 +77,9 @@ def test_joining_and_dividing_follow_the_mesh(drawn):
     shape = [size * math.prod(SIZES[axis] for axis in part) for size, part in zip(piece, dims, strict=True)]
     whole = np.arange(math.prod(shape)).reshape(shape)
     with in_numpy():
-        pieces = _divide(whole, dims, SIZES)
+        pieces = divide(whole, dims, SIZES)
         np.testing.assert_array_equal(pieces, pieces_in_numpy(whole, dims))
-        np.testing.assert_array_equal(_join(pieces, dims, SIZES), whole)
+        np.testing.assert_array_equal(join(pieces, dims, SIZES), whole)
 
 
 def kind_of(letters, shape):
@@ -97,8 +98,8 @@ def test_rows_hold_every_element_of_a_piece_once(letters, lead, width, data):
     kind = kind_of(letters, piece)
     pieces = np.arange(1, 1 + math.prod([*lead, *piece]), dtype=np.float32).reshape(*lead, *piece)
     with in_numpy():
-        rows = _to_rows(pieces, kind, width)
-        np.testing.assert_array_equal(_from_rows(rows, kind, piece), pieces)
+        rows = to_rows(pieces, kind, width)
+        np.testing.assert_array_equal(from_rows(rows, kind, piece), pieces)
     assert rows.shape == (*lead, row_count(kind, "there", width, {}), width)
     assert sorted(rows[rows > 0].tolist()) == pieces.reshape(-1).tolist()
 
@@ -106,7 +107,7 @@ def test_rows_hold_every_element_of_a_piece_once(letters, lead, width, data):
 def test_panels_of_a_piece_lie_below_each_other():
     piece = np.arange(2 * 6, dtype=np.float32).reshape(2, 6)
     with in_numpy():
-        rows = _to_rows(piece, kind_of("io", (2, 6)), 3)
+        rows = to_rows(piece, kind_of("io", (2, 6)), 3)
     np.testing.assert_array_equal(rows, np.concatenate([piece[:, :3], piece[:, 3:]]))
     assert row_view(kind_of("ioo", (2, 3, 4)), (2, 3, 4)) == (2, 12)
 
