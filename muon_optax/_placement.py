@@ -13,7 +13,8 @@ from jax.sharding import NamedSharding
 
 from muon_optax._layout import Layout
 from muon_optax._paths import NamedLeaf, is_hidden, named_leaves, show
-from muon_optax._routes import Box, Leaf, Routes, find_routes
+from muon_optax._routes import find_routes
+from muon_optax._routes.model import Box, Leaf, Routes
 from muon_optax._shardings import AnyMesh, Dims, dims_of, mesh_sizes, padded_shape, shardings_of, spread, typed_sharding
 
 Orthogonalizer = Callable[[jax.Array], jax.Array]

@@ -32,7 +32,8 @@ from muon_optax._exchange import exchange
 from muon_optax._exchange.pieces import divide, from_rows, join, to_rows
 from muon_optax._groups import map_stacks
 from muon_optax._layout import Layout
-from muon_optax._routes import Kind, find_routes, row_count, row_view
+from muon_optax._routes import find_routes
+from muon_optax._routes.model import Kind, row_count, row_view
 
 SIZES = {"x": 2, "y": 3, "z": 2}
 

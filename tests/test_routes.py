@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muon_optax._layout import Layout
-from muon_optax._routes import TRIP_BYTES, Leaf, find_routes, piece_shape, route_of, row_count, row_view
+from muon_optax._routes import TRIP_BYTES, find_routes
+from muon_optax._routes.model import Leaf, piece_shape, route_of, row_count, row_view
 from muon_optax._shardings import local_shape, padded_shape
 
 LAYOUTS = ["io", "oi", "ioo", "iio", "bio", "iob", "bbio", "iiio", "ibo"]

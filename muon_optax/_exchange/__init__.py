@@ -11,7 +11,7 @@ from muon_optax._exchange.owner import MapStacks, Owner
 from muon_optax._exchange.packing import pack, unpack
 from muon_optax._exchange.pieces import Pieces, as_stack, count, from_pieces
 from muon_optax._layout import Layout
-from muon_optax._routes import Box, Leaf, Route, Routes, Trip
+from muon_optax._routes.model import Box, Leaf, Route, Routes, Trip
 from muon_optax._shardings import AnyMesh, spec_of, typed_sharding
 
 

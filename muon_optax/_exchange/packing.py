@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from muon_optax._exchange.pieces import Pieces, from_rows, gathered, ranges, to_rows
-from muon_optax._routes import Box, Kind, Region, Routes, piece_shape, row_count
+from muon_optax._routes.model import Box, Kind, Region, Routes, piece_shape, row_count
 
 
 def pack(box: Box, routes: Routes, arrays: Sequence[jax.Array], first: int, owners: int) -> jax.Array:

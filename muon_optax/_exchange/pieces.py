@@ -8,7 +8,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from muon_optax._routes import Kind, Leaf, Routes, piece_shape, row_view
+from muon_optax._routes.model import Kind, Leaf, Routes, piece_shape, row_view
 from muon_optax._shardings import Dims
 
 Pieces: TypeAlias = dict[int, jax.Array]  # (units, *piece) by the number of the first unit
