@@ -28,9 +28,10 @@ _LANES = 128
 def cut(turns: Sequence[np.ndarray], units: Sequence[Unit], enough: int) -> Iterator[list[int]]:
     """The numbers of turns, in parts that travel one after the other.
 
-    None has more bytes than are ``enough``, or than memory is the better for: while a part is under way, the results of those before it are in memory, and itself about three times: as it came,
-    orthogonalized and packed. So the longest goes first. Where each is a third of what is left and of a third of all,
-    the peak is four thirds of all, and about four parts are enough.
+    None has more bytes than are ``enough``, or than memory is the better for: while a part is under way, the results of
+    those before it are in memory, and itself about three times, as it came, orthogonalized and packed. So the longest
+    goes first. Where each is a third of what is left and of a third of all, the peak is four thirds of all, and about
+    four parts are enough.
     """
     sizes = [max(_bytes(units[unit].kind) for unit in set(turn.tolist()) if unit >= 0) for turn in turns]
     kinds = [{units[unit].kind for unit in set(turn.tolist()) if unit >= 0} for turn in turns]
