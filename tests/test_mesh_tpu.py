@@ -1,12 +1,16 @@
 """Budgets of updates on meshes of TPUs, by the TPU's own compiler: cycles, bytes, memory. No clock is asked."""
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
-from test_benchmarks import run
+from test_benchmarks import FOLDER, ROOT, run
 
 NO_COMPILER = importlib.util.find_spec("libtpu") is None
 pytestmark = [
@@ -69,3 +73,60 @@ def test_an_update_on_chips_stays_within_its_budget(measured: Callable[[str], Ro
     assert row["XLA lines"] <= limit.lines
     assert row["kinds"] == limit.kinds
     assert row["rematerialized"] == 0
+
+
+# A training step with ZeRO-1 on sixteen chips: four layers, a large batch. Prints its collectives.
+TRAINING = """
+import json
+import _tpu
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from _hlo_collectives import collectives
+import muon_optax as mo
+
+mesh = Mesh(np.array(_tpu.devices_of("v5e:4x4", "the test")).reshape(-1), ("data",))
+
+def place(shape, spec):
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+
+def loss(params, x):
+    for kernel in params.values():
+        x = jnp.tanh(x @ kernel)
+    return jnp.mean((x - 0.5) ** 2)
+
+def step(params, state, x):
+    value, gradients = jax.value_and_grad(loss)(params, x)
+    updates, state = optimizer.update(gradients, state, params)
+    return optax.apply_updates(params, updates), state, value
+
+params = {f"layer_{i}/kernel": place((1024, 1024), P()) for i in range(4)}
+plan = mo.plan(params, over="data")
+optimizer = mo.muon(1e-2, shardings=plan)
+places = jax.tree.map(lambda leaf: leaf.sharding, params), mo.state_shardings(optimizer, params, plan)
+state = jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+    jax.eval_shape(optimizer.init, params), places[1],
+)
+x = place((16384, 1024), P("data"))
+compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*places, None)).lower(params, state, x).compile()
+print(json.dumps([[found.kind, found.times, found.result_bytes] for found in collectives(compiled.as_text())]))
+"""
+
+
+def test_gradients_are_not_summed_whole_under_zero_1() -> None:
+    """They arrive by reduce-scatter: here XLA makes it a ring of permutes, between which the chips multiply."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (FOLDER, ROOT))), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINING], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    kernel = 4 * 1024 * 1024
+    whole = [kind for kind, _, size in found if kind in ("all-reduce", "reduce-scatter") and size >= kernel]
+    assert whole == []
+    assert sum(times * size for kind, times, size in found if kind == "collective-permute") > 0
+    # The updates: there in pieces of an even share, back to all chips.
+    assert sorted(kind for kind, _, _ in found if kind.startswith("all-") and kind != "all-reduce") == [
+        "all-gather",
+        "all-to-all",
+    ]
