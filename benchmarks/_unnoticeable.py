@@ -22,13 +22,13 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
         "for _ in range(26):": LAST_BIT,
     },
     "_gram_newton_schulz": {
-        "half = blend(d, R, multiply(R, B))": COMMUTING,
+        "Q = B if index == 0 else (d * _widen(Q) + q * _widen(B) + multiply(Q, B)).astype(dtype)": COMMUTING,
+        "half = blend(d, rounded, multiply(rounded, B))": COMMUTING,
     },
     "_groups": {
         "alone = map_matrices(function, [stacks[position][1] for position in single])": (
             "JAX reads beyond the end what is at the end."
         ),
-        "if count == 1 and 1 <= len(stack) <= _WRITTEN_OUT:": "Stacks of one matrix do not come here.",
     },
     "_newton_schulz": {
         "saves = gram_products(coefficients, aspect, dtype) <= 0.85 * direct_products(coefficients, aspect)": (

@@ -131,7 +131,16 @@ def products_of_large(function, platform, count):
 
 
 @pytest.mark.parametrize(
-    "platform, count, products", [("cpu", 2, 2), ("cpu", 16, 16), ("cpu", 17, 1), ("tpu", 64, 64), ("tpu", 65, 1)]
+    "platform, count, products",
+    [
+        ("cpu", 2, 2),
+        ("cpu", 16, 16),
+        ("cpu", 17, 1),
+        ("tpu", 64, 64),
+        ("tpu", 65, 1),
+        ("cuda", 16, 16),
+        ("cuda", 17, 1),
+    ],
 )
 def test_a_few_large_matrices_are_written_out(platform, count, products):
     """One product a matrix, or one in a loop over all."""
