@@ -39,8 +39,7 @@ def map_matrices(function: Orthogonalizer, arrays: Sequence[jax.Array]) -> list[
 
     Args:
         function: Treats each matrix of a batch on its own.
-        arrays: A stack ``(*batch, rows, cols)`` is passed as it is, since its leading axes may be sharded; but a CPU,
-            whose devices share its cores and memory anyway, takes as many matrices at a time as it takes of others.
+        arrays: A stack ``(*batch, rows, cols)`` is passed as it is, since its leading axis may be sharded.
 
     Returns:
         The results in the order of ``arrays``, the same up to rounding however they were run.
@@ -52,8 +51,7 @@ def map_matrices(function: Orthogonalizer, arrays: Sequence[jax.Array]) -> list[
     results: dict[int, jax.Array] = {}
     for members in groups.values():
         group = [arrays[position] for position in members]
-        run = _run if group[0].ndim == 2 else _run_on_its_axes
-        results.update(zip(members, run(function, group), strict=True))
+        results.update(zip(members, _run(function, group), strict=True))
     return [results[position] for position in range(len(arrays))]
 
 
@@ -87,19 +85,6 @@ def _run(function: Orthogonalizer, group: list[jax.Array]) -> Sequence[jax.Array
     if not any(way.written_out for way in chosen.values()):  # then one stack serves every platform
         return list(_run_stack(function, jnp.stack(group)))
     return _on_each_platform(run, chosen, *group)
-
-
-def _run_on_its_axes(function: Orthogonalizer, group: list[jax.Array]) -> Sequence[jax.Array]:
-    (stack,) = group
-    *batch, rows, cols = stack.shape
-    way = _way(_LIMITS.get("cpu", _LIMITS["default"]), math.prod(batch), rows * cols)
-    if stack.size == 0 or way.together == math.prod(batch):
-        return [function(stack)]
-
-    def in_batches(stack: jax.Array) -> jax.Array:
-        return _in_batches(function, stack.reshape(-1, rows, cols), way.together).reshape(stack.shape)
-
-    return [jax.lax.platform_dependent(stack, cpu=in_batches, default=function)]
 
 
 def _run_stack(function: Orthogonalizer, stack: jax.Array) -> jax.Array:

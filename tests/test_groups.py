@@ -175,20 +175,3 @@ def test_the_program_grows_with_shapes_and_not_with_layers():
         return len(re.findall("dot_general", text))
 
     assert dots(2) == dots(12) == 2 * 15
-
-
-@pytest.mark.parametrize("platform, looped", [("cpu", True), ("tpu", False)])
-def test_a_cpu_takes_apart_stacks_of_large_matrices(platform, looped):
-    """Elsewhere a stack may be divided over devices, and stays as it is."""
-    seen = set()
-
-    def function(matrices):
-        seen.add(1 if matrices.ndim == 2 else len(matrices.reshape(-1, *matrices.shape[-2:])))
-        return 2 * matrices
-
-    stack = jnp.arange(6 * 200 * 200, dtype=jnp.float32).reshape(2, 3, 200, 200)
-    traced = jax.jit(lambda stack: _groups.map_matrices(function, [stack])).trace(stack)
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert ("stablehlo.while" in text) == looped
-    assert seen == {1, 6}
-    np.testing.assert_array_equal(_groups.map_matrices(function, [stack])[0], 2 * stack)
