@@ -27,8 +27,8 @@ from meshes import (
 )
 
 import muon_optax as mo
-from muon_optax import _exchange
 from muon_optax._exchange import exchange
+from muon_optax._exchange import pieces as pieces_module
 from muon_optax._exchange.pieces import divide, from_rows, join, to_rows
 from muon_optax._groups import map_stacks
 from muon_optax._layout import Layout
@@ -42,7 +42,7 @@ SIZES = {"x": 2, "y": 3, "z": 2}
 def in_numpy():
     """Packing only moves numbers, and NumPy moves them without compiling a program for every shape."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_exchange, "jnp", np)
+        patch.setattr(pieces_module, "jnp", np)
         yield
 
 
@@ -105,11 +105,18 @@ def test_rows_hold_every_element_of_a_piece_once(letters, lead, width, data):
     assert sorted(rows[rows > 0].tolist()) == pieces.reshape(-1).tolist()
 
 
-def test_panels_of_a_piece_lie_below_each_other():
-    piece = np.arange(2 * 6, dtype=np.float32).reshape(2, 6)
+@pytest.mark.parametrize("panels", [2, 48, 49, 60])
+def test_panels_of_a_piece_lie_below_each_other(panels):
+    """Few are cut out, many are transposed: the rows are the same."""
+    pieces = np.arange(5 * 2 * 3 * panels, dtype=np.float32).reshape(5, 2, 3 * panels)
+    kind = kind_of("io", pieces.shape[1:])
     with in_numpy():
-        rows = to_rows(piece, kind_of("io", (2, 6)), 3)
-    np.testing.assert_array_equal(rows, np.concatenate([piece[:, :3], piece[:, 3:]]))
+        rows = to_rows(pieces, kind, 3)
+        np.testing.assert_array_equal(from_rows(rows, kind, pieces.shape[1:]), pieces)
+    np.testing.assert_array_equal(rows, np.concatenate(np.split(pieces, panels, axis=-1), axis=-2))
+
+
+def test_the_last_axes_of_one_letter_are_columns():
     assert row_view(kind_of("ioo", (2, 3, 4)), (2, 3, 4)) == (2, 12)
 
 
@@ -172,6 +179,38 @@ def test_devices_with_different_matrices_in_one_turn():
     places = shardings(mesh_of(data=4), dict.fromkeys(shapes, P("data")))
     (trip,) = mo.plan(tree, places, orthogonalizer=ONE_STEP).routes.trips
     assert [len(run.kinds) for run in trip.runs] == [4, 1]
+    assert_near(updated(mo.orthogonalize(ONE_STEP, shardings=places), tree), updated(mo.orthogonalize(ONE_STEP), tree))
+
+
+@pytest.mark.parametrize("count", [5, 6, 7, 9])
+def test_a_last_turn_that_not_all_devices_have_a_matrix_for(count):
+    """Those without do as the others, on zeros."""
+    tree = random_tree({str(layer): (8, 12) for layer in range(count)}, count)
+    places = shardings(mesh_of(data=4), dict.fromkeys(tree, P("data")))
+    (trip,) = mo.plan(tree, places, orthogonalizer=ONE_STEP).routes.trips
+    assert [(run.turns, len(run.kinds), min(run.kind_of)) for run in trip.runs] == [(-(-count // 4), 1, 0)]
+    assert_near(updated(mo.orthogonalize(ONE_STEP, shardings=places), tree), updated(mo.orthogonalize(ONE_STEP), tree))
+
+
+def test_a_turn_in_which_others_have_no_time():
+    """Two devices have a large matrix, the other two have two smaller ones each."""
+    shapes = {**dict.fromkeys("ab", (16, 128)), **dict.fromkeys("cdef", (8, 128))}
+    tree = random_tree(shapes, 3)
+    places = shardings(mesh_of(data=4), dict.fromkeys(shapes, P("data")))
+    (trip,) = mo.plan(tree, places, orthogonalizer=ONE_STEP).routes.trips
+    assert [run.kind_of for run in trip.runs] == [(0, 0, 1, 1), (-1, -1, 0, 0)]
+    # Where some have the last rows of a large piece, others have their second small one.
+    (box,) = trip.there
+    assert ([region.first for region in box.regions], box.rows) == ([0, 2], 4)
+    assert_near(updated(mo.orthogonalize(ONE_STEP, shardings=places), tree), updated(mo.orthogonalize(ONE_STEP), tree))
+
+
+def test_pieces_of_many_panels():
+    shapes = {"wide": (4, 50 * 128), "narrow": (4, 3 * 128)}
+    tree = random_tree(shapes, 4)
+    places = shardings(mesh_of(data=2), dict.fromkeys(shapes, P("data")))
+    (trip,) = mo.plan(tree, places, orthogonalizer=ONE_STEP).routes.trips
+    assert [box.width for box in trip.there] == [128]
     assert_near(updated(mo.orthogonalize(ONE_STEP, shardings=places), tree), updated(mo.orthogonalize(ONE_STEP), tree))
 
 

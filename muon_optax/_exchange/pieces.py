@@ -44,26 +44,19 @@ def gathered(routes: Routes, kind: Kind, numbers: Sequence[int], arrays: Sequenc
     for start, end, first in ranges(routes, numbers):
         if first is None:
             parts.append(jnp.zeros((end - start, *piece_shape(kind, "there", routes.sizes)), kind.dtype))
-        elif routes.units[first].block is None:
+            continue
+        leaf = routes.leaves[routes.units[first].leaf]
+        stack = as_stack(leaf, arrays[routes.units[first].leaf])
+        units = [routes.units[number] for number in numbers[start:end]]
+        if units[0].block is None:
             # Units of one leaf in their order: a part of its stack.
-            unit = routes.units[first]
-            stack = as_stack(routes.leaves[unit.leaf], arrays[unit.leaf])
-            parts.append(stack[unit.position : unit.position + end - start])
-        else:
-            parts += [_piece(routes, number, arrays)[None] for number in numbers[start:end]]
+            parts.append(stack[units[0].position : units[0].position + len(units)])
+            continue
+        edges, output = [0, *accumulate(leaf.layout.split or ())], 1 + kind.layout.axes.index("o")
+        for unit in units:
+            whole, block = stack[unit.position : unit.position + 1], unit.block or 0
+            parts.append(jax.lax.slice_in_dim(whole, edges[block], edges[block + 1], axis=output))
     return jnp.concatenate([part.astype(kind.dtype) for part in parts])
-
-
-def _piece(routes: Routes, number: int, arrays: Sequence[jax.Array]) -> jax.Array:
-    """This device's piece of a unit."""
-    unit = routes.units[number]
-    leaf = routes.leaves[unit.leaf]
-    piece = as_stack(leaf, arrays[unit.leaf])[unit.position]
-    if unit.block is None:
-        return piece
-    edges = [0, *accumulate(leaf.layout.split or ())]
-    output = unit.kind.layout.axes.index("o")
-    return jax.lax.slice_in_dim(piece, edges[unit.block], edges[unit.block + 1], axis=output)
 
 
 def as_stack(leaf: Leaf, array: jax.Array) -> jax.Array:
