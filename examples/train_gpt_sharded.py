@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace, preset: Preset) -> None:
 
     def loss(parameters: nnx.State, tokens: jax.Array) -> jax.Array:
         # FSDP: whole along data for the products alone. Left to itself, XLA divides some activations by their channels
-        # instead of the batch, and sends five times as much.
+        # instead of the batch, and sends more.
         parameters = jax.lax.with_sharding_constraint(parameters, whole)
         logits, targets = nnx.merge(graph, parameters)(tokens[:, :-1]), tokens[:, 1:].astype(np.int32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()

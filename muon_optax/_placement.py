@@ -48,7 +48,10 @@ class Plan:
 
     @cached_property
     def flops(self) -> float:
-        """Multiplications and additions of matrix products on the device that does most."""
+        """Multiplications and additions of matrix products on the device that does most.
+
+        Not counted is what idle devices do on zeros, which is not more than that, or by a fiftieth at most.
+        """
         return float(self.routes.loads.max()) + self.routes.local_cost
 
     @cached_property

@@ -57,4 +57,5 @@ def _kinds(routes: Routes, region: Region) -> list[Kind | None]:
 
 
 def empty_rows(box: Box, owners: int, rows: int) -> jax.Array:
+    """Zeros, ``(owners, rows, width)``, to fill a box up."""
     return jnp.zeros((owners, rows, box.width), box.route.dtype)

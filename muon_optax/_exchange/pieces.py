@@ -14,7 +14,7 @@ from muon_optax._shardings import Dims
 Pieces: TypeAlias = dict[int, jax.Array]  # (units, *piece) by the number of the first unit
 Sizes: TypeAlias = Mapping[str, int]
 # So many panels are cut and joined as slices: a TPU's registers hold 8 x 128 elements of a panel as they are, and it is
-# spared a transposition (5% of the cycles of Llama-7B's update on 256 chips). More would make a long program.
+# spared a transposition. More would make a long program.
 _FEW_PANELS = 48
 
 
