@@ -6,7 +6,7 @@ COMMUTING = "Both are polynomials of one symmetric matrix, which commute: only r
 END_TWICE = "The ends are candidates already; naming one twice changes neither the least nor the largest value."
 
 UNNOTICEABLE: dict[str, dict[str, str]] = {
-    "_coefficients": {
+    "_orthogonalizers/coefficients": {
         "for _ in range(101):": LAST_BIT,
         "below, above = (below, middle) if _value(step, middle) > start else (middle, above)": (
             "Both meet where the step passes the value, to the last bit."
@@ -21,21 +21,21 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
         "return [low, high, *(x for x in zeros if low < x <= high)]": END_TWICE,
         "for _ in range(26):": LAST_BIT,
     },
-    "_gram_newton_schulz": {
+    "_orthogonalizers/gram_newton_schulz": {
         "Q = B if index == 0 else (d * _widen(Q) + q * _widen(B) + multiply(Q, B)).astype(dtype)": COMMUTING,
         "half = blend(d, rounded, multiply(rounded, B))": COMMUTING,
     },
-    "_groups": {
+    "_orthogonalizers/batching": {
         "alone = map_matrices(function, [stacks[position][1] for position in single])": (
             "JAX reads beyond the end what is at the end."
         ),
     },
-    "_newton_schulz": {
+    "_orthogonalizers/newton_schulz": {
         "saves = gram_products(coefficients, aspect, dtype) <= 0.85 * direct_products(coefficients, aspect)": (
             "Where both sides are equal to the last bit, either method will do."
         ),
     },
-    "_precision": {
+    "_orthogonalizers/precision": {
         "exact = jnp.finfo(left.dtype).bits > 17": "No floating type has 17 bits.",
         "return (matrices / jnp.where(largest == 0, 2, largest)).astype(dtype)": "Zero divided by 2 is zero, too.",
         "tiny = largest <= 32 << 23": LIFTED,
@@ -45,10 +45,10 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
             "Only a zero matrix has an exponent below 2, and stays zero: tiny ones are lifted first."
         ),
     },
-    "_scale_by_shape": {
+    "_transforms/scale_by_shape": {
         "outputs = [-2 if letter == 'o' else 1 for letter in layout.axes]": "NumPy takes any negative size so.",
     },
-    "_step": {
+    "_orthogonalizers/step": {
         "identity = jnp.broadcast_to(jnp.eye(A.shape[-2], dtype=wide), A.shape)": "Gram matrices are square.",
         "vertex = -b / (2 * c) if c else 1.0": "Without c the values are linear: the ends are the extremes.",
     },

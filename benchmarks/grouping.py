@@ -25,7 +25,7 @@ from _optimizers import LEARNING_RATE, WEIGHT_DECAY
 from _report import Progress, Report, Row, device_name, finish, is_cpu, parser
 
 import muon_optax as mo
-from muon_optax._groups import map_matrices
+from muon_optax._orthogonalizers.batching import map_matrices
 
 Matrices: TypeAlias = Sequence[jax.Array]
 Way: TypeAlias = Callable[[Matrices], Matrices]

@@ -30,22 +30,22 @@ from _unnoticeable import UNNOTICEABLE
 PACKAGE = "muon_optax"
 # The numeric files, and for each of them the test files that shall notice: first those that are fast or hit.
 TESTS = {
-    "_checks": ("checks",),
-    "_coefficients": ("coefficients", "refusals"),
-    "_decay_mask": ("decay_mask",),
-    "_gram_newton_schulz": ("gram_newton_schulz",),
-    "_groups": ("groups",),
-    "_layout": ("layout", "refusals"),
-    "_newton_schulz": ("newton_schulz", "refusals"),
-    "_orthogonalize": ("refusals", "layout", "mesh"),
-    "_polar": ("polar",),
-    "_precision": ("precision",),
-    "_scale_by_shape": ("scales", "refusals"),
-    "_scales": ("scales", "refusals"),
-    "_start": ("start",),
-    "_step": ("step",),
+    "_transforms/checks": ("checks",),
+    "_orthogonalizers/coefficients": ("coefficients", "refusals"),
+    "_transforms/decay_mask": ("decay_mask",),
+    "_orthogonalizers/gram_newton_schulz": ("gram_newton_schulz",),
+    "_orthogonalizers/batching": ("groups",),
+    "_layouts/layout": ("layout", "refusals"),
+    "_orthogonalizers/newton_schulz": ("newton_schulz", "refusals"),
+    "_transforms/orthogonalize": ("refusals", "layout", "mesh"),
+    "_orthogonalizers/polar_factor": ("polar",),
+    "_orthogonalizers/precision": ("precision",),
+    "_transforms/scale_by_shape": ("scales", "refusals"),
+    "_transforms/scales": ("scales", "refusals"),
+    "_orthogonalizers/start": ("start",),
+    "_orthogonalizers/step": ("step",),
 }
-QUICK_FILE = "_checks"
+QUICK_FILE = "_transforms/checks"
 SAMPLE, AT_LEAST, SEED = 200, 4, 0  # changes in all, and of each file at least
 ENOUGH = 0.9
 LONGEST = 1800  # seconds that the tests of a file may take without a change

@@ -1,8 +1,14 @@
 """Muon for JAX and Optax: composable parts, one factory, the right parameters by default."""
 
 from muon_optax import diagnostics
-from muon_optax._assign_layouts import assign_layouts, label_params
-from muon_optax._coefficients import (
+from muon_optax._layouts.assign import assign_layouts, label_params
+from muon_optax._layouts.layout import Layout
+from muon_optax._layouts.rules import default_layouts
+from muon_optax._mesh.placement import Plan
+from muon_optax._mesh.plan import plan
+from muon_optax._mesh.state import init_sharded, state_shardings
+from muon_optax._muon import muon
+from muon_optax._orthogonalizers.coefficients import (
     CUBIC,
     DEEPSEEK_V4,
     KELLER,
@@ -10,18 +16,12 @@ from muon_optax._coefficients import (
     coefficient_range,
     polar_express,
 )
-from muon_optax._layout import Layout
-from muon_optax._layout_rules import default_layouts
-from muon_optax._muon import muon
-from muon_optax._newton_schulz import newton_schulz
-from muon_optax._orthogonalize import orthogonalize, orthogonalize_via_newton_schulz
-from muon_optax._partition import partition_by_layout
-from muon_optax._placement import Plan
-from muon_optax._plan import plan
-from muon_optax._polar import polar_factor
-from muon_optax._scale_by_shape import scale_by_shape
-from muon_optax._state_shardings import init_sharded, state_shardings
+from muon_optax._orthogonalizers.newton_schulz import newton_schulz
+from muon_optax._orthogonalizers.polar_factor import polar_factor
 from muon_optax._summary import summarize
+from muon_optax._transforms.orthogonalize import orthogonalize, orthogonalize_via_newton_schulz
+from muon_optax._transforms.partition import partition_by_layout
+from muon_optax._transforms.scale_by_shape import scale_by_shape
 
 __version__ = "0.1.0"
 

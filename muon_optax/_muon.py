@@ -6,14 +6,14 @@ from typing import Any
 import jax.typing
 import optax
 
-from muon_optax._assign_layouts import Layouts
-from muon_optax._checks import check_momentum_dtype, check_number
-from muon_optax._decay_mask import as_mask_function, decay_mask
-from muon_optax._newton_schulz import newton_schulz
-from muon_optax._orthogonalize import orthogonalize
-from muon_optax._partition import partition_by_layout
-from muon_optax._scale_by_shape import scale_by_shape
-from muon_optax._scales import Scale
+from muon_optax._layouts.assign import Layouts
+from muon_optax._orthogonalizers.newton_schulz import newton_schulz
+from muon_optax._transforms.checks import check_momentum_dtype, check_number
+from muon_optax._transforms.decay_mask import as_mask_function, decay_mask
+from muon_optax._transforms.orthogonalize import orthogonalize
+from muon_optax._transforms.partition import partition_by_layout
+from muon_optax._transforms.scale_by_shape import scale_by_shape
+from muon_optax._transforms.scales import Scale
 
 
 def muon(

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._assign_layouts import Layouts, assign_layouts
-from muon_optax._layout import Layout
-from muon_optax._paths import NamedLeaf, named_leaves, owner_of
-from muon_optax._scales import Scale, scale_factors
+from muon_optax._layouts.assign import Layouts, assign_layouts
+from muon_optax._layouts.layout import Layout
+from muon_optax._layouts.paths import NamedLeaf, named_leaves, owner_of
+from muon_optax._transforms.scales import Scale, scale_factors
 
 _HEADINGS = ("path", "shape", "layout", "matrices", "label", "scale", "state bytes")
 

@@ -14,13 +14,13 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
-from muon_optax._assign_layouts import Layouts, resolve
-from muon_optax._checks import check_number
-from muon_optax._layout import Layout
-from muon_optax._paths import named_leaves, show
-from muon_optax._precision import accumulation_dtype, near_one
-from muon_optax._scales import Scale, scale_factors, scale_function
-from muon_optax._start import gram
+from muon_optax._layouts.assign import Layouts, resolve
+from muon_optax._layouts.layout import Layout
+from muon_optax._layouts.paths import named_leaves, show
+from muon_optax._orthogonalizers.precision import accumulation_dtype, near_one
+from muon_optax._orthogonalizers.start import gram
+from muon_optax._transforms.checks import check_number
+from muon_optax._transforms.scales import Scale, scale_factors, scale_function
 
 _LARGEST_COUNT = 2**31 - 1
 _LISTED = 8  # Leaves that a message names: when a loss is NaN, so are all gradients.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from muon_optax import KELLER
-from muon_optax._coefficients import Coefficients
+from muon_optax._orthogonalizers.coefficients import Coefficients
 
 
 def newton_schulz(matrices: np.ndarray, coefficients: Coefficients = KELLER) -> np.ndarray:

@@ -14,7 +14,7 @@ from models import shown
 from tolerances import RTOL
 
 import muon_optax as mo
-from muon_optax import _layout_rules
+from muon_optax._layouts import rules as _layout_rules
 
 KERNEL = jnp.ones((4, 6))
 MODEL = {"decoder": [{"query": KERNEL, "out": KERNEL}, {"query": KERNEL, "out": KERNEL}], "bias": jnp.ones(6)}

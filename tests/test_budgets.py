@@ -12,8 +12,8 @@ import optax
 import pytest
 
 import muon_optax as mo
-from muon_optax._gram_newton_schulz import gram_products
-from muon_optax._newton_schulz import direct_products
+from muon_optax._orthogonalizers.gram_newton_schulz import gram_products
+from muon_optax._orthogonalizers.newton_schulz import direct_products
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from _hlo import count_lines

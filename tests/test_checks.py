@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from muon_optax._checks import check_momentum_dtype, check_number
+from muon_optax._transforms.checks import check_momentum_dtype, check_number
 
 
 @pytest.mark.parametrize("value", [0.5, 0, 0.0, 0.999, jnp.float32(0.5)], ids=str)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muon_optax._coefficients import (
+from muon_optax._orthogonalizers.coefficients import (
     CUBIC,
     DEEPSEEK_V4,
     KELLER,

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import pytest
 
-from muon_optax._decay_mask import as_mask_function, decay_mask
+from muon_optax._transforms.decay_mask import as_mask_function, decay_mask
 
 
 def test_axes_and_names_decide() -> None:

@@ -27,13 +27,13 @@ from meshes import (
 )
 
 import muon_optax as mo
-from muon_optax._exchange import exchange
-from muon_optax._exchange import pieces as pieces_module
-from muon_optax._exchange.pieces import divide, from_rows, join, to_rows
-from muon_optax._groups import map_stacks
-from muon_optax._layout import Layout
-from muon_optax._routes import find_routes
-from muon_optax._routes.model import Kind, row_count, row_view
+from muon_optax._layouts.layout import Layout
+from muon_optax._mesh.exchange import pieces as pieces_module
+from muon_optax._mesh.exchange.pieces import divide, from_rows, join, to_rows
+from muon_optax._mesh.exchange.travel import exchange
+from muon_optax._mesh.routes.find import find_routes
+from muon_optax._mesh.routes.model import Kind, row_count, row_view
+from muon_optax._orthogonalizers.batching import map_stacks
 
 SIZES = {"x": 2, "y": 3, "z": 2}
 

@@ -11,9 +11,9 @@ import pytest
 from jaxpr import matrix_products
 
 import muon_optax as mo
-from muon_optax import _gram_newton_schulz
-from muon_optax._coefficients import Coefficients
-from muon_optax._gram_newton_schulz import gram_products, restart_steps
+from muon_optax._orthogonalizers import gram_newton_schulz as _gram_newton_schulz
+from muon_optax._orthogonalizers.coefficients import Coefficients
+from muon_optax._orthogonalizers.gram_newton_schulz import gram_products, restart_steps
 
 ROWS = 16
 PRESETS = {

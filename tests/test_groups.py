@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import muon_optax as mo
-from muon_optax import _groups
+from muon_optax._orthogonalizers import batching as _groups
 
 
 def random_arrays(*shapes):

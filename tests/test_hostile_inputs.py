@@ -21,8 +21,8 @@ from oracle import newton_schulz, polar_factor
 from test_benchmarks import run
 
 import muon_optax as mo
-from muon_optax._layout import as_layout
-from muon_optax._paths import named_leaves
+from muon_optax._layouts.layout import as_layout
+from muon_optax._layouts.paths import named_leaves
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,8 +1,9 @@
-"""The layers of the package, read from its imports: a file imports only from lower rows."""
+"""The architecture is the order of the folders: a file imports only from its own folder and from those above it."""
 
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,27 +11,18 @@ import pytest
 PACKAGE = "muon_optax"
 SOURCE = Path(__file__).parents[1] / PACKAGE
 
-# The one place that says where a file belongs. A file that does not exist yet may be named; one that exists
-# must be. A sub-package counts as one file: what is inside it may import each other.
-ROWS = (
-    {"_checks", "_coefficients", "_layout", "_paths", "_precision"},
-    {"_layout_rules", "_mesh", "_scales", "_shardings", "_start", "_step"},
-    {"_gram_newton_schulz", "_polar", "_assign_layouts", "_decay_mask", "_routes"},
-    {"_newton_schulz", "_groups", "_exchange", "_placement", "diagnostics"},
-    {"_orthogonalize", "_scale_by_shape", "_partition", "_plan", "_state_shardings", "_summary"},
-    {"_muon"},
-)
-OPTAX_ROW = 4
+# Each folder may import from those before it. Files that lie in no folder, the front door, come last.
+FOLDERS = ("_layouts", "_orthogonalizers", "_mesh", "_transforms")
+WITHOUT_OPTAX = ("_layouts", "_orthogonalizers")
+INTEGRATIONS = ("equinox", "flax", "haiku")  # each may import the framework that it is named after
 THIRD_PARTY = {"jax", "numpy", "optax"}
-FRAMEWORKS = {"flax", "equinox", "haiku"}
+MOST_FILES = 12  # in one folder
 
 
-def row_of(module: str) -> int | None:
-    """The row of ``"_muon"`` or ``"_kernels.gram"``; ``__init__`` lies above all rows."""
+def folder_of(module: str) -> int:
+    """The position of the folder that holds ``"_layouts.paths"``; the front door comes after all folders."""
     first = module.split(".")[0]
-    if first == "__init__":
-        return len(ROWS)
-    return next((row for row, names in enumerate(ROWS) if first in names), None)
+    return FOLDERS.index(first) if first in FOLDERS else len(FOLDERS)
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -48,169 +40,160 @@ def walk(node: ast.AST, inside: str | None = None) -> Iterator[tuple[ast.AST, st
         yield from walk(child, inside or (type(child).__name__ if hides else None))
 
 
-def absolute_names(node: ast.Import | ast.ImportFrom, module: str) -> list[str]:
-    """What a statement imports, as dotted names: ``from . import _paths`` gives ``muon_optax._paths``."""
+def imported_names(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
-    base = node.module or ""
-    if node.level:
-        # The package that the file lies in: one part fewer for each dot.
-        parts = [PACKAGE, *module.split(".")]
-        base = ".".join([*parts[: len(parts) - node.level], *([base] if base else [])])
-    return [f"{base}.{alias.name}" for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names]
+    return []
 
 
-def own_import_error(module: str, name: str) -> str | None:
-    """Why ``module`` may not import ``name``, which lies in this package."""
-    imported = name.removeprefix(PACKAGE).lstrip(".")
-    first = imported.split(".")[0]
-    row, target = row_of(module), row_of(first) if imported else None
-    if target is None or first == "__init__":
-        if first and (SOURCE / f"{first}.py").exists():
-            return None  # unlisted: reported once, for the file itself
-        return f"imports {name!r} from the package itself; import it from the file that defines it"
-    if first == module.split(".")[0] and "." in module:
-        return None
-    if row is not None and target >= row:
-        return f"of row {row} imports {first!r} of row {target}; only lower rows are allowed"
-    return None
-
-
-def foreign_import_error(module: str, name: str) -> str | None:
-    """Why ``module`` may not import ``name``, which lies in another package."""
+def import_error(module: str, name: str) -> str | None:
+    """Why ``module`` may not import ``name``."""
     first, *rest = name.split(".")
-    if first in sys.stdlib_module_names:
+    if not first:
+        return f"imports {name!r} by dots; write the whole path"
+    if first == PACKAGE:
+        if not rest or (folder_of(".".join(rest)) == len(FOLDERS) and not (SOURCE / f"{rest[0]}.py").exists()):
+            return f"imports {name!r} from the package itself; import it from the file that defines it"
+        if rest[0] in INTEGRATIONS:
+            return f"imports {name!r}; nothing imports an integration"
+        if folder_of(".".join(rest)) > folder_of(module):
+            return f"imports {name!r}, which lies below it"
         return None
-    if first in FRAMEWORKS:
-        return f"imports {name!r}; no framework enters here: recognize its types by module path and name"
+    if first in sys.stdlib_module_names or (first in INTEGRATIONS and first == module):
+        return None
     if first not in THIRD_PARTY:
         return f"imports {name!r}, which is no runtime dependency ({', '.join(sorted(THIRD_PARTY))})"
     if any(part.startswith("_") for part in rest):
-        return f"imports {name!r}, which is private; use only public names"
-    row = row_of(module)
-    if first == "optax" and row is not None and row < OPTAX_ROW:
-        return f"of row {row} imports optax, which enters at row {OPTAX_ROW}"
+        return f"imports {name!r}, which is private; use public names only"
+    if first == "optax" and module.split(".")[0] in WITHOUT_OPTAX:
+        return f"imports {name!r}; layouts and orthogonalizers do without Optax"
     return None
 
 
-def import_errors(module: str, source: str) -> list[str]:
-    """What is wrong with the imports of ``module`` (its name in the package, ``"_muon"``), one line each."""
+def errors_of(module: str, source: str) -> list[str]:
+    """What is wrong with ``module`` (its name in the package, ``"_layouts.paths"``), one line each."""
     errors = []
-    if row_of(module) is None:
-        errors.append(f"{module}: is in no row; add it to ROWS in {Path(__file__).name}, as low as it fits")
-    for node, inside in walk(ast.parse(source)):
+    tree = ast.parse(source)
+    for node, inside in walk(tree):
         problems: list[str | None] = []
         if isinstance(node, ast.Import | ast.ImportFrom):
             if inside:
                 problems.append(f"imports inside a {inside}; imports stand at the top of the file")
-            for name in absolute_names(node, module):
-                own = name.split(".")[0] == PACKAGE
-                problems.append(own_import_error(module, name) if own else foreign_import_error(module, name))
+            if module != "__init__":
+                problems += [import_error(module, name) for name in imported_names(node)]
         elif isinstance(node, ast.Attribute) and node.attr == "_src":
             problems.append("reaches into a '_src'; use only public names")
         elif isinstance(node, ast.Name | ast.Attribute):
             called = node.id if isinstance(node, ast.Name) else node.attr
             if called in ("__import__", "import_module"):
                 problems.append(f"uses {called!r}, which hides an import")
-        line = getattr(node, "lineno", 0)
-        errors += [f"{module}:{line}: {problem}" for problem in problems if problem]
+        errors += [f"{module}:{node.lineno}: {problem}" for problem in problems if problem]
+    if module.split(".")[-1] == "__init__":
+        allowed = ast.Import | ast.ImportFrom if module == "__init__" else ()
+        errors += [
+            f"{module}:{node.lineno}: no code is allowed in an __init__.py"
+            for node in tree.body
+            if not (isinstance(node, allowed) or is_docstring(node) or is_dunder(node))
+        ]
     return errors
 
 
-def reexport_errors(source: str) -> list[str]:
-    """What ``__init__`` holds besides a docstring, imports and dunder names."""
-    body = ast.parse(source).body
-    errors = []
-    for index, node in enumerate(body):
-        is_docstring = index == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        is_dunder = isinstance(node, ast.Assign) and all(
-            isinstance(target, ast.Name) and target.id.startswith("__") for target in node.targets
-        )
-        if not (is_docstring or is_dunder or isinstance(node, ast.Import | ast.ImportFrom)):
-            errors.append(f"__init__:{node.lineno}: only re-exports are allowed here")
-    return errors
+def is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def is_dunder(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and all(
+        isinstance(target, ast.Name) and target.id.startswith("__") for target in node.targets
+    )
+
+
+def cycles(files: dict[str, str]) -> list[str]:
+    """Files that import each other in a circle."""
+    graph = {}
+    for module, source in files.items():
+        names = [name for node in ast.walk(ast.parse(source)) for name in imported_names(node)]
+        own = [name.removeprefix(f"{PACKAGE}.") for name in names if name.startswith(f"{PACKAGE}.")]
+        graph[module] = {other for name in own for other in (name, name.rpartition(".")[0]) if other in files}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return [" -> ".join(error.args[1])]
+    return []
 
 
 def package_files() -> dict[str, str]:
-    """Source of every file by its name in the package, ``"_muon"`` or ``"_kernels.__init__"``."""
+    """Source of every file by its name in the package, ``"_muon"`` or ``"_layouts.paths"``."""
     files = sorted(SOURCE.rglob("*.py"))
     names = [".".join(file.relative_to(SOURCE).with_suffix("").parts) for file in files]
     return {name: file.read_text("utf-8") for name, file in zip(names, files, strict=True)}
 
 
-def test_package_keeps_to_its_layers() -> None:
+def test_folders_import_only_from_those_above() -> None:
     files = package_files()
-    assert "__init__" in files, f"no package at {SOURCE}"
-    errors = [error for module, source in files.items() for error in import_errors(module, source)]
-    errors += reexport_errors(files["__init__"])
+    errors = [error for module, source in files.items() for error in errors_of(module, source)]
     assert not errors, "\n" + "\n".join(errors)
+    assert not cycles(files)
 
 
-def test_no_file_is_in_two_rows() -> None:
-    names = [name for row in ROWS for name in row]
-    assert sorted(names) == sorted(set(names))
+def test_every_folder_is_in_the_order_and_small() -> None:
+    folders = {folder for folder in SOURCE.rglob("*") if folder.is_dir() and list(folder.glob("*.py"))}
+    assert {folder.relative_to(SOURCE).parts[0] for folder in folders} == set(FOLDERS)
+    sizes = {
+        folder.name: len([f for f in folder.glob("*.py") if f.stem != "__init__"]) for folder in {*folders, SOURCE}
+    }
+    assert max(sizes.values()) <= MOST_FILES, sizes
 
 
 @pytest.mark.parametrize(
     "module, source, message",
     [
-        ("_paths", "from muon_optax._muon import muon", "of row 0 imports '_muon' of row 5"),
-        ("_paths", "from muon_optax._layout import Layout", "of row 0 imports '_layout' of row 0"),
-        ("_paths", "from muon_optax import _layout", "of row 0 imports '_layout' of row 0"),
-        ("_paths", "from . import _layout", "of row 0 imports '_layout' of row 0"),
-        ("_paths", "from ._layout import Layout", "of row 0 imports '_layout' of row 0"),
-        ("_paths", "import muon_optax._layout as layout", "of row 0 imports '_layout' of row 0"),
+        ("_layouts.paths", "from muon_optax._muon import muon", "which lies below it"),
+        ("_layouts.paths", "from muon_optax._mesh.plan import plan", "which lies below it"),
+        ("_orthogonalizers.step", "import muon_optax._mesh.plan as plan", "which lies below it"),
+        ("_layouts.paths", "from .layout import Layout", "by dots"),
         ("_muon", "import muon_optax", "from the package itself"),
         ("_muon", "from muon_optax import Layout", "from the package itself"),
-        ("_muon", "from . import Layout", "from the package itself"),
-        ("_exchange.mesh", "from .._muon import muon", "of row 3 imports '_muon' of row 5"),
-        ("_exchange.mesh", "from .. import _groups", "of row 3 imports '_groups' of row 3"),
+        ("_muon", "from muon_optax.flax import layouts_of", "nothing imports an integration"),
         ("_muon", "def f():\n    import math", "_muon:2: imports inside a FunctionDef"),
-        ("_muon", "async def f():\n    import math", "inside a AsyncFunctionDef"),
-        ("_muon", "class A:\n    def f(self):\n        from optax import adamw", "inside a ClassDef"),
         ("_muon", "try:\n    import jax\nexcept ImportError:\n    pass", "inside a Try"),
-        ("_muon", "if True:\n    import jax", "inside a If"),
         ("_muon", "if TYPE_CHECKING:\n    if True:\n        import jax", "inside a If"),
-        ("_polar", "import optax", "of row 2 imports optax"),
-        ("_groups", "from optax import tree", "of row 3 imports optax"),
-        ("_groups", "if TYPE_CHECKING:\n    import optax", "of row 3 imports optax"),
-        ("_muon", "import flax.nnx as nnx", "no framework enters"),
-        ("_muon", "from equinox import Module", "no framework enters"),
-        ("_muon", "import haiku as hk", "no framework enters"),
-        ("_muon", "if typing.TYPE_CHECKING:\n    import flax", "no framework enters"),
+        ("_layouts.paths", "import optax", "do without Optax"),
+        ("_orthogonalizers.step", "from optax import tree", "do without Optax"),
+        ("_muon", "import flax.nnx as nnx", "no runtime dependency"),
+        ("flax", "import equinox", "no runtime dependency"),
         ("_muon", "import chex", "no runtime dependency"),
         ("_muon", "from optax._src import base", "which is private"),
-        ("_muon", "from jax import _src", "which is private"),
-        ("_muon", "import jax._src.core", "which is private"),
         ("_muon", "import optax\noptax._src.base.identity()", "_muon:2: reaches into a '_src'"),
         ("_muon", "import importlib\nimportlib.import_module('flax')", "hides an import"),
         ("_muon", "__import__('flax')", "hides an import"),
-        ("_helpers", "x = 1", "_helpers: is in no row; add it to ROWS"),
+        ("__init__", "x = 1", "no code is allowed"),
+        ("_mesh.__init__", "from muon_optax._mesh.plan import plan", "no code is allowed"),
     ],
 )
 def test_checker_finds(module: str, source: str, message: str) -> None:
-    errors = import_errors(module, source)
-    assert len(errors) == 1
-    assert message in errors[0]
+    (error,) = errors_of(module, source)
+    assert message in error
 
 
 @pytest.mark.parametrize(
     "module, source",
     [
-        ("_muon", "from __future__ import annotations\nimport optax\nfrom muon_optax._plan import plan"),
+        ("_muon", "from __future__ import annotations\nimport optax\nfrom muon_optax._mesh.plan import plan"),
         ("_muon", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from jax.sharding import Mesh"),
-        ("_muon", "from . import _layout, _paths"),
-        ("_exchange.mesh", "from ._cost import flops\nfrom .._paths import named_leaves"),
-        ("_polar", "import jax.numpy as jnp\nimport numpy as np"),
-        ("__init__", "from muon_optax import diagnostics\nfrom muon_optax._muon import muon"),
+        ("_layouts.paths", "import jax.numpy as jnp\nfrom muon_optax._layouts.layout import Layout"),
+        ("flax", "from flax import nnx\nfrom muon_optax._layouts.layout import Layout"),
+        ("__init__", '"""Docstring."""\nfrom muon_optax._muon import muon\n__all__ = ["muon"]'),
+        ("_mesh.__init__", '"""Docstring."""'),
     ],
 )
 def test_checker_allows(module: str, source: str) -> None:
-    assert import_errors(module, source) == []
+    assert errors_of(module, source) == []
 
 
-@pytest.mark.parametrize("source", ["x = 1", "def f(): ...", "if True:\n    __all__ = []", "print()"])
-def test_init_holds_nothing_but_reexports(source: str) -> None:
-    good = '"""Docstring."""\nfrom muon_optax._muon import muon\n__all__ = ["muon"]\n'
-    assert reexport_errors(good) == []
-    assert reexport_errors(good + source) == ["__init__:4: only re-exports are allowed here"]
+def test_checker_finds_cycles() -> None:
+    a, b = "from muon_optax._layouts.b import x", "from muon_optax._layouts.a import y"
+    assert cycles({"_layouts.a": a, "_layouts.b": b})
+    assert not cycles({"_layouts.a": a, "_layouts.b": ""})

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import muon_optax as mo
-from muon_optax._layout import as_layout
+from muon_optax._layouts.layout import as_layout
 
 
 @st.composite

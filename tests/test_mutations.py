@@ -12,9 +12,13 @@ import test_gram_newton_schulz
 import test_newton_schulz
 import test_step
 
-from muon_optax import _gram_newton_schulz, _newton_schulz, _precision, _start, _step
-from muon_optax._coefficients import Coefficients
-from muon_optax._start import Start
+from muon_optax._orthogonalizers import gram_newton_schulz as _gram_newton_schulz
+from muon_optax._orthogonalizers import newton_schulz as _newton_schulz
+from muon_optax._orthogonalizers import precision as _precision
+from muon_optax._orthogonalizers import start as _start
+from muon_optax._orthogonalizers import step as _step
+from muon_optax._orthogonalizers.coefficients import Coefficients
+from muon_optax._orthogonalizers.start import Start
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 Check = Callable[[], None]

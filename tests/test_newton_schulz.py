@@ -12,8 +12,8 @@ from jaxpr import matrix_products
 from tolerances import RTOL
 
 import muon_optax as mo
-from muon_optax._coefficients import Coefficients
-from muon_optax._newton_schulz import choose_method, direct_products
+from muon_optax._orthogonalizers.coefficients import Coefficients
+from muon_optax._orthogonalizers.newton_schulz import choose_method, direct_products
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 PRESETS = {

@@ -13,7 +13,7 @@ import pytest
 import trees
 from flax import nnx
 
-from muon_optax._paths import is_hidden, named_leaves, show
+from muon_optax._layouts.paths import is_hidden, named_leaves, show
 
 
 @jax.tree_util.register_dataclass

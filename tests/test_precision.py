@@ -8,8 +8,8 @@ import pytest
 from jaxpr import matrix_products
 from tolerances import RTOL
 
-from muon_optax import _precision
-from muon_optax._precision import accumulation_dtype, blend, multiply
+from muon_optax._orthogonalizers import precision as _precision
+from muon_optax._orthogonalizers.precision import accumulation_dtype, blend, multiply
 
 FLOATS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import muon_optax as mo
-from muon_optax._coefficients import Coefficients
+from muon_optax._orthogonalizers.coefficients import Coefficients
 
 # An example compiles one program or more, which takes nearly all of its time: hence few examples, and few shapes.
 SHAPES = [(1, 1), (1, 7), (7, 1), (2, 2), (3, 17), (5, 12), (8, 8), (13, 6), (16, 24), (24, 24), (24, 11), (24, 2)]

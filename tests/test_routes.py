@@ -7,10 +7,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muon_optax._layout import Layout
-from muon_optax._routes import TRIP_BYTES, find_routes
-from muon_optax._routes.model import Leaf, piece_shape, route_of, row_count, row_view
-from muon_optax._shardings import local_shape, padded_shape
+from muon_optax._layouts.layout import Layout
+from muon_optax._mesh.routes.find import TRIP_BYTES, find_routes
+from muon_optax._mesh.routes.model import Leaf, piece_shape, route_of, row_count, row_view
+from muon_optax._mesh.shardings import local_shape, padded_shape
 
 LAYOUTS = ["io", "oi", "ioo", "iio", "bio", "iob", "bbio", "iiio", "ibo"]
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import muon_optax as mo
-from muon_optax._scales import scale_factors
+from muon_optax._transforms.scales import scale_factors
 
 FACTORS = {
     # variant: fan-out four times fan-in, a quarter of it, equal

@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from meshes import AUTO, EXPLICIT, mesh_of
 
-from muon_optax._shardings import (
+from muon_optax._mesh.shardings import (
     dims_of,
     in_order,
     inside_shard_map,

@@ -10,7 +10,7 @@ import pytest
 from tolerances import RTOL
 
 import muon_optax as mo
-from muon_optax import _start
+from muon_optax._orthogonalizers import start as _start
 
 start = jax.jit(_start.start, static_argnums=(1, 2))
 NORMS = {

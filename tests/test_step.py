@@ -8,8 +8,8 @@ import pytest
 from tolerances import RTOL
 
 import muon_optax as mo
-from muon_optax import _step
-from muon_optax._step import split_step
+from muon_optax._orthogonalizers import step as _step
+from muon_optax._orthogonalizers.step import split_step
 
 STEPS = {
     "keller": mo.KELLER[0],

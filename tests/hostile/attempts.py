@@ -14,7 +14,7 @@ from hostile.contenders import Contender
 from hostile.oracles import LEARNING_RATE, adam_update, momentum, muon_update
 from hostile.row import Row, WrongResultError, as_float64, check_numbers, last_updates, require, train_and_check
 from hostile.trees import PLAIN, SHAPE, Build, plain, steps, vectors, weights
-from muon_optax._coefficients import Coefficients
+from muon_optax._orthogonalizers.coefficients import Coefficients
 
 Attempt = Callable[[Contender], None]
 Factory = Callable[[], optax.GradientTransformation]

@@ -22,7 +22,7 @@ from hostile.oracles import (
     poisoned,
     scaled,
 )
-from muon_optax._paths import named_leaves
+from muon_optax._layouts.paths import named_leaves
 
 Layouts = Mapping[str, str | mo.Layout | None]
 

@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 
 import muon_optax as mo
-from muon_optax._coefficients import Coefficients
+from muon_optax._orthogonalizers.coefficients import Coefficients
 
 LEARNING_RATE = 0.1
 MOMENTUM = 0.9

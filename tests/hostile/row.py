@@ -13,8 +13,8 @@ import optax
 
 from hostile.contenders import OURS, PARTS, Contender, Layouts
 from hostile.oracles import adam_update
-from muon_optax._layout import as_layout
-from muon_optax._paths import named_leaves
+from muon_optax._layouts.layout import as_layout
+from muon_optax._layouts.paths import named_leaves
 
 
 class WrongResultError(Exception):

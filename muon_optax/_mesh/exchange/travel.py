@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from muon_optax._exchange.owner import MapStacks, Owner
-from muon_optax._exchange.packing import pack, unpack
-from muon_optax._exchange.pieces import Pieces, as_stack, count, from_pieces
-from muon_optax._layout import Layout
-from muon_optax._routes.model import Box, Leaf, Route, Routes, Trip
-from muon_optax._shardings import AnyMesh, spec_of, typed_sharding
+from muon_optax._layouts.layout import Layout
+from muon_optax._mesh.exchange.owner import MapStacks, Owner
+from muon_optax._mesh.exchange.packing import pack, unpack
+from muon_optax._mesh.exchange.pieces import Pieces, as_stack, count, from_pieces
+from muon_optax._mesh.routes.model import Box, Leaf, Route, Routes, Trip
+from muon_optax._mesh.shardings import AnyMesh, spec_of, typed_sharding
 
 
 def exchange(

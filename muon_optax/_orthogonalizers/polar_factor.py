@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from muon_optax._precision import accumulation_dtype, multiply, near_one
+from muon_optax._orthogonalizers.precision import accumulation_dtype, multiply, near_one
 
 
 def polar_factor() -> Callable[[jax.Array], jax.Array]:

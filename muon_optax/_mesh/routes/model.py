@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from muon_optax._layout import Layout
-from muon_optax._shardings import Dims, in_order, local_shape, spec_of
+from muon_optax._layouts.layout import Layout
+from muon_optax._mesh.shardings import Dims, in_order, local_shape, spec_of
 
 
 @dataclass(frozen=True)

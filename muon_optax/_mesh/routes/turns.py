@@ -6,7 +6,7 @@ from itertools import groupby
 
 import numpy as np
 
-from muon_optax._routes.model import Kind, Unit
+from muon_optax._mesh.routes.model import Kind, Unit
 
 # Idle devices may keep the others waiting for this share of their time, if that makes the program simpler.
 _WAIT = 0.02

@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from muon_optax._layout import Layout, as_layout
-from muon_optax._layout_rules import guess_layouts
-from muon_optax._paths import NamedLeaf, is_hidden, named_leaves, show
+from muon_optax._layouts.layout import Layout, as_layout
+from muon_optax._layouts.paths import NamedLeaf, is_hidden, named_leaves, show
+from muon_optax._layouts.rules import guess_layouts
 
 LayoutMap: TypeAlias = Mapping[str, Layout | None]
 Layouts: TypeAlias = Mapping[str, Layout | str | None] | Callable[[Any], Mapping[str, Layout | str | None]] | None

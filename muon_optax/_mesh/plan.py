@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from muon_optax._assign_layouts import Layouts, assign_layouts
-from muon_optax._newton_schulz import newton_schulz
-from muon_optax._paths import named_leaves
-from muon_optax._placement import Orthogonalizer, Plan, make_plan, refuse_other_paths
-from muon_optax._shardings import shardings_of
+from muon_optax._layouts.assign import Layouts, assign_layouts
+from muon_optax._layouts.paths import named_leaves
+from muon_optax._mesh.placement import Orthogonalizer, Plan, make_plan, refuse_other_paths
+from muon_optax._mesh.shardings import shardings_of
+from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 
 
 def plan(

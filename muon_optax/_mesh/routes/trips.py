@@ -7,7 +7,7 @@ from itertools import groupby
 import jax.numpy as jnp
 import numpy as np
 
-from muon_optax._routes.model import (
+from muon_optax._mesh.routes.model import (
     Box,
     Kind,
     Region,

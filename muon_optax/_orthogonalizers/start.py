@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from muon_optax._precision import multiply, near_one
+from muon_optax._orthogonalizers.precision import multiply, near_one
 
 
 def gram(matrices: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from muon_optax._precision import accumulation_dtype, blend, multiply
+from muon_optax._orthogonalizers.precision import accumulation_dtype, blend, multiply
 
 # Squared singular values stay below this from the second step on, in every schedule that ends near 1.
 _LARGEST_SQUARE = 1.3

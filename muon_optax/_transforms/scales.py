@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
-from muon_optax._layout import Layout
+from muon_optax._layouts.layout import Layout
 
 Scale: TypeAlias = Literal["naive", "keller", "mup", "moonlight"] | Callable[[int, int], float]
 

@@ -11,11 +11,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from muon_optax._layout import Layout
-from muon_optax._paths import NamedLeaf, is_hidden, named_leaves, show
-from muon_optax._routes import find_routes
-from muon_optax._routes.model import Box, Leaf, Routes
-from muon_optax._shardings import AnyMesh, Dims, dims_of, mesh_sizes, padded_shape, shardings_of, spread, typed_sharding
+from muon_optax._layouts.layout import Layout
+from muon_optax._layouts.paths import NamedLeaf, is_hidden, named_leaves, show
+from muon_optax._mesh.routes.find import find_routes
+from muon_optax._mesh.routes.model import Box, Leaf, Routes
+from muon_optax._mesh.shardings import (
+    AnyMesh,
+    Dims,
+    dims_of,
+    mesh_sizes,
+    padded_shape,
+    shardings_of,
+    spread,
+    typed_sharding,
+)
 
 Orthogonalizer = Callable[[jax.Array], jax.Array]
 # Multiplications and additions of five steps, for an orthogonalizer that does not say what it costs. All that counts is

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._assign_layouts import Layouts, assign_layouts, handing_on, labels_of, resolve
-from muon_optax._mesh import laid_out_like
-from muon_optax._paths import HIDDEN, NamedLeaf, named_leaves, show, unhide
-from muon_optax._shardings import typed_sharding
+from muon_optax._layouts.assign import Layouts, assign_layouts, handing_on, labels_of, resolve
+from muon_optax._layouts.paths import HIDDEN, NamedLeaf, named_leaves, show, unhide
+from muon_optax._mesh.shardings import typed_sharding
+from muon_optax._mesh.typed import laid_out_like
 
 _LABELS = ("muon", "adamw")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from muon_optax._layout import Layout
-from muon_optax._paths import NamedLeaf, named_leaves
+from muon_optax._layouts.layout import Layout
+from muon_optax._layouts.paths import NamedLeaf, named_leaves
 
 # Names are lower-cased and without a trailing number: "Dense_0" is "dense". HEAD and EMBEDDING are whole components of
 # a path; what lies under one is AdamW's, whatever its shape.

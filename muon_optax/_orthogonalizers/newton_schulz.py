@@ -7,11 +7,11 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from muon_optax._coefficients import KELLER, Coefficients, check_coefficients
-from muon_optax._gram_newton_schulz import gram_newton_schulz, gram_products
-from muon_optax._precision import blend
-from muon_optax._start import Norm, Start, apply, gram, start
-from muon_optax._step import split_step
+from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients, check_coefficients
+from muon_optax._orthogonalizers.gram_newton_schulz import gram_newton_schulz, gram_products
+from muon_optax._orthogonalizers.precision import blend
+from muon_optax._orthogonalizers.start import Norm, Start, apply, gram, start
+from muon_optax._orthogonalizers.step import split_step
 
 Method = Literal["auto", "direct", "gram"]
 

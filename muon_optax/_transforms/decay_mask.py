@@ -5,8 +5,8 @@ from typing import Any, TypeAlias
 
 import jax
 
-from muon_optax._layout_rules import is_bias_or_norm
-from muon_optax._paths import named_leaves, unhide
+from muon_optax._layouts.paths import named_leaves, unhide
+from muon_optax._layouts.rules import is_bias_or_norm
 
 MaskFunction: TypeAlias = Callable[[Any], Any]
 

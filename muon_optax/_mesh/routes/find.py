@@ -9,11 +9,11 @@ the result. Everything here is static: Python numbers, known when a step is trac
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from muon_optax._layout import Layout
-from muon_optax._routes.model import Kind, Leaf, Routes, Unit
-from muon_optax._routes.trips import cut, make_trip
-from muon_optax._routes.turns import assign, filled_turns
-from muon_optax._shardings import local_shape
+from muon_optax._layouts.layout import Layout
+from muon_optax._mesh.routes.model import Kind, Leaf, Routes, Unit
+from muon_optax._mesh.routes.trips import cut, make_trip
+from muon_optax._mesh.routes.turns import assign, filled_turns
+from muon_optax._mesh.shardings import local_shape
 
 # Bytes of matrices that travel in one trip in any case. What is more is cut, so that not all is in memory at once.
 TRIP_BYTES = 2**28

@@ -6,8 +6,8 @@ from itertools import groupby
 import jax
 import jax.numpy as jnp
 
-from muon_optax._exchange.pieces import Pieces, from_rows, gathered, ranges, to_rows
-from muon_optax._routes.model import Box, Kind, Region, Routes, piece_shape, row_count
+from muon_optax._mesh.exchange.pieces import Pieces, from_rows, gathered, ranges, to_rows
+from muon_optax._mesh.routes.model import Box, Kind, Region, Routes, piece_shape, row_count
 
 
 def pack(box: Box, routes: Routes, arrays: Sequence[jax.Array], first: int, owners: int) -> jax.Array:

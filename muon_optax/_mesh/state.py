@@ -7,9 +7,9 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from muon_optax._paths import named_leaves, owner_of
-from muon_optax._placement import Plan, refuse_other_paths, refuse_other_shapes
-from muon_optax._shardings import dims_of, shardings_of, spread
+from muon_optax._layouts.paths import named_leaves, owner_of
+from muon_optax._mesh.placement import Plan, refuse_other_paths, refuse_other_shapes
+from muon_optax._mesh.shardings import dims_of, shardings_of, spread
 
 
 def state_shardings(optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None) -> Any:

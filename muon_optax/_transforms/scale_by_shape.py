@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from muon_optax._assign_layouts import Layouts, check_matrices, matrices_of
-from muon_optax._layout import Layout
-from muon_optax._precision import accumulation_dtype
-from muon_optax._scales import Scale, scale_factors, scale_function
+from muon_optax._layouts.assign import Layouts, check_matrices, matrices_of
+from muon_optax._layouts.layout import Layout
+from muon_optax._orthogonalizers.precision import accumulation_dtype
+from muon_optax._transforms.scales import Scale, scale_factors, scale_function
 
 
 def scale_by_shape(variant: Scale = "moonlight", *, layouts: Layouts = None) -> optax.GradientTransformation:

@@ -5,10 +5,10 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 
-from muon_optax._coefficients import Coefficients
-from muon_optax._precision import accumulation_dtype, blend, multiply
-from muon_optax._start import Start, apply, gram
-from muon_optax._step import split_step
+from muon_optax._orthogonalizers.coefficients import Coefficients
+from muon_optax._orthogonalizers.precision import accumulation_dtype, blend, multiply
+from muon_optax._orthogonalizers.start import Start, apply, gram
+from muon_optax._orthogonalizers.step import split_step
 
 
 def restart_steps(coefficients: Coefficients, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:

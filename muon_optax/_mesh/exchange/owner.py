@@ -10,10 +10,10 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from muon_optax._exchange.packing import empty_rows
-from muon_optax._exchange.pieces import Sizes, count, divide, from_rows, join, to_rows
-from muon_optax._layout import Layout
-from muon_optax._routes.model import Box, Kind, Region, Route, Run, Trip, piece_shape, route_of, row_count
+from muon_optax._layouts.layout import Layout
+from muon_optax._mesh.exchange.packing import empty_rows
+from muon_optax._mesh.exchange.pieces import Sizes, count, divide, from_rows, join, to_rows
+from muon_optax._mesh.routes.model import Box, Kind, Region, Route, Run, Trip, piece_shape, route_of, row_count
 
 MapStacks: TypeAlias = Callable[[Sequence[jax.Array]], list[jax.Array]]
 Program: TypeAlias = Mapping[int, Kind]  # what a device does in which runs of a trip

@@ -8,8 +8,8 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from muon_optax._routes.model import Kind, Leaf, Routes, piece_shape, row_view
-from muon_optax._shardings import Dims
+from muon_optax._mesh.routes.model import Kind, Leaf, Routes, piece_shape, row_view
+from muon_optax._mesh.shardings import Dims
 
 Pieces: TypeAlias = dict[int, jax.Array]  # (units, *piece) by the number of the first unit
 Sizes: TypeAlias = Mapping[str, int]

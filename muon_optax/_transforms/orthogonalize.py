@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._assign_layouts import Layouts, check_matrices, matrices_of
-from muon_optax._coefficients import KELLER, Coefficients
-from muon_optax._exchange import exchange
-from muon_optax._groups import map_matrices, map_stacks
-from muon_optax._layout import Layout
-from muon_optax._mesh import gathered, laid_out_like
-from muon_optax._newton_schulz import Method, newton_schulz
-from muon_optax._placement import as_planner
-from muon_optax._shardings import inside_shard_map
+from muon_optax._layouts.assign import Layouts, check_matrices, matrices_of
+from muon_optax._layouts.layout import Layout
+from muon_optax._mesh.exchange.travel import exchange
+from muon_optax._mesh.placement import as_planner
+from muon_optax._mesh.shardings import inside_shard_map
+from muon_optax._mesh.typed import gathered, laid_out_like
+from muon_optax._orthogonalizers.batching import map_matrices, map_stacks
+from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients
+from muon_optax._orthogonalizers.newton_schulz import Method, newton_schulz
 
 MapMatrices = Callable[[Sequence[jax.Array]], list[jax.Array]]
 

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from muon_optax._paths import named_leaves, show
+from muon_optax._layouts.paths import named_leaves, show
 
 AnyMesh: TypeAlias = Mesh | jax.sharding.AbstractMesh
 Dims: TypeAlias = tuple[tuple[str, ...], ...]

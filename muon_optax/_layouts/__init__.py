@@ -1,0 +1,1 @@
+"""How a parameter is seen as matrices: layouts, leaf paths, the default rules, assignment and labels."""

@@ -1,0 +1,1 @@
+"""Pieces travel to their owners, whole matrices are orthogonalized, pieces travel back."""

@@ -1,0 +1,1 @@
+"""Which device orthogonalizes which matrix, and how matrices get there and back."""

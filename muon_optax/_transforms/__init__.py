@@ -1,0 +1,1 @@
+"""The Optax parts: partition, orthogonalize, scale_by_shape."""
