@@ -54,10 +54,10 @@ def import_error(module: str, name: str) -> str | None:
     if not first:
         return f"imports {name!r} by dots; write the whole path"
     if first == PACKAGE:
-        if not rest or (folder_of(".".join(rest)) == len(FOLDERS) and not (SOURCE / f"{rest[0]}.py").exists()):
-            return f"imports {name!r} from the package itself; import it from the file that defines it"
-        if rest[0] in INTEGRATIONS:
+        if rest and rest[0] in INTEGRATIONS:
             return f"imports {name!r}; nothing imports an integration"
+        if not rest or (rest[0] not in FOLDERS and not (SOURCE / f"{rest[0]}.py").exists()):
+            return f"imports {name!r} from the package itself; import it from the file that defines it"
         if folder_of(".".join(rest)) > folder_of(module):
             return f"imports {name!r}, which lies below it"
         return None
