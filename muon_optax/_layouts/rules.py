@@ -1,5 +1,6 @@
 """The default layouts: evidence of each kind is asked in its order, the strongest first."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -81,14 +82,16 @@ def guess_layouts(leaves: Sequence[NamedLeaf]) -> tuple[dict[str, Layout | None]
 
 def decide(leaves: Sequence[NamedLeaf]) -> dict[str, Decision]:
     """The decision on every leaf, by path, in the order of the leaves."""
-    tree = Tree(leaves)
-    return {leaf.path: _decide(leaf, tree) for leaf in leaves}
+    short = names.without_index([leaf.path for leaf in leaves])
+    seen = [leaf._replace(path=short[leaf.path]) for leaf in leaves]
+    tree = Tree(seen)
+    return {leaf.path: _decide(bare, tree) for leaf, bare in zip(leaves, seen, strict=True)}
 
 
 def _decide(leaf: NamedLeaf, tree: Tree) -> Decision:
     if leaf.path in tree.vectors:
         return Decision(None, "norm" if is_norm(leaf) else "bias", True)
-    if len(leaf.shape) < 2:
+    if math.prod(leaf.shape) == max(leaf.shape, default=1):
         return Decision(None, "vector" if leaf.shape else "scalar", True)
     kind, name = kind_of(leaf), embedding(leaf)
     if kind == "embedding" or name is not None:

@@ -9,10 +9,12 @@ def by_router(seen: Seen) -> Reading | None:
     core = seen.core
     if len(core) != 3 or "conv" in seen.module or names.ATTENTION_IN.fullmatch(seen.module):
         return None
+    if seen.width == 0 and not _named(seen):
+        return None
     experts, rows, columns = core
     for scope in seen.scopes[: 3 if _named(seen) else 2]:
         beside = seen.cores(scope.weights)
-        widths = [size for size in {rows, columns} if size >= experts and (size, experts) in beside]
+        widths = [size for size in {rows, columns} if (size, experts) in beside]
         if widths:
             return Reading(_letters(seen, widths), "router")
     return None

@@ -20,7 +20,7 @@ def head(leaf: NamedLeaf, tree: Tree) -> str | None:
         return module
     if leaf.classes and leaf.classes[-1].lower().endswith("head") and not _is_attention(leaf.classes[-1].lower()):
         return leaf.classes[-1]
-    if _is_attention(module) or names.ATTENTION_IN.fullmatch(module) or names.ATTENTION_OUT.fullmatch(module):
+    if _is_attention(module) or names.ATTENTION_IN.fullmatch(module) or tree.scopes[scope_path].queries:
         return None
     for part, path in each_part(scope_path):
         if names.HEAD.fullmatch(names.clean(part)) and _is_last(leaf, tree, path):

@@ -1,6 +1,7 @@
 """What names mean, whole components of a path at a time."""
 
 import re
+from collections.abc import Collection
 from functools import cache
 
 EMBEDDING = re.compile(
@@ -21,7 +22,7 @@ BIAS = re.compile(r"(.*_)?bias(es)?(_.*|\d*)|(.*_)?(offset|beta)")
 NORM = re.compile(r".*norm(s|alization)?\d*(_.*)?|(ln|rms|rmsn|bn)(_?[a-z]?\d*|_.*)|.*_(ln|rms)")
 NORM_ARRAY = frozenset({"scale", "gamma"})
 NORM_FIELD = frozenset({"weight", "w", "g", "b", "gain"})  # never "kernel": under "norm_mlp" that is a matrix
-OTHER_SCALE = re.compile(r"(.*_)?(layer_scale|logit_scale|a_log|scale)")
+OTHER_SCALE = re.compile(r"(.*_)?(a_log|scale|coefs?|sinks?)")
 # A norm of queries or keys has the length of a head, or of a compressed rank: that says nothing of the model's width.
 INNER_NORM = re.compile(r"_*(q|k|v|kv|qk|query|key|value|attn_inner)(_\w+)?_*(layer)?_?(norm|ln|rms)\w*")
 
@@ -57,6 +58,12 @@ _OTHER_WORDS = frozenset(
 def clean(component: str) -> str:
     """Lower case and without a trailing number: "Dense_0" is "dense"."""
     return re.sub(r"_\d+$", "", component).lower()
+
+
+def without_index(paths: Collection[str]) -> dict[str, str]:
+    """Each path, without the index under which a Haliax array holds its only part: "weight/0"."""
+    bare = {path: re.sub(r"(^|/)(weight|bias)/0$", r"\1\2", path) for path in paths}
+    return {path: path if f"{short}/1" in bare else short for path, short in bare.items()}
 
 
 @cache

@@ -30,11 +30,9 @@ def by_attention(seen: Seen) -> Reading | None:
 
 def _attention_pairs(seen: Seen) -> list[tuple[Shape, Shape]]:
     """Queries and outputs of three axes in the same attention."""
-    pairs = []
-    for scope in seen.scopes[:2]:
-        queries, outs = (sorted(s for s in seen.cores(shapes) if len(s) == 3) for shapes in (scope.queries, scope.outs))
-        pairs += [(query, out) for query in queries for out in outs]
-    return pairs
+    scope = seen.scopes[0]
+    queries, outs = (sorted(s for s in seen.cores(shapes) if len(s) == 3) for shapes in (scope.queries, scope.outs))
+    return [(query, out) for query in queries for out in outs]
 
 
 def by_einsum(seen: Seen) -> Reading | None:

@@ -68,22 +68,25 @@ class Scope:
         self.pairs: set[Pair] = set()
         self.has_convolution = False
         self.has_flat_weight = False
+        self.has_unnamed = False  # a kernel whose name is no weight's
         self.queries: set[Shape] = set()
         self.outs: set[Shape] = set()
         self.inputs: dict[int, int] = {}  # how many weights take so many inputs
 
     @cached_property
-    def stacks(self) -> tuple[Stack, ...]:
-        """The stacks that the scope's norms and biases allow, or its shapes; empty where nothing tells."""
+    def told(self) -> tuple[Stack, ...]:
+        """The stacks that the scope's norms and biases allow; empty where they don't tell."""
         found = self._by_norms()
         if found:
             return found
         if any(len(norm) == 1 for norm in self.norms) or any(len(pair.bias) == 1 for pair in self.pairs):
             return (UNSTACKED,)
-        allowed = self._by_biases()
-        if len(allowed) == 1:
-            return allowed
-        return tuple(stack for stack in self._by_shapes() if not allowed or stack in allowed)
+        return self._allowed if len(self._allowed) == 1 else ()
+
+    @cached_property
+    def likely(self) -> tuple[Stack, ...]:
+        """The stacks that the scope's shapes suggest, within what its biases allow."""
+        return tuple(stack for stack in self._by_shapes() if not self._allowed or stack in self._allowed)
 
     def _by_norms(self) -> tuple[Stack, ...]:
         many = {norm for norm in self.norms if len(norm) > 1}
@@ -108,7 +111,8 @@ class Scope:
         best = max(map(agrees, found), default=None)
         return tuple(stack for stack in found if len(found) == 1 or agrees(stack) == best)
 
-    def _by_biases(self) -> tuple[Stack, ...]:
+    @cached_property
+    def _allowed(self) -> tuple[Stack, ...]:
         pairs = [pair for pair in self.pairs if len(pair.bias) < len(pair.weight)]
         if not pairs:
             return ()
@@ -119,18 +123,19 @@ class Scope:
     def _by_shapes(self) -> tuple[Stack, ...]:
         """Without norms and biases: all leaves share an axis, and the kernels fit each other without it."""
         kernels = self.kernels
-        if self.has_convolution or self.has_flat_weight or not kernels or min(map(len, self.shapes)) < 2:
+        if self.has_convolution or self.has_flat_weight or self.has_unnamed or not kernels or min(map(len, self.shapes)) < 2:
             return ()
         if self.attention_fits(UNSTACKED):
             return ()
         various = len(kernels) > 1 or (bool(self.queries) and bool(self.outs))
         front, behind = ({shape[axis] for shape in self.shapes} for axis in (0, 1))
+        found = ()
         if len(front) == 1 and various and _meet(kernels, 1):
-            return (Stack(0, tuple(front)),)
-        # In front all sizes differ there, or the kernels may be dense layers of several axes.
-        if len(behind) == 1 and len({kernel[0] for kernel in kernels}) > 1 and _meet(kernels, 0):
-            return (Stack(1, tuple(behind)),)
-        return ()
+            found = (Stack(0, tuple(front)),)
+        # Kernels that agree in their first size too may be dense layers of several axes, or a stack in front.
+        if len(behind) == 1 and _meet(kernels, 0) and (found or len({kernel[0] for kernel in kernels}) > 1):
+            found += (Stack(1, tuple(behind)),)
+        return found
 
     def attention_fits(self, stack: Stack) -> bool:
         """Whether a query (d, heads, size) and an output (heads, size, d) agree in heads."""

@@ -67,6 +67,7 @@ class Tree:
         query, out = names.QUERY.fullmatch(module), names.ATTENTION_OUT.fullmatch(module)
         inputs = shape[-1] if is_torch(path) and axes == 2 else shape[-2]
         self.reversed[shape[::-1]] += axes == 2
+        unnamed = names.is_weight(names.clean(path.rpartition("/")[2])) is not True
         flat = axes == 2 and path.rpartition("/")[2] in names.MODULE_ARRAY
         for scope in chain:
             scope.weights.add(shape)
@@ -75,6 +76,7 @@ class Tree:
             scope.has_convolution |= axes > 2 and "conv" in module
             if axes > 2:
                 scope.kernels.add(shape)
+                scope.has_unnamed |= unnamed
             if pair is not None:
                 scope.pairs.add(pair)
         # Attention is judged where its query and its output meet.
@@ -121,11 +123,14 @@ class Tree:
 
     def stacks(self, leaf: NamedLeaf) -> tuple[Stack, ...]:
         """The stacks that the nearest scope which tells allows; empty where none tells."""
+        found: tuple[Stack, ...] = ()
         for scope in self.chain(leaf.path.rpartition("/")[0]):
-            if scope.stacks:
-                fitting = tuple(stack for stack in scope.stacks if stack.fits(leaf.shape))
-                return fitting or (UNSTACKED,)
-        return ()
+            found = tuple(stack for stack in scope.likely if stack in found or not found) or found
+            if scope.told:
+                # Shapes count less than the norms of a stack around them, and more than vectors outside of it.
+                found = scope.told if scope.told != (UNSTACKED,) or not found else found
+                break
+        return tuple(stack for stack in found if stack.fits(leaf.shape)) or (UNSTACKED,) * bool(found)
 
 
 class Reading(NamedTuple):
@@ -211,8 +216,6 @@ def is_embedding(leaf: NamedLeaf) -> bool:
 def module_of(path: str) -> tuple[str, str]:
     """The scope and the name of what a leaf belongs to: its module, or itself where it is no mere "kernel"."""
     scope, _, name = path.rpartition("/")
-    if name.isdigit() and scope.rpartition("/")[2] == "weight":  # a Haliax array
-        scope, _, name = scope.rpartition("/")
     if scope and names.clean(name) in names.MODULE_ARRAY:
         scope, _, name = scope.rpartition("/")
     return scope, names.clean(name)
@@ -220,8 +223,8 @@ def module_of(path: str) -> tuple[str, str]:
 
 def is_torch(path: str) -> bool:
     """Whether an array is called "weight", which has its outputs first."""
-    *scopes, name = path.rsplit("/", 2)
-    return name.startswith("weight") and name != "weights" or (name.isdigit() and scopes[-1:] == ["weight"])
+    name = path.rpartition("/")[2]
+    return name.startswith("weight") and name != "weights"
 
 
 def family_of(path: str) -> str:
