@@ -99,10 +99,10 @@ def _decide(leaf: NamedLeaf, tree: Tree) -> Decision:
     name = head(leaf, tree)
     if name is not None:
         return Decision(None, f"head: {name}", True)
-    if jnp.issubdtype(leaf.dtype, jnp.integer) or jnp.issubdtype(leaf.dtype, jnp.bool_):
-        return Decision(None, "integers", True)  # `init` refuses them: one voice
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return UNKNOWN
+        # Integers are refused by `init`, in one voice; complex arrays are AdamW's, and that is worth a warning.
+        is_complex = jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+        return UNKNOWN if is_complex else Decision(None, "integers", True)
     if kind is not None:
         return _without_vectors(leaf, Decision(layout_by_type(leaf), "layer type", True))
     if is_vocabulary(leaf, tree):

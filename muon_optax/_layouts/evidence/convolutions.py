@@ -17,8 +17,7 @@ def is_transposed(seen: Seen) -> bool:
 
 
 def _by_name(seen: Seen) -> bool:
-    named = "conv" in seen.module or seen.name.startswith(("pointwise", "depthwise")) or is_transposed(seen)
-    return named and not names.ATTENTION.fullmatch(seen.module)
+    return names.CONVOLUTION.search(seen.module) is not None and not names.ATTENTION.fullmatch(seen.module)
 
 
 def _has_window(seen: Seen) -> bool:
@@ -26,9 +25,9 @@ def _has_window(seen: Seen) -> bool:
     core = seen.core
     window = core[-2:] if seen.outputs_first else core[:-2]
     square = len(core) > 3 and len(set(window)) == 1 and window[0] <= LARGEST_WINDOW
-    attention = names.role(seen.module) is not None and names.ATTENTION.search("/".join(seen.leaf.path.lower().split("/")))
-    einsum = "einsum" in seen.module or "proj" in seen.module and len(core) == 4 and not seen.told
-    return square and not attention and not einsum and seen.name in ("kernel", "w", "weight")
+    attention = names.role(seen.module) is not None and names.ATTENTION.fullmatch(seen.leaf.path.lower())
+    dense = "einsum" in seen.module or ("proj" in seen.module and not seen.told)
+    return square and not attention and not dense and seen.name in ("kernel", "w", "weight")
 
 
 def looks_like_convolution(seen: Seen) -> bool:

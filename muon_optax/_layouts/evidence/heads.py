@@ -18,8 +18,9 @@ def head(leaf: NamedLeaf, tree: Tree) -> str | None:
     scope_path, module = module_of(leaf.path)
     if names.HEAD.fullmatch(module):
         return module
-    if leaf.classes and leaf.classes[-1].lower().endswith("head") and not _is_attention(leaf.classes[-1].lower()):
-        return leaf.classes[-1]
+    for kind in map(str.lower, leaf.classes):
+        if kind.endswith("head") and not kind.startswith("multi") and not _is_attention(kind):
+            return kind
     if _is_attention(module) or names.ATTENTION_IN.fullmatch(module) or tree.scopes[scope_path].queries:
         return None
     for part, path in each_part(scope_path):

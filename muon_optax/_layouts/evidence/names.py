@@ -36,21 +36,21 @@ ATTENTION_OUT = re.compile(
 _FEED_IN = re.compile(r"(ffn_|mlp_)?(wi|w1|w3|up|gate|fc1|fc_in|c_fc|w_in|w_up|w_gate|lin1|intermediate)(_?proj|_w)?")
 _FEED_OUT = re.compile(r"(ffn_|mlp_)?(wo|w2|down|fc2|fc_out|c_proj|w_out|w_down|lin2|linear)(_?proj|_w)?")
 ATTENTION = re.compile(r".*(attn|attention).*")
+CONVOLUTION = re.compile(r"conv|^depthwise|^pointwise|transpose")
 EXPERTS = re.compile(r"(routed_|local_)?experts?|.*moe.*")
 SHARED = re.compile(r".*shared.*")
 ROUTER = re.compile(r".*(router|gate|gating).*")
 FUSED = re.compile(r"c_attn|(\w+_)?qkv(_(proj|projection|linear|dense))?")
 
 MODULE_ARRAY = frozenset({"kernel", "w", "weight", "weights"})
-_WEIGHT_WORDS = frozenset(
-    "kernel weight weights matrix proj projection linear dense fc mlp ffn ff up down gate gating out query key value q "
-    "k v o qkv kv attn attention lora einsum router conv lin left right mix mixing transform hidden layer mapping".split()
+_WEIGHT_WORD = re.compile(
+    r"kernel|weights?|matrix|proj(ection)?|linear|lin|dense|fc|mlp|ffn?|up|down|gat(e|ing)|out|query|key|value"
+    r"|[qkvo]|q?kv|attn|attention|lora|einsum|router|conv|left|right|mix(ing)?|transform|hidden|layer|mapping|w[a-z]{0,2}"
 )
-_OTHER_WORDS = frozenset(
-    "params param log std codebook codebooks codes code inducing inputs points vectors vector tokens token latents "
-    "latent prototypes centroids centers anchors memory bank buffer state states stats mean var cov step dt coef coefs "
-    "coefficients alpha beta sinks sink mask positions position freq freqs frequencies phase basis table tables prior "
-    "temperature lengthscale lengthscales variance offset offsets shift scales".split()
+_OTHER_WORD = re.compile(
+    r"params?|log|std|codebooks?|codes?|inducing|inputs|points|vectors?|tokens?|latents?|prototypes|centroids|centers"
+    r"|anchors|memory|bank|buffer|states?|stats|mean|var|cov|step|dt|coefs?|coefficients|alpha|beta|mask|positions?"
+    r"|freqs?|frequenc(y|ies)|phase|basis|tables?|prior|temperature|variance|lengthscales?|offsets?|shift|scales"
 )
 
 
@@ -80,9 +80,9 @@ def is_weight(name: str) -> bool | None:
     words = [re.sub(r"\d+d?$", "", word) for word in name.split("_")]
     if words[0] == "log":
         return False
-    known = [word in _WEIGHT_WORDS or re.fullmatch(r"w[a-z]{0,2}", word) is not None for word in words]
+    known = [_WEIGHT_WORD.fullmatch(word) is not None for word in words]
     if known[-1]:
         return True
-    if any(word in _OTHER_WORDS for word in words):
+    if any(map(_OTHER_WORD.fullmatch, words)):
         return False
     return True if any(known) else None

@@ -95,8 +95,10 @@ class Scope:
         options = {Stack(start, n[start : start + k]) for n in many for start in (0, 1) for k in range(1, len(n))}
         found = [s for s in options if all(map(s.fits, many | self.kernels))]
         found = [s for s in found if all(pair.allows(s) for pair in self.pairs if s.fits(pair.weight))]
-        longest = {start: max((s for s in found if s.start == start), key=lambda s: len(s.sizes), default=None)
-                   for start in (0, 1)}
+        longest = {
+            start: max((s for s in found if s.start == start), key=lambda s: len(s.sizes), default=None)
+            for start in (0, 1)
+        }
         return self._by_width([stack for stack in longest.values() if stack is not None], many)
 
     def _by_width(self, found: list[Stack], many: set[Shape]) -> tuple[Stack, ...]:
@@ -123,7 +125,13 @@ class Scope:
     def _by_shapes(self) -> tuple[Stack, ...]:
         """Without norms and biases: all leaves share an axis, and the kernels fit each other without it."""
         kernels = self.kernels
-        if self.has_convolution or self.has_flat_weight or self.has_unnamed or not kernels or min(map(len, self.shapes)) < 2:
+        if (
+            self.has_convolution
+            or self.has_flat_weight
+            or self.has_unnamed
+            or not kernels
+            or min(map(len, self.shapes)) < 2
+        ):
             return ()
         if self.attention_fits(UNSTACKED):
             return ()
@@ -146,4 +154,4 @@ class Scope:
 
 
 def _meet(kernels: Iterable[Shape], first: int) -> bool:
-    return bool({kernel[first] for kernel in kernels} & {kernel[-1] for kernel in kernels})
+    return bool({kernel[first] for kernel in kernels} & {kernel[-1] for kernel in kernels} - {1})

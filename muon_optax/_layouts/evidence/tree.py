@@ -73,7 +73,7 @@ class Tree:
             scope.weights.add(shape)
             scope.inputs[inputs] = scope.inputs.get(inputs, 0) + 1
             scope.has_flat_weight |= flat
-            scope.has_convolution |= axes > 2 and "conv" in module
+            scope.has_convolution |= axes > 2 and names.CONVOLUTION.search(module) is not None
             if axes > 2:
                 scope.kernels.add(shape)
                 scope.has_unnamed |= unnamed

@@ -46,7 +46,9 @@ def _fitted(core: tuple[int, ...], bias: tuple[int, ...] | None) -> str | None:
 def _siblings_outputs_first(seen: Seen) -> bool:
     """Whether in the nearest scope with biases that tell all say outputs first."""
     for scope in seen.scopes[:3]:
-        pairs = [p for p in scope.pairs if len(p.weight) == len(seen.leaf.shape) and p.outputs_first == seen.outputs_first]
+        pairs = [
+            p for p in scope.pairs if len(p.weight) == len(seen.leaf.shape) and p.outputs_first == seen.outputs_first
+        ]
         stacked = [p for p in pairs if seen.stack.fits(p.weight) and seen.stack.fits(p.bias)]
         told = {_fitted(seen.stack.core(pair.weight), seen.stack.core(pair.bias)) for pair in stacked}
         told.discard(None)
