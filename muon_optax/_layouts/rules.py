@@ -34,20 +34,33 @@ class Decision(NamedTuple):
 
 UNKNOWN = Decision(None, "unknown", False)
 
-# Asked in this order about one layer's axes; the first that answers decides.
-RULES: tuple[Callable[[Seen], Reading | None], ...] = (
-    by_gates,
-    by_depth,
-    by_bias,
-    by_einsum,
-    by_gating,
-    by_attention,
-    by_convolution,
-    by_router,
-    by_width_of_inputs,
-    by_width_of_outputs,
-    by_name,
-    by_orientation,
+# Asked before the axes are read, as `_decide` does it: what is told, and how. The page of the rules shows both tables.
+KNOWN_BEFORE = (
+    ("biases and norms", "an Equinox or Haliax type, or the name; `b` beside `w`, `query_b` beside `query_w`"),
+    ("vectors and scalars", "all axes but one have length 1"),
+    ("embeddings", "an Equinox or Haliax type, or the name"),
+    ("heads", "the module's name, a class called `*Head`, or the last layer in a scope called head"),
+    ("integers", "the type; `init` refuses them"),
+    ("layers with types", "Equinox `Linear`, `Conv`, `ConvTranspose`, `GRUCell`, `LSTMCell`; Haliax `Linear`"),
+    ("a head by the vocabulary", "the shape of the table of tokens, turned, and no other leaf has it"),
+    ("vectors of a stack", "one axis is left without the stacked ones"),
+    ("no weights", "words such as `params`, `log_*`, `codebook`, `inducing_inputs`: a warning"),
+)
+
+# Asked in this order about one layer's axes, with the layouts each gives; the first that answers decides.
+RULES: tuple[tuple[Callable[[Seen], Reading | None], str], ...] = (
+    (by_gates, "`io` with a split"),
+    (by_depth, "`None`"),
+    (by_bias, "`ioo`, `iio`, `iiio`, `iioi`, `oiii`"),
+    (by_einsum, "`oio`, `iio`, `boio`, `bioo`"),
+    (by_gating, "`bio`, `boi`, `bboi`"),
+    (by_attention, "`ioo`, `iio`"),
+    (by_convolution, "`iiio`, `iioi`, `oiii`"),
+    (by_router, "`bio`, `boi`"),
+    (by_width_of_inputs, "`ioo`, `ooi`"),
+    (by_width_of_outputs, "`iio`, `iiio`"),
+    (by_name, "`bio`, `boi`"),
+    (by_orientation, "`io`, `oi`"),
 )
 
 
@@ -99,9 +112,10 @@ def _decide(leaf: NamedLeaf, tree: Tree) -> Decision:
     name = head(leaf, tree)
     if name is not None:
         return Decision(None, f"head: {name}", True)
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+    dtype = leaf.dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
         # Integers are refused by `init`, in one voice; complex arrays are AdamW's, and that is worth a warning.
-        is_complex = jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+        is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
         return UNKNOWN if is_complex else Decision(None, "integers", True)
     if kind is not None:
         return _without_vectors(leaf, Decision(layout_by_type(leaf), "layer type", True))
@@ -136,7 +150,7 @@ def _by_rules(leaf: NamedLeaf, tree: Tree, stack: Stack, told: bool) -> Decision
         return Decision(None, "a side of 1", True)
     if names.is_weight(seen.name) is False:
         return UNKNOWN
-    for rule in RULES:
+    for rule, _ in RULES:
         reading = rule(seen)
         if reading is not None and reading.letters is None:
             return Decision(None, reading.why, True)

@@ -21,7 +21,9 @@ def head(leaf: NamedLeaf, tree: Tree) -> str | None:
     for kind in map(str.lower, leaf.classes):
         if kind.endswith("head") and not kind.startswith("multi") and not _is_attention(kind):
             return kind
-    if _is_attention(module) or names.ATTENTION_IN.fullmatch(module) or tree.scopes[scope_path].queries:
+    if names.MAYBE_HEAD.search(scope_path) is None or _is_attention(module):
+        return None
+    if names.ATTENTION_IN.fullmatch(module) or tree.scopes[scope_path].queries:
         return None
     for part, path in each_part(scope_path):
         if names.HEAD.fullmatch(names.clean(part)) and _is_last(leaf, tree, path):

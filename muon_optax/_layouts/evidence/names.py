@@ -18,6 +18,9 @@ HEAD = re.compile(
     r"|(\w+_)?classifier|(\w*_)?logits?(_?(dense|proj|projection|linear|layer))?|(dense_)?predictions?"
     r"|unembed(ding|der)?|embed_out"
 )
+# Whether a path is worth taking apart: most are not.
+MAYBE_EMBEDDING = re.compile("emb|wte|wpe|tok|pos", re.IGNORECASE)
+MAYBE_HEAD = re.compile("head|classifier|logit|prediction|embed", re.IGNORECASE)
 BIAS = re.compile(r"(.*_)?bias(es)?(_.*|\d*)|(.*_)?(offset|beta)")
 NORM = re.compile(r".*norm(s|alization)?\d*(_.*)?|(ln|rms|rmsn|bn)(_?[a-z]?\d*|_.*)|.*_(ln|rms)")
 NORM_ARRAY = frozenset({"scale", "gamma"})

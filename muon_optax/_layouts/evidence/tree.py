@@ -208,6 +208,8 @@ class Seen:
 
 def is_embedding(leaf: NamedLeaf) -> bool:
     """Whether a name says that the leaf is a table of embeddings, or something near one."""
+    if names.MAYBE_EMBEDDING.search(leaf.path) is None:
+        return False
     parts = [names.clean(part) for part in leaf.path.split("/")]
     near = any(names.EMBEDDING.fullmatch(part) for part in parts[-4:])
     return near or names.EMBEDDING_ARRAY.fullmatch(parts[-1]) is not None
