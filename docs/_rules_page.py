@@ -23,7 +23,7 @@ LIMITS = """\
 
 - A flat list of arrays has no names and no scopes. Its matrices are not guessed but named in the warning.
 - Where all sizes agree (as many layers as heads, and as wide), nothing tells a stack in front from one on axis 1.
-- Queries, keys and values alone, with their output frozen and masked away, are known only if their heads fill the width.
+- Queries, keys and values whose output is masked away are known only if their heads fill the width.
 - A stack of layers without norms and biases is told by its shapes, and only if its arrays have the names of weights.
 - A gated layer whose hidden width is the model's reads the same both ways, and gets the same update.
 """
@@ -51,8 +51,8 @@ def page() -> str:
             *known,
             "\n## The axes of one layer\n\n| evidence | layouts |\n|---|---|",
             *rules,
-            "\n## Names\n\nWhole components of a path, in lower case and without a trailing number (`Dense_0` is `dense`),",
-            "match these patterns. A name never beats a type or a bias.\n\n| what | pattern |\n|---|---|",
+            "\n## Names\n\nWhole components of a path match these patterns, in lower case and without a trailing",
+            "number (`Dense_0` is `dense`). A name never beats a type or a bias.\n\n| what | pattern |\n|---|---|",
             *named,
             "",
             LIMITS,

@@ -96,7 +96,7 @@ def guess_layouts(leaves: Sequence[NamedLeaf]) -> tuple[dict[str, Layout | None]
 def decide(leaves: Sequence[NamedLeaf]) -> dict[str, Decision]:
     """The decision on every leaf, by path, in the order of the leaves."""
     short = names.without_index([leaf.path for leaf in leaves])
-    seen = [leaf._replace(path=short[leaf.path]) for leaf in leaves]
+    seen = [leaf._replace(path=short[leaf.path]) if leaf.path in short else leaf for leaf in leaves]
     tree = Tree(seen)
     return {leaf.path: _decide(bare, tree) for leaf, bare in zip(leaves, seen, strict=True)}
 

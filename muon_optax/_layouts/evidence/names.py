@@ -64,9 +64,11 @@ def clean(component: str) -> str:
 
 
 def without_index(paths: Collection[str]) -> dict[str, str]:
-    """Each path, without the index under which a Haliax array holds its only part: "weight/0"."""
-    bare = {path: re.sub(r"(^|/)(weight|bias)/0$", r"\1\2", path) for path in paths}
-    return {path: path if f"{short}/1" in bare else short for path, short in bare.items()}
+    """Paths without the index under which a Haliax array holds its only part, "weight/0"; others are left out."""
+    ending = re.compile(r"(^|/)(weight|bias)/0$")
+    short = {path: path[:-2] for path in paths if path.endswith("/0") and ending.search(path)}
+    known = set(paths) if short else set()
+    return {path: bare for path, bare in short.items() if f"{bare}/1" not in known}
 
 
 @cache

@@ -24,6 +24,7 @@ class Tree:
         self.scopes: defaultdict[str, Scope] = defaultdict(Scope)
         self.tables: Counter[Shape] = Counter()  # token embeddings
         self.reversed: Counter[Shape] = Counter()
+        self._biases: dict[str, Shape | None] = {}
         self._chains: dict[str, list[Scope]] = {}
         self.vectors = {leaf.path for leaf in leaves if self._is_vector(leaf)}
         for leaf in leaves:
@@ -91,7 +92,9 @@ class Tree:
 
     def bias_of(self, path: str) -> Shape | None:
         """The shape of the bias of the weight at ``path``."""
-        return next((self.shapes[bias] for bias in biases_of(path) if bias in self.shapes), None)
+        if path not in self._biases:
+            self._biases[path] = next((self.shapes[bias] for bias in biases_of(path) if bias in self.shapes), None)
+        return self._biases[path]
 
     @cached_property
     def of_layers(self) -> bool:
