@@ -14,7 +14,8 @@ from models import shown
 from tolerances import RTOL
 
 import muon_optax as mo
-from muon_optax._layouts import rules as _layout_rules
+from muon_optax._layouts import rules
+from muon_optax._layouts.evidence import tree as evidence
 
 KERNEL = jnp.ones((4, 6))
 MODEL = {"decoder": [{"query": KERNEL, "out": KERNEL}, {"query": KERNEL, "out": KERNEL}], "bias": jnp.ones(6)}
@@ -219,8 +220,9 @@ def calls_for(monkeypatch: pytest.MonkeyPatch, blocks: int, scanned: bool, layou
         return call
 
     with monkeypatch.context() as patch:
-        for name in ("_components", "_module", "_is_norm", "_guess", "_weight_beside"):
-            patch.setattr(_layout_rules, name, counted(getattr(_layout_rules, name)))
+        for name in ("module_of", "is_norm", "is_embedding", "weight_beside", "biases_of"):
+            patch.setattr(evidence, name, counted(getattr(evidence, name)))
+        patch.setattr(rules, "_by_rules", counted(rules._by_rules))
         patch.setattr(fnmatch, "fnmatchcase", counted(fnmatch.fnmatchcase))
         table = mo.assign_layouts(model_of(blocks, scanned), layouts)
     assert len(table) == 10 * blocks

@@ -11,16 +11,20 @@ import numpy as np
 
 
 class NamedLeaf(NamedTuple):
-    """A leaf with its path and, where it lies in an Equinox layer, that layer."""
+    """A leaf with its path and, where it lies in an Equinox or Haliax layer, that layer."""
 
     path: str
     value: Any
     owner: Any
+    field: str = ""  # the owner's field that holds the leaf
+    classes: tuple[str, ...] = ()  # the Equinox modules around the leaf, outermost first
+    axes: Any = ()  # the named axes of Haliax
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape; Python numbers have none."""
-        return tuple(np.shape(self.value))
+        # Asked often: NumPy takes several times as long to find the attribute.
+        return tuple(self.value.shape if hasattr(self.value, "shape") else np.shape(self.value))
 
     @property
     def dtype(self) -> Any:
@@ -44,12 +48,23 @@ def _is_flax_box(kind: type) -> bool:
 
 
 @cache
-def _is_equinox_layer(kind: type) -> bool:
-    return any(base.__module__.startswith("equinox.nn") for base in kind.__mro__)
+def _is_layer(kind: type) -> bool:
+    return any(base.__module__.startswith(("equinox.nn", "haliax.nn")) for base in kind.__mro__)
 
 
-def _starts_scope(node: Any) -> bool:
-    return _is_flax_box(type(node)) or _is_equinox_layer(type(node))
+@cache
+def _is_equinox_module(kind: type) -> bool:
+    return any(base.__module__.startswith("equinox.") and base.__name__ == "Module" for base in kind.__mro__)
+
+
+@cache
+def _is_named_array(kind: type) -> bool:
+    return any(base.__module__.startswith("haliax.") and base.__name__ == "NamedArray" for base in kind.__mro__)
+
+
+@cache
+def _starts_scope(kind: type) -> bool:
+    return _is_flax_box(kind) or _is_layer(kind) or _is_equinox_module(kind) or _is_named_array(kind)
 
 
 def _component(key: Any) -> str:
@@ -59,25 +74,44 @@ def _component(key: Any) -> str:
     return str(key)
 
 
-def _walk(node: Any, prefix: tuple[str, ...], owner: Any) -> Iterator[NamedLeaf]:
+class _Place(NamedTuple):
+    """Where a node lies: its path, the layer that holds it and how deep that is, the modules and axes around it."""
+
+    names: tuple[str, ...] = ()
+    owner: Any = None
+    depth: int = 0
+    classes: tuple[str, ...] = ()
+    axes: Any = ()
+
+    def inside(self, node: Any) -> "_Place":
+        """The place of what ``node`` holds."""
+        kind, place = type(node), self
+        if _is_layer(kind):
+            place = place._replace(owner=node, depth=len(self.names))
+        if _is_equinox_module(kind):
+            place = place._replace(classes=(*self.classes, kind.__name__))
+        return place._replace(axes=node.axes) if _is_named_array(kind) else place
+
+
+def _walk(node: Any, place: _Place) -> Iterator[NamedLeaf]:
     # Flattening stops at boxes and layers, which a plain flatten would dissolve: their types say what a
     # leaf called "weight" means.
-    in_box = _is_flax_box(type(node))
-    owner = node if _is_equinox_layer(type(node)) else owner
+    in_box, place = _is_flax_box(type(node)), place.inside(node)
     children, _ = jax.tree_util.tree_flatten_with_path(
-        node, is_leaf=lambda child: child is not node and _starts_scope(child)
+        node, is_leaf=lambda child: child is not node and _starts_scope(type(child))
     )
     for keys, child in children:
-        names = prefix if in_box else (*prefix, *map(_component, keys))
-        if child is not node and _starts_scope(child):
-            yield from _walk(child, names, owner)
+        names = place.names if in_box else (*place.names, *map(_component, keys))
+        if child is not node and _starts_scope(type(child)):
+            yield from _walk(child, place._replace(names=names))
         else:
-            yield NamedLeaf("/".join(names), child, owner)
+            field = names[place.depth] if len(names) > place.depth else ""
+            yield NamedLeaf("/".join(names), child, place.owner, field, place.classes, place.axes)
 
 
 def named_leaves(tree: Any) -> list[NamedLeaf]:
     """The leaves of ``tree``, in the order of ``jax.tree.leaves``, with their paths."""
-    return list(_walk(tree, (), None))
+    return list(_walk(tree, _Place()))
 
 
 def _brief(value: Any) -> str:

@@ -1,0 +1,64 @@
+"""Writes docs/what_the_rules_know.md from the evidence table of muon_optax: ``python docs/_rules_page.py``."""
+
+from pathlib import Path
+
+from muon_optax._layouts.evidence import names
+from muon_optax._layouts.rules import KNOWN_BEFORE, RULES
+
+PAGE = Path(__file__).parent / "what_the_rules_know.md"
+
+HEADER = """\
+# What the rules know
+
+This page is written by `docs/_rules_page.py` from the rules themselves.
+
+The rules ask for evidence in the order of these tables, and the first kind that answers decides. Axes that stack
+layers are found first, in front (`(layers, in, out)`) or behind the first axis as MaxText has them
+(`(in, layers, out)`): norms and biases in the same scope have them too. The rules then judge the axes of one layer.
+What no rule knows goes to AdamW, and one warning names it.
+"""
+
+LIMITS = """\
+## Limits
+
+- A flat list of arrays has no names and no scopes. Its matrices are not guessed but named in the warning.
+- Where all sizes agree (as many layers as heads, and as wide), nothing tells a stack in front from one on axis 1.
+- Queries, keys and values whose output is masked away are known only if their heads fill the width.
+- A stack of layers without norms and biases is told by its shapes, and only if its arrays have the names of weights.
+- A gated layer whose hidden width is the model's reads the same both ways, and gets the same update.
+"""
+
+
+def page() -> str:
+    """The page's text."""
+    known = [f"| {what} | {how} |" for what, how in KNOWN_BEFORE]
+    rules = [f"| {' '.join((rule.__doc__ or '').split())} | {layouts} |" for rule, layouts in RULES]
+    patterns = {
+        "heads": names.HEAD,
+        "embeddings": names.EMBEDDING,
+        "arrays of embeddings": names.EMBEDDING_ARRAY,
+        "biases": names.BIAS,
+        "norms": names.NORM,
+        "queries, keys, values": names.ATTENTION_IN,
+        "outputs of attention": names.ATTENTION_OUT,
+        "experts": names.EXPERTS,
+    }
+    named = [f"| {what} | `{pattern.pattern.replace('|', chr(92) + '|')}` |" for what, pattern in patterns.items()]
+    return "\n".join(
+        [
+            HEADER,
+            "## Before the axes are read\n\n| what | how it is told |\n|---|---|",
+            *known,
+            "\n## The axes of one layer\n\n| evidence | layouts |\n|---|---|",
+            *rules,
+            "\n## Names\n\nWhole components of a path match these patterns, in lower case and without a trailing",
+            "number (`Dense_0` is `dense`). A name never beats a type or a bias.\n\n| what | pattern |\n|---|---|",
+            *named,
+            "",
+            LIMITS,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")

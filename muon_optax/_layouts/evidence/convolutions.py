@@ -1,0 +1,65 @@
+"""Convolutions: by name, or by a square window; a single channel for each group is no matrix."""
+
+import math
+import re
+
+from muon_optax._layouts.evidence import names
+from muon_optax._layouts.evidence.tree import Reading, Seen
+
+LARGEST_WINDOW = 31
+_DEPTHWISE = re.compile(r".*(depthwise|dwconv|dw_conv|conv_?dw).*")
+_OUTPUTS_FIRST = re.compile(r".*conv\d_?d_transpose.*")  # Keras and Haiku; Linen's ConvTranspose has them last
+
+
+def is_transposed(seen: Seen) -> bool:
+    """Whether the name is a transposed convolution's."""
+    return "transpose" in seen.module or "deconv" in seen.module
+
+
+def _by_name(seen: Seen) -> bool:
+    return names.CONVOLUTION.search(seen.module) is not None and not names.ATTENTION.fullmatch(seen.module)
+
+
+def _has_window(seen: Seen) -> bool:
+    # Only a framework's own kernel: a raw array may have as many experts as layers.
+    core = seen.core
+    window = core[-2:] if seen.outputs_first else core[:-2]
+    square = len(core) > 3 and len(set(window)) == 1 and window[0] <= LARGEST_WINDOW
+    attention = names.role(seen.module) is not None and names.ATTENTION.fullmatch(seen.leaf.path.lower())
+    dense = "einsum" in seen.module or ("proj" in seen.module and not seen.told)
+    return square and not attention and not dense and seen.name in ("kernel", "w", "weight")
+
+
+def looks_like_convolution(seen: Seen) -> bool:
+    """Whether the name or a square window says so."""
+    return len(seen.core) > 2 and (_by_name(seen) or _has_window(seen))
+
+
+def by_depth(seen: Seen) -> Reading | None:
+    """A depthwise convolution has a filter for each channel: nothing to orthogonalize."""
+    core = seen.core
+    if _DEPTHWISE.fullmatch(seen.module) or _DEPTHWISE.fullmatch(seen.name):
+        return Reading(None, "depthwise")
+    if len(core) == 2 and "conv" in seen.module and "point" not in seen.module and core[0] <= 8:
+        return Reading(None, "depthwise")  # a window for each channel, without an axis for the group
+    if not looks_like_convolution(seen):
+        return None
+    if seen.outputs_first:
+        return Reading(None, "depthwise") if core[1] == 1 else None
+    if core[-2] == 1 and math.prod(core[:-2]) > 1 and not is_transposed(seen):
+        return None if seen.tree.is_first_of_convolutions(seen.leaf) else Reading(None, "depthwise")
+    return None
+
+
+def by_convolution(seen: Seen) -> Reading | None:
+    """The window and the channels are inputs."""
+    axes = len(seen.core)
+    if not looks_like_convolution(seen):
+        return None
+    if seen.outputs_first:
+        # Inputs come first in PyTorch's transposed convolutions, outputs in Equinox's.
+        return None if is_transposed(seen) else Reading("o" + "i" * (axes - 1), "convolution")
+    # Haiku's transposed convolutions and Keras' are (*window, out, in).
+    if is_transposed(seen) and (_OUTPUTS_FIRST.fullmatch(seen.module) or seen.name == "w"):
+        return Reading("i" * (axes - 2) + "oi", "convolution")
+    return Reading("i" * (axes - 1) + "o", "convolution")

@@ -1,0 +1,42 @@
+"""Experts: arrays (experts, ., .) told by their router (width, experts), and only without one by their name."""
+
+from muon_optax._layouts.evidence import names
+from muon_optax._layouts.evidence.tree import Reading, Seen
+
+
+def by_router(seen: Seen) -> Reading | None:
+    """An array (experts, a, b) near a matrix (a or b, experts)."""
+    core = seen.core
+    if len(core) != 3 or "conv" in seen.module or names.ATTENTION_IN.fullmatch(seen.module):
+        return None
+    if seen.width == 0 and not _named(seen):
+        return None
+    experts, rows, columns = core
+    for scope in seen.scopes[: 3 if _named(seen) else 2]:
+        beside = seen.cores(scope.weights)
+        widths = [size for size in {rows, columns} if (size, experts) in beside]
+        if widths:
+            return Reading(_letters(seen, widths), "router")
+    return None
+
+
+def _letters(seen: Seen, widths: list[int]) -> str:
+    _, rows, columns = seen.core
+    role = names.role(seen.module)
+    if role is None or rows == columns or len(widths) > 1:
+        return "boi" if seen.outputs_first else "bio"
+    return "bio" if (columns == widths[0]) == (role == "writes") else "boi"
+
+
+def by_name(seen: Seen) -> Reading | None:
+    """Without a router in sight: a component called experts or moe, three axes."""
+    if len(seen.core) == 3 and _named(seen):
+        return Reading("boi" if seen.outputs_first else "bio", "experts by name")
+    return None
+
+
+def _named(seen: Seen) -> bool:
+    # A component far up may be the name of the whole model, and experts are no attention and no convolutions.
+    parts = [names.clean(part) for part in seen.leaf.path.split("/")[-4:]]
+    others = any(names.ATTENTION.fullmatch(part) or names.SHARED.fullmatch(part) or "conv" in part for part in parts)
+    return not others and any(map(names.EXPERTS.fullmatch, parts))

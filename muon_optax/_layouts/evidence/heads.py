@@ -1,0 +1,50 @@
+"""Heads and embeddings, by their names in context."""
+
+from muon_optax._layouts.evidence import names
+from muon_optax._layouts.evidence.tree import Tree, each_part, is_embedding, is_torch, module_of
+from muon_optax._layouts.paths import NamedLeaf
+
+
+def embedding(leaf: NamedLeaf) -> str | None:
+    """The name that makes ``leaf`` an embedding."""
+    if not is_embedding(leaf):
+        return None
+    parts = [names.clean(part) for part in leaf.path.split("/")]
+    return next((part for part in parts[-4:] if names.EMBEDDING.fullmatch(part)), parts[-1])
+
+
+def head(leaf: NamedLeaf, tree: Tree) -> str | None:
+    """The name that makes ``leaf`` a head: its own module's, or that of a scope whose last layer it is."""
+    scope_path, module = module_of(leaf.path)
+    if names.HEAD.fullmatch(module):
+        return module
+    for kind in map(str.lower, leaf.classes):
+        if kind.endswith("head") and not kind.startswith("multi") and not _is_attention(kind):
+            return kind
+    if names.MAYBE_HEAD.search(scope_path) is None or _is_attention(module):
+        return None
+    if names.ATTENTION_IN.fullmatch(module) or tree.scopes[scope_path].queries:
+        return None
+    for part, path in each_part(scope_path):
+        if names.HEAD.fullmatch(names.clean(part)) and _is_last(leaf, tree, path):
+            return names.clean(part)
+    return None
+
+
+def _is_attention(name: str) -> bool:
+    return names.ATTENTION.fullmatch(name) is not None
+
+
+def _is_last(leaf: NamedLeaf, tree: Tree, head_path: str) -> bool:
+    """Whether nothing in the head takes what ``leaf`` gives: a whole network may be called classifier."""
+    first = is_torch(leaf.path) and len(leaf.shape) == 2
+    outputs, inputs = (leaf.shape[0], leaf.shape[-1]) if first else (leaf.shape[-1], leaf.shape[-2])
+    scope = tree.scopes[head_path]
+    takers = scope.inputs.get(outputs, 0) - (inputs == outputs)
+    return takers <= 0 and not any(norm[-1] == outputs for norm in scope.norms)
+
+
+def is_vocabulary(leaf: NamedLeaf, tree: Tree) -> bool:
+    """Whether ``leaf`` has the shape of the table of tokens, turned, as no other leaf."""
+    turned = leaf.shape[::-1]
+    return len(leaf.shape) == 2 and tree.tables[turned] > 0 and tree.reversed[turned] == 1 and turned[0] > turned[1]

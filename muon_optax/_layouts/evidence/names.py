@@ -1,0 +1,93 @@
+"""What names mean, whole components of a path at a time."""
+
+import re
+from collections.abc import Collection
+from functools import cache
+
+EMBEDDING = re.compile(
+    r"((tok|token|word|time|class|label|input)_)?(emb|embed|embedder|embeddings?)"
+    r"|(\w+_)?pos(ition(al)?)?_(emb|embed|embedder|embeddings?)|posembed_input|embed_(tokens|positions)|w[tp]e"
+)
+# The array itself: what stands in a model or in a dict without a module of its own.
+EMBEDDING_ARRAY = re.compile(
+    r"(.*_)?(un)?emb(ed(ding|der)?)?s?(_(table|matrix|weights?|tokens|positions|vlm))?"
+    r"|(cls|mask|register|reg|distill?|pos)_?tokens?|pos(itions?|itional)?(_enc(oding)?s?|_table)?|w[tp]e"
+)
+HEAD = re.compile(
+    r"(?!(multi|per|attn|attention|each|sub)_)(\w+_)?head(_?(dense|proj|projection|linear|layer|out))?"
+    r"|(\w+_)?classifier|(\w*_)?logits?(_?(dense|proj|projection|linear|layer))?|(dense_)?predictions?"
+    r"|unembed(ding|der)?|embed_out"
+)
+# Whether a path is worth taking apart: most are not.
+MAYBE_EMBEDDING = re.compile("emb|wte|wpe|tok|pos", re.IGNORECASE)
+MAYBE_HEAD = re.compile("head|classifier|logit|prediction|embed", re.IGNORECASE)
+BIAS = re.compile(r"(.*_)?bias(es)?(_.*|\d*)|(.*_)?(offset|beta)")
+NORM = re.compile(r".*norm(s|alization)?\d*(_.*)?|(ln|rms|rmsn|bn)(_?[a-z]?\d*|_.*)|.*_(ln|rms)")
+NORM_ARRAY = frozenset({"scale", "gamma"})
+NORM_FIELD = frozenset({"weight", "w", "g", "b", "gain"})  # never "kernel": under "norm_mlp" that is a matrix
+OTHER_SCALE = re.compile(r"(.*_)?(a_log|scale|coefs?|sinks?)")
+# A norm of queries or keys has the length of a head, or of a compressed rank: that says nothing of the model's width.
+INNER_NORM = re.compile(r"_*(q|k|v|kv|qk|query|key|value|attn_inner)(_\w+)?_*(layer)?_?(norm|ln|rms)\w*")
+
+_SUFFIX = r"(_?(proj|projection|w|a|b|einsum|lin|linear|dense|layer))?"
+QUERY = re.compile(rf"(to_)?w?(q|query|queries){_SUFFIX}")
+ATTENTION_IN = re.compile(rf"(to_)?w?(q|k|v|kv|qkv|query|key|value|queries|keys|values|gating){_SUFFIX}|c_attn")
+ATTENTION_OUT = re.compile(
+    r"(to_)?(o|wo|out|output|attn_vec|attention_output|attention_out|attn_out)"
+    r"(_?(proj|projection|w|einsum|lin|linear|dense))?"
+)
+_FEED_IN = re.compile(r"(ffn_|mlp_)?(wi|w1|w3|up|gate|fc1|fc_in|c_fc|w_in|w_up|w_gate|lin1|intermediate)(_?proj|_w)?")
+_FEED_OUT = re.compile(r"(ffn_|mlp_)?(wo|w2|down|fc2|fc_out|c_proj|w_out|w_down|lin2|linear)(_?proj|_w)?")
+ATTENTION = re.compile(r".*(attn|attention).*")
+CONVOLUTION = re.compile(r"conv|^depthwise|^pointwise|transpose")
+EXPERTS = re.compile(r"(routed_|local_)?experts?|.*moe.*")
+SHARED = re.compile(r".*shared.*")
+ROUTER = re.compile(r".*(router|gate|gating).*")
+FUSED = re.compile(r"c_attn|(\w+_)?qkv(_(proj|projection|linear|dense))?")
+
+MODULE_ARRAY = frozenset({"kernel", "w", "weight", "weights"})
+_WEIGHT_WORD = re.compile(
+    r"kernel|weights?|matrix|proj(ection)?|linear|lin|dense|fc|mlp|ffn?|up|down|gat(e|ing)|out|query|key|value"
+    r"|[qkvo]|q?kv|attn|attention|lora|einsum|router|conv|left|right|mix(ing)?|transform|hidden|layer|mapping|w[a-z]{0,2}"
+)
+_OTHER_WORD = re.compile(
+    r"params?|log|std|codebooks?|codes?|inducing|inputs|points|vectors?|tokens?|latents?|prototypes|centroids|centers"
+    r"|anchors|memory|bank|buffer|states?|stats|mean|var|cov|step|dt|coefs?|coefficients|alpha|beta|mask|positions?"
+    r"|freqs?|frequenc(y|ies)|phase|basis|tables?|prior|temperature|variance|lengthscales?|offsets?|shift|scales"
+)
+
+
+@cache
+def clean(component: str) -> str:
+    """Lower case and without a trailing number: "Dense_0" is "dense"."""
+    return re.sub(r"_\d+$", "", component).lower()
+
+
+def without_index(paths: Collection[str]) -> dict[str, str]:
+    """Paths without the index under which a Haliax array holds its only part, "weight/0"; others are left out."""
+    ending = re.compile(r"(^|/)(weight|bias)/0$")
+    short = {path: path[:-2] for path in paths if path.endswith("/0") and ending.search(path)}
+    known = set(paths) if short else set()
+    return {path: bare for path, bare in short.items() if f"{bare}/1" not in known}
+
+
+@cache
+def role(name: str) -> str | None:
+    """Whether a layer of this name ``"reads"`` the residual stream or ``"writes"`` it."""
+    if ATTENTION_IN.fullmatch(name) or _FEED_IN.fullmatch(name):
+        return "reads"
+    return "writes" if ATTENTION_OUT.fullmatch(name) or _FEED_OUT.fullmatch(name) else None
+
+
+@cache
+def is_weight(name: str) -> bool | None:
+    """Whether an array of this name is a layer's weight; ``None`` for a name that says nothing."""
+    words = [re.sub(r"\d+d?$", "", word) for word in name.split("_")]
+    if words[0] == "log":
+        return False
+    known = [_WEIGHT_WORD.fullmatch(word) is not None for word in words]
+    if known[-1]:
+        return True
+    if any(map(_OTHER_WORD.fullmatch, words)):
+        return False
+    return True if any(known) else None

@@ -1,0 +1,88 @@
+"""Siblings: a query beside its output, a gate beside its linear layer, the two kernels of a recurrent cell."""
+
+from muon_optax._layouts.evidence import names
+from muon_optax._layouts.evidence.stacks import Shape
+from muon_optax._layouts.evidence.tree import Reading, Seen
+
+_CELLS = (("dense_i/kernel", "dense_h/kernel"), ("w_i", "w_h"), ("kernel", "recurrent_kernel"))
+
+
+def by_attention(seen: Seen) -> Reading | None:
+    """A query (d, heads, size) and an output (heads, size, d) that agree in heads, and what stands beside them."""
+    core, is_in = seen.core, names.ATTENTION_IN.fullmatch(seen.module)
+    is_out = names.ATTENTION_OUT.fullmatch(seen.module)
+    if len(core) != 3 or not (is_in or is_out):
+        return None
+    for query, out in _attention_pairs(seen):
+        if query[1] != out[0]:
+            continue
+        if is_out and core == out:
+            return Reading("iio", "query beside out")
+        if is_in and (core[1] == query[1] or core[2] == query[2]):
+            return Reading("ioo", "query beside out")
+    # Without siblings: as many heads times their size as inputs.
+    if is_in and core[0] == core[1] * core[2]:
+        return Reading("ioo", "name + heads")
+    if is_out and core[2] == core[0] * core[1]:
+        return Reading("iio", "name + heads")
+    return None
+
+
+def _attention_pairs(seen: Seen) -> list[tuple[Shape, Shape]]:
+    """Queries and outputs of three axes in the same attention."""
+    scope = seen.scopes[0]
+    queries, outs = (sorted(s for s in seen.cores(shapes) if len(s) == 3) for shapes in (scope.queries, scope.outs))
+    return [(query, out) for query in queries for out in outs]
+
+
+def by_einsum(seen: Seen) -> Reading | None:
+    """Kernels called einsum, as Gemma has them: heads first, and queries, keys and values side by side."""
+    core = seen.core
+    if "einsum" not in seen.module or len(core) not in (3, 4) or "gating" in seen.module:
+        return None
+    width = core[seen.width] if seen.width is not None else None
+    for query, out in _attention_pairs(seen):
+        if (query[0], query[1], query[2]) == (out[0], out[2], out[1]):
+            width = width or out[2]
+    if width is None or width not in core:
+        return None
+    if len(core) == 4:
+        if core[0] in (2, 3) and core[2] == width:
+            return Reading("boio", "einsum + width")
+        return Reading("bioo", "einsum + width") if core[0] in (2, 3) and core[1] == width else None
+    if names.role(seen.module) == "writes":
+        return Reading("iio", "einsum + width") if core[2] == width else None
+    if names.role(seen.module) == "reads" and width in core[:2]:
+        return Reading("oio" if core[1] == width else "ioo", "einsum + width")
+    return None
+
+
+def by_gating(seen: Seen) -> Reading | None:
+    """Two halves (2, ., .) of a gated layer, told by the layer (hidden, width) that follows them."""
+    core = seen.core
+    if len(core) not in (3, 4) or core[-3] != 2 or not ("gat" in seen.module or names.role(seen.module) == "reads"):
+        return None
+    front, (rows, columns) = core[:-3], core[-2:]
+    beside = seen.cores(seen.scopes[0].weights)
+    batch = "b" * (len(core) - 2)
+    if (*front, columns, rows) in beside:
+        return Reading(f"{batch}io", "beside linear")
+    return Reading(f"{batch}oi", "beside linear") if (*front, rows, columns) in beside else None
+
+
+def by_gates(seen: Seen) -> Reading | None:
+    """Recurrent cells keep their gates side by side, (in, 3 or 4 hidden), told by the kernel of the hidden state."""
+    if len(seen.core) != 2:
+        return None
+    path, outputs, hidden = seen.leaf.path, seen.core[1], 0
+    for inputs, recurrent in _CELLS:
+        if path.rpartition("/")[2] in (inputs, recurrent) or path.endswith((f"/{inputs}", f"/{recurrent}")):
+            scope = path.removesuffix(recurrent) if path.endswith(recurrent) else path.removesuffix(inputs)
+            shape = seen.tree.shapes.get(scope + recurrent, ())
+            if seen.stack.fits(shape) and seen.stack.core(shape)[1:] == (outputs,):
+                hidden = seen.stack.core(shape)[0]
+    if "/".join(map(names.clean, path.split("/")[-3:])).endswith("lstm/linear/w"):
+        hidden = outputs // 4  # Haiku's LSTM has one kernel for inputs and hidden state
+    if hidden and outputs in (3 * hidden, 4 * hidden):
+        return Reading("io", "gates of a cell", (hidden,) * (outputs // hidden))
+    return None

@@ -1,0 +1,157 @@
+"""Where a scope's layers are stacked: in front, or behind the first axis as MaxText does it."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import NamedTuple
+
+Shape = tuple[int, ...]
+
+
+class Stack(NamedTuple):
+    """The axes that count layers: ``sizes``, from axis ``start`` on."""
+
+    start: int
+    sizes: Shape
+
+    def fits(self, shape: Shape) -> bool:
+        """Whether ``shape`` has these axes, and others besides."""
+        end = self.start + len(self.sizes)
+        return len(shape) > len(self.sizes) and shape[self.start : end] == self.sizes
+
+    def core(self, shape: Shape) -> Shape:
+        """``shape`` of one layer."""
+        return shape[: self.start] + shape[self.start + len(self.sizes) :]
+
+    def whole(self, letters: str) -> str:
+        """A layer's letters with a ``b`` for each stacked axis."""
+        return letters[: self.start] + "b" * len(self.sizes) + letters[self.start :]
+
+
+UNSTACKED = Stack(0, ())
+
+
+class Pair(NamedTuple):
+    """The shapes of a weight and of its bias."""
+
+    weight: Shape
+    bias: Shape
+    outputs_first: bool
+
+    def allows(self, stack: Stack) -> bool:
+        """Whether the bias is on the weight's output axes, both stacked so."""
+        if not (stack.fits(self.weight) and stack.fits(self.bias)):
+            return False
+        weight, bias = stack.core(self.weight), without_ones(stack.core(self.bias))
+        if not 1 <= len(bias) < len(weight):
+            return False
+        if weight[-len(bias) :] == bias and not self.outputs_first:
+            return True
+        return len(bias) == 1 and (weight[0] == bias[0] or weight[-2] == bias[0] or weight[-1] == bias[0])
+
+
+def without_ones(bias: Shape) -> Shape:
+    """Equinox's convolutions have a bias (out, 1, 1)."""
+    while len(bias) > 1 and bias[-1] == 1:
+        bias = bias[:-1]
+    return bias
+
+
+class Scope:
+    """All that lies below a path, as far as it tells whether it is a stack of layers."""
+
+    def __init__(self) -> None:
+        self.norms: set[Shape] = set()
+        self.widths: set[Shape] = set()  # norms of the residual stream, not of queries and keys
+        self.kernels: set[Shape] = set()  # more than two axes
+        self.weights: set[Shape] = set()
+        self.shapes: set[Shape] = set()
+        self.pairs: set[Pair] = set()
+        self.has_convolution = False
+        self.has_flat_weight = False
+        self.has_unnamed = False  # a kernel whose name is no weight's
+        self.queries: set[Shape] = set()
+        self.outs: set[Shape] = set()
+        self.inputs: dict[int, int] = {}  # how many weights take so many inputs
+
+    @cached_property
+    def told(self) -> tuple[Stack, ...]:
+        """The stacks that the scope's norms and biases allow; empty where they don't tell."""
+        found = self._by_norms()
+        if found:
+            return found
+        if any(len(norm) == 1 for norm in self.norms) or any(len(pair.bias) == 1 for pair in self.pairs):
+            return (UNSTACKED,)
+        return self._allowed if len(self._allowed) == 1 else ()
+
+    @cached_property
+    def likely(self) -> tuple[Stack, ...]:
+        """The stacks that the scope's shapes suggest, within what its biases allow."""
+        return tuple(stack for stack in self._by_shapes() if not self._allowed or stack in self._allowed)
+
+    def _by_norms(self) -> tuple[Stack, ...]:
+        many = {norm for norm in self.norms if len(norm) > 1}
+        if not many or not self.kernels:
+            return ()
+        options = {Stack(start, n[start : start + k]) for n in many for start in (0, 1) for k in range(1, len(n))}
+        found = [s for s in options if all(map(s.fits, many | self.kernels))]
+        found = [s for s in found if all(pair.allows(s) for pair in self.pairs if s.fits(pair.weight))]
+        longest = {
+            start: max((s for s in found if s.start == start), key=lambda s: len(s.sizes), default=None)
+            for start in (0, 1)
+        }
+        return self._by_width([stack for stack in longest.values() if stack is not None], many)
+
+    def _by_width(self, found: list[Stack], many: set[Shape]) -> tuple[Stack, ...]:
+        """Of several stacks, those in which the kernels read and write what the norms have."""
+
+        def agrees(stack: Stack) -> tuple[bool, bool]:
+            widths = {stack.core(norm)[-1] for norm in many}
+            cores = [stack.core(kernel) for kernel in self.kernels]
+            both = any(core[0] in widths for core in cores) and any(core[-1] in widths for core in cores)
+            return all(widths & set(core) for core in cores), both
+
+        best = max(map(agrees, found), default=None)
+        return tuple(stack for stack in found if len(found) == 1 or agrees(stack) == best)
+
+    @cached_property
+    def _allowed(self) -> tuple[Stack, ...]:
+        pairs = [pair for pair in self.pairs if len(pair.bias) < len(pair.weight)]
+        if not pairs:
+            return ()
+        weight = pairs[0].weight
+        options = (UNSTACKED, Stack(0, weight[:1]), Stack(0, weight[:2]), Stack(1, weight[1:2]))
+        return tuple(s for s in options if all(p.allows(s) for p in pairs) and all(map(s.fits, self.kernels)))
+
+    def _by_shapes(self) -> tuple[Stack, ...]:
+        """Without norms and biases: all leaves share an axis, and the kernels fit each other without it."""
+        kernels = self.kernels
+        if (
+            self.has_convolution
+            or self.has_flat_weight
+            or self.has_unnamed
+            or not kernels
+            or min(map(len, self.shapes)) < 2
+        ):
+            return ()
+        if self.attention_fits(UNSTACKED):
+            return ()
+        various = len(kernels) > 1 or (bool(self.queries) and bool(self.outs))
+        front, behind = ({shape[axis] for shape in self.shapes} for axis in (0, 1))
+        found = ()
+        if len(front) == 1 and various and _meet(kernels, 1):
+            found = (Stack(0, tuple(front)),)
+        # Kernels that agree in their first size too may be dense layers of several axes, or a stack in front.
+        if len(behind) == 1 and _meet(kernels, 0) and (found or len({kernel[0] for kernel in kernels}) > 1):
+            found += (Stack(1, tuple(behind)),)
+        return found
+
+    def attention_fits(self, stack: Stack) -> bool:
+        """Whether a query (d, heads, size) and an output (heads, size, d) agree in heads."""
+        queries, outs = (
+            {stack.core(shape) for shape in shapes if stack.fits(shape)} for shapes in (self.queries, self.outs)
+        )
+        return any(len(q) == len(o) == 3 and q[1] == o[0] for q in queries for o in outs)
+
+
+def _meet(kernels: Iterable[Shape], first: int) -> bool:
+    return bool({kernel[first] for kernel in kernels} & {kernel[-1] for kernel in kernels} - {1})

@@ -1,0 +1,247 @@
+"""A leaf among its neighbors: the scopes around it, its bias, and its shape without stacked axes."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from muon_optax._layouts.evidence import names
+from muon_optax._layouts.evidence.stacks import UNSTACKED, Pair, Scope, Shape, Stack, without_ones
+from muon_optax._layouts.evidence.vectors import biases_of, is_bias_or_norm, is_norm, weight_beside
+from muon_optax._layouts.paths import NamedLeaf
+
+
+class Tree:
+    """What all leaves together tell of each."""
+
+    def __init__(self, leaves: Sequence[NamedLeaf]) -> None:
+        self.leaves = leaves
+        self.shapes: dict[str, Shape] = {leaf.path: leaf.shape for leaf in leaves}
+        self.paths = frozenset(self.shapes)
+        self.scopes: defaultdict[str, Scope] = defaultdict(Scope)
+        self.tables: Counter[Shape] = Counter()  # token embeddings
+        self.reversed: Counter[Shape] = Counter()
+        self._biases: dict[str, Shape | None] = {}
+        self._chains: dict[str, list[Scope]] = {}
+        self.vectors = {leaf.path for leaf in leaves if self._is_vector(leaf)}
+        for leaf in leaves:
+            self._add(leaf)
+
+    def _is_vector(self, leaf: NamedLeaf) -> bool:
+        """As for decay; but a "b" with as many axes as its "w" is a matrix, as in LoRA's "a" and "b"."""
+        if not is_bias_or_norm(leaf, frozenset()):
+            weight = weight_beside(leaf.path, self.paths)
+            return weight is not None and len(leaf.shape) < len(self.shapes[weight])
+        return True
+
+    def chain(self, scope: str) -> list[Scope]:
+        """The scopes from ``scope`` outward; the last is the whole tree."""
+        if scope not in self._chains:
+            outer = self.chain(scope.rpartition("/")[0]) if scope else []
+            self._chains[scope] = [self.scopes[scope], *outer]
+        return self._chains[scope]
+
+    def _add(self, leaf: NamedLeaf) -> None:
+        path, shape = leaf.path, leaf.shape
+        chain, axes = self.chain(path.rpartition("/")[0]), len(shape)
+        if path in self.vectors:
+            if axes and is_norm(leaf):
+                # Haiku's batch normalization has (1, 1, 1, channels).
+                shape = shape[-1:] if axes > 2 and math.prod(shape[:-1]) == 1 else shape
+                inner = names.INNER_NORM.fullmatch(names.clean(path.split("/")[-2:][0])) is not None
+                for scope in chain:
+                    scope.norms.add(shape)
+                    if not inner:
+                        scope.widths.add(shape)
+            self._add_to(chain, leaf.shape)
+            return
+        if axes < 2 or is_embedding(leaf):
+            if axes == 2:
+                self.tables[shape] += "pos" not in path and "type" not in path
+            return
+        scope_path, module = module_of(path)
+        bias = self.bias_of(path)
+        pair = None if bias is None or len(bias) >= axes else Pair(shape, bias, is_torch(path))
+        query, out = names.QUERY.fullmatch(module), names.ATTENTION_OUT.fullmatch(module)
+        inputs = shape[-1] if is_torch(path) and axes == 2 else shape[-2]
+        self.reversed[shape[::-1]] += axes == 2
+        unnamed = names.is_weight(names.clean(path.rpartition("/")[2])) is not True
+        flat = axes == 2 and path.rpartition("/")[2] in names.MODULE_ARRAY
+        for scope in chain:
+            scope.weights.add(shape)
+            scope.inputs[inputs] = scope.inputs.get(inputs, 0) + 1
+            scope.has_flat_weight |= flat
+            scope.has_convolution |= axes > 2 and names.CONVOLUTION.search(module) is not None
+            if axes > 2:
+                scope.kernels.add(shape)
+                scope.has_unnamed |= unnamed
+            if pair is not None:
+                scope.pairs.add(pair)
+        # Attention is judged where its query and its output meet.
+        for scope in self.chain(scope_path)[:2] if query or out else ():
+            (scope.queries if query else scope.outs).add(shape)
+        self._add_to(chain, shape)
+
+    def _add_to(self, chain: list[Scope], shape: Shape) -> None:
+        if shape:
+            for scope in chain:
+                scope.shapes.add(shape)
+
+    def bias_of(self, path: str) -> Shape | None:
+        """The shape of the bias of the weight at ``path``."""
+        if path not in self._biases:
+            self._biases[path] = next((self.shapes[bias] for bias in biases_of(path) if bias in self.shapes), None)
+        return self._biases[path]
+
+    @cached_property
+    def of_layers(self) -> bool:
+        """Whether a framework made the tree, which gives weights their names."""
+        endings = {path.rpartition("/")[2] for path in self.paths if "/" in path}
+        return bool(endings & names.MODULE_ARRAY)
+
+    @cached_property
+    def is_flat_list(self) -> bool:
+        """Whether nothing is named, and not all are matrices."""
+        return all(path.isdigit() for path in self.paths) and any(len(shape) != 2 for shape in self.shapes.values())
+
+    @cached_property
+    def families(self) -> dict[str, list[tuple[list[int], Shape]]]:
+        """The kernels whose paths differ in numbers only, in their order."""
+        found: defaultdict[str, list[tuple[list[int], Shape]]] = defaultdict(list)
+        for leaf in self.leaves:
+            if len(leaf.shape) > 2 and leaf.path not in self.vectors:
+                found[family_of(leaf.path)].append((_numbers(leaf.path), leaf.shape))
+        return {family: sorted(members) for family, members in found.items()}
+
+    def is_first_of_convolutions(self, leaf: NamedLeaf) -> bool:
+        """Whether a later one takes the channels of this one and mixes them in a window."""
+        (first, _), *later = self.families[family_of(leaf.path)]
+        return first == _numbers(leaf.path) and any(
+            len(shape) == len(leaf.shape) and shape[-2] == leaf.shape[-1] > 1 < math.prod(shape[:-2])
+            for _, shape in later
+        )
+
+    def stacks(self, leaf: NamedLeaf) -> tuple[Stack, ...]:
+        """The stacks that the nearest scope which tells allows; empty where none tells."""
+        found: tuple[Stack, ...] = ()
+        for scope in self.chain(leaf.path.rpartition("/")[0]):
+            found = tuple(stack for stack in scope.likely if stack in found or not found) or found
+            if scope.told:
+                # Shapes count less than the norms of a stack around them, and more than vectors outside of it.
+                found = scope.told if scope.told != (UNSTACKED,) or not found else found
+                break
+        return tuple(stack for stack in found if stack.fits(leaf.shape)) or (UNSTACKED,) * bool(found)
+
+
+class Reading(NamedTuple):
+    """The letters of one layer's axes, or ``None`` for no matrix, and what told them."""
+
+    letters: str | None
+    why: str
+    split: Shape | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A leaf as one stack shows it: ``core`` is its shape in one layer, ``bias`` that of its bias."""
+
+    tree: Tree
+    leaf: NamedLeaf
+    stack: Stack
+    told: bool  # whether something tells the stack
+
+    @cached_property
+    def core(self) -> Shape:
+        """The shape of one layer."""
+        return self.stack.core(self.leaf.shape)
+
+    @cached_property
+    def bias(self) -> Shape | None:
+        """The shape of one layer's bias, where it is stacked as the weight."""
+        bias = self.tree.bias_of(self.leaf.path)
+        return None if bias is None or not self.stack.fits(bias) else without_ones(self.stack.core(bias))
+
+    @cached_property
+    def name(self) -> str:
+        """The array's own name."""
+        return names.clean(self.leaf.path.rpartition("/")[2])
+
+    @cached_property
+    def module(self) -> str:
+        """The name of its module, or its own where it has none."""
+        return module_of(self.leaf.path)[1]
+
+    @cached_property
+    def outputs_first(self) -> bool:
+        """Whether it is stored as in PyTorch."""
+        return is_torch(self.leaf.path)
+
+    @cached_property
+    def scopes(self) -> list[Scope]:
+        """The scopes around its module, nearest first."""
+        return self.tree.chain(module_of(self.leaf.path)[0])
+
+    def cores(self, shapes: set[Shape]) -> set[Shape]:
+        """``shapes`` of one layer, of those that are stacked as the leaf."""
+        return {self.stack.core(shape) for shape in shapes if self.stack.fits(shape)}
+
+    @cached_property
+    def width(self) -> int | None:
+        """The axis of the residual stream, told by the nearest norms with the length of just one axis."""
+        return self._axis_of("widths")
+
+    @cached_property
+    def inner_width(self) -> int | None:
+        """The same with the norms of queries, keys and compressed ranks."""
+        return self._axis_of("norms")
+
+    def _axis_of(self, kind: str) -> int | None:
+        for scope in self.scopes:
+            norms = getattr(scope, kind)
+            lengths = {core[-1] for core in self.cores({n for n in norms if len(n) > 1})}
+            lengths |= {norm[0] for norm in norms if len(norm) == 1}
+            axes = [axis for axis, size in enumerate(self.core) if size in lengths]
+            if axes:
+                return axes[0] if len(axes) == 1 else None
+        return None
+
+
+def is_embedding(leaf: NamedLeaf) -> bool:
+    """Whether a name says that the leaf is a table of embeddings, or something near one."""
+    if names.MAYBE_EMBEDDING.search(leaf.path) is None:
+        return False
+    parts = [names.clean(part) for part in leaf.path.split("/")]
+    near = any(names.EMBEDDING.fullmatch(part) for part in parts[-4:])
+    return near or names.EMBEDDING_ARRAY.fullmatch(parts[-1]) is not None
+
+
+def module_of(path: str) -> tuple[str, str]:
+    """The scope and the name of what a leaf belongs to: its module, or itself where it is no mere "kernel"."""
+    scope, _, name = path.rpartition("/")
+    if scope and names.clean(name) in names.MODULE_ARRAY:
+        scope, _, name = scope.rpartition("/")
+    return scope, names.clean(name)
+
+
+def is_torch(path: str) -> bool:
+    """Whether an array is called "weight", which has its outputs first."""
+    name = path.rpartition("/")[2]
+    return name.startswith("weight") and name != "weights"
+
+
+def family_of(path: str) -> str:
+    """``path`` without its numbers."""
+    return re.sub(r"\d+", "#", re.sub(r"_\d+(?=/|$)", "", path))
+
+
+def _numbers(path: str) -> list[int]:
+    return list(map(int, re.findall(r"\d+", path)))
+
+
+def each_part(path: str) -> Iterator[tuple[str, str]]:
+    """Each component of ``path`` with the path of what it names, outermost first."""
+    for slash in [*(match.start() for match in re.finditer("/", path)), len(path)]:
+        yield path[:slash].rpartition("/")[2], path[:slash]

@@ -1,0 +1,65 @@
+"""Arrays of two axes: which one is the input, and whether they are a matrix at all."""
+
+from muon_optax._layouts.evidence import names
+from muon_optax._layouts.evidence.tree import Reading, Seen
+
+
+def by_orientation(seen: Seen) -> Reading | None:
+    """The bias fits one axis only, or that of the siblings does; then the name; then nothing."""
+    if len(seen.core) != 2:
+        return None
+    letters, why = _letters(seen)
+    if letters is None:
+        return None
+    inputs, outputs = seen.core if letters == "io" else seen.core[::-1]
+    fused = names.FUSED.fullmatch(seen.module) and outputs == 3 * inputs
+    return Reading(letters, why, (inputs,) * 3 if fused else None)
+
+
+def _letters(seen: Seen) -> tuple[str | None, str]:
+    own = _fitted(seen.core, seen.bias)
+    if own is not None:
+        return own, "bias"
+    if _siblings_outputs_first(seen):
+        return "oi", "bias of siblings"
+    if seen.outputs_first:
+        return _by_role(seen) or ("oi", "name: weight")
+    weight = names.is_weight(seen.name)
+    if weight:
+        return "io", f"name: {seen.name}"
+    if seen.bias is not None:
+        return "io", "bias"
+    if weight is None and not seen.tree.is_flat_list:
+        if not seen.tree.of_layers:
+            return "io", "two axes"  # a user's own tree, whose names are his own
+        if seen.width == 0:
+            return "io", "width"
+    return None, ""
+
+
+def _fitted(core: tuple[int, ...], bias: tuple[int, ...] | None) -> str | None:
+    if bias is None or len(bias) != 1 or core[0] == core[1] or bias[0] not in core:
+        return None
+    return "oi" if bias[0] == core[0] else "io"
+
+
+def _siblings_outputs_first(seen: Seen) -> bool:
+    """Whether in the nearest scope with biases that tell all say outputs first."""
+    for scope in seen.scopes[:3]:
+        pairs = [
+            p for p in scope.pairs if len(p.weight) == len(seen.leaf.shape) and p.outputs_first == seen.outputs_first
+        ]
+        stacked = [p for p in pairs if seen.stack.fits(p.weight) and seen.stack.fits(p.bias)]
+        told = {_fitted(seen.stack.core(pair.weight), seen.stack.core(pair.bias)) for pair in stacked}
+        told.discard(None)
+        if told:
+            return told == {"oi"}
+    return False
+
+
+def _by_role(seen: Seen) -> tuple[str, str] | None:
+    """PyTorch's name with the inputs first, as older Haliax stores it: width and role say so."""
+    role = names.role(seen.module)
+    if seen.width is None or role is None:
+        return None
+    return ("io", "name + width") if (seen.width == 0) == (role == "reads") else ("oi", "name + width")

@@ -1,0 +1,36 @@
+"""The width of the model, from the norms in scope: the axis of that length is the side of the residual stream."""
+
+from muon_optax._layouts.evidence import names
+from muon_optax._layouts.evidence.convolutions import LARGEST_WINDOW
+from muon_optax._layouts.evidence.tree import Reading, Seen
+
+
+def by_width_of_inputs(seen: Seen) -> Reading | None:
+    """The width is the first axis, or the last where outputs are stored first."""
+    last, role = len(seen.core) - 1, names.role(seen.module)
+    if last < 2 or role == "writes" or "conv" in seen.module:
+        return None
+    axis = seen.width
+    if axis is None and names.ATTENTION_IN.fullmatch(seen.module):
+        axis = seen.inner_width  # from a compressed rank, which has a norm of its own
+    if axis == 0 and not seen.outputs_first:
+        return Reading("i" + "o" * last, "width")
+    return Reading("o" * last + "i", "width") if axis == last and seen.outputs_first and role == "reads" else None
+
+
+def by_width_of_outputs(seen: Seen) -> Reading | None:
+    """The width is the last axis of what a name says writes into the residual stream, or of a convolution."""
+    core = seen.core
+    last, axis = len(core) - 1, seen.width
+    if last < 2 or axis is None:
+        return None
+    path = seen.leaf.path.lower()
+    attention = names.ATTENTION.fullmatch(path) is not None or any(scope.queries for scope in seen.scopes[:1])
+    if names.role(seen.module) == "writes" and attention:
+        if axis == last and not seen.outputs_first:
+            return Reading("i" * last + "o", "name + width")
+        return Reading("o" + "i" * last, "name + width") if axis == 0 and seen.outputs_first else None
+    window = last == 3 and max(core[:2]) <= LARGEST_WINDOW and seen.name in ("kernel", "w") and not attention
+    if window and axis == last and seen.told and not seen.stack.sizes and names.role(seen.module) is None:
+        return Reading("i" * last + "o", "window + width")
+    return None

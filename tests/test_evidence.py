@@ -1,0 +1,353 @@
+"""Each kind of evidence on its smallest tree: names, shapes and the right layout, ``UNKNOWN`` where nothing tells."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+from test_real_models import tree_of
+
+import muon_optax as mo
+from muon_optax._layouts.paths import named_leaves
+from muon_optax._layouts.rules import decide
+
+UNKNOWN = "?"
+
+
+def table(tree: Any) -> dict[str, str | None]:
+    decisions = decide(named_leaves(tree))
+    return {path: d.layout and str(d.layout) if d.known else UNKNOWN for path, d in decisions.items()}
+
+
+def rows(text: str) -> list[tuple[str, tuple[int, ...], str | None]]:
+    """One leaf a line: path, shape as "3x4", layout ("-" for AdamW; a layout with a split goes on)."""
+    found = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        path, shape, *layout = line.split(" ")
+        found.append((path, tuple(map(int, shape.split("x"))), None if layout == ["-"] else " ".join(layout)))
+    return found
+
+
+CASES = {
+    "experts by their router": """
+        moe/gate/kernel 6x4 io
+        moe/wi_0 4x6x12 bio
+        moe/wo 4x12x6 bio
+        moe/shared_experts/wi_0/kernel 6x12 io""",
+    "experts stored outputs first": """
+        router/kernel 6x4 io
+        up_proj 4x12x6 boi
+        down_proj 4x6x12 boi""",
+    "experts by name": """
+        experts/up 4x6x8 bio
+        experts/down 4x8x6 bio
+        dense/kernel 6x5 io""",
+    "attention of a model called moe": """
+        moe_lm/block/attn/qkv/kernel 6x3x4x5 iooo
+        moe_lm/block/attn/qkv/bias 3x4x5 -""",
+    "compressed queries, keys and values": """
+        norm/scale 64 -
+        attn/q_norm/scale 24 -
+        attn/kv_norm/scale 16 -
+        attn/wq_a/kernel 64x24 io
+        attn/wq_b/kernel 24x4x20 ioo
+        attn/wkv_a/kernel 64x20 io
+        attn/wkv_b/kernel 16x4x32 ioo
+        attn/out/kernel 4x16x64 iio""",
+    "queries of double width": """
+        norm/scale 64 -
+        attn/query/kernel 64x4x32 ioo
+        attn/key/kernel 64x2x16 ioo
+        attn/out/kernel 64x64 io
+        attn/key_norm/scale 16 -""",
+    "cross attention without biases": """
+        a/to_q/kernel 64x4x8 ioo
+        a/to_k/kernel 96x4x8 ioo
+        a/to_v/kernel 96x4x8 ioo
+        a/to_out_0/kernel 4x8x64 iio""",
+    "weights that end in w": """
+        attention/query_w 5x8x2x4 bioo
+        attention/gating_w 5x8x2x4 bioo
+        attention/gating_b 5x2x4 -
+        attention/output_w 5x2x4x8 biio
+        attention/output_b 5x8 -""",
+    "one key and value head": """
+        attn/q_proj/w 64x4x16 ioo
+        attn/k_proj/w 64x1x16 ioo
+        attn/o_proj/w 4x16x64 iio""",
+    "as many heads as inputs": """
+        wq 4x4x5 ioo
+        bq 4x5 -
+        wo 4x5x4 iio""",
+    "a norm's scale for each head is no stack": """
+        query/kernel 6x4x5 ioo
+        out/kernel 4x5x6 iio
+        query_norm/scale 4x5 -""",
+    "einsums with the heads in front": """
+        n/scale 32 -
+        a/q_einsum/kernel 4x32x8 oio
+        a/kv_einsum/kernel 2x2x32x8 boio
+        a/attn_vec_einsum/kernel 4x8x32 iio""",
+    "the same on axis 1": """
+        n/scale 32x3 -
+        a/q_einsum/w 4x3x32x8 obio
+        a/kv_einsum/w 2x3x1x32x8 bboio
+        a/attn_vec_einsum/w 4x3x8x32 ibio""",
+    "gates beside the linear layer": """
+        mlp/gating_einsum 2x8x12 bio
+        mlp/linear 12x8 io
+        other/gating_einsum 2x12x8 boi
+        other/linear 12x8 io
+        moe/gating_einsum 4x2x12x8 bboi
+        moe/linear 4x12x8 bio
+        moe/router_logits 8x4 -""",
+    "a bias that fits the first axis only": """
+        c_attn/kernel 24x8 oi split 8+8+8
+        c_attn/bias 24 -
+        c_proj/kernel 8x8 oi
+        c_proj/bias 8 -""",
+    "a bias that fits the last axis beats the name": """
+        fc/weight 8x12 io
+        fc/bias 12 -""",
+    "PyTorch's names": """
+        linear/weight 8x6 oi
+        linear/bias 8 -
+        conv1/weight 8x6x3x3 oiii
+        conv1/bias 8 -""",
+    "Equinox's shapes without its types": """
+        conv/weight 8x3x3x3 oiii
+        conv/bias 8x1x1 -
+        mix/weight 8x1x7x7 -
+        mix/bias 8x1x1 -""",
+    "Haliax without its types": """
+        layers/ln/weight/0 3x64 -
+        layers/up_proj/weight/0 3x128x64 boi
+        layers/down_proj/weight/0 3x64x128 boi""",
+    "depthwise, a single filter each": """
+        depthwise/kernel 3x3x8x1 -
+        x/depthwise_kernel 3x8x1 -
+        x/pointwise_kernel 1x8x16 iio
+        conv1d/kernel 4x1x384 -""",
+    "a first convolution of one channel": """
+        conv_layers/0/conv/kernel 10x1x12 iio
+        conv_layers/1/conv/kernel 3x12x12 iio""",
+    "a depthwise one before a pointwise one": """
+        Conv_0/kernel 3x3x1x12 -
+        Conv_1/kernel 1x1x12x24 iiio""",
+    "Linen's transposed kernel": """
+        ConvTranspose_0/kernel 3x3x8x4 iioi
+        ConvTranspose_0/bias 8 -""",
+    "Keras' transposed convolution of equal widths": """
+        conv2d_transpose/kernel 3x3x8x8 iioi
+        conv2d_transpose/bias 8 -""",
+    "one-dimensional convolutions": """
+        Conv_0/kernel 3x8x16 iio
+        Conv_1/kernel 3x16x8 iio""",
+    "heads of attention": """
+        head_0/query/kernel 64x16 io
+        Head_1/key/kernel 64x16 io""",
+    "a whole network called classifier": """
+        classifier/conv/kernel 3x3x3x8 iiio
+        classifier/dense1/kernel 8x32 io
+        classifier/dense2/kernel 32x10 -""",
+    "heads by name": """
+        logitdense/kernel 8x10 -
+        half_logits/weights 8x10 -
+        predictions/kernel 8x10 -
+        mlm_head_dense/kernel 8x10 -
+        value_head/kernel 8x5 -
+        unembed/kernel 8x10 -
+        per_head/kernel 8x10 io""",
+    "a head by the vocabulary": """
+        token/embedding 100x8 -
+        last/kernel 8x100 -
+        first/kernel 8x8 io""",
+    "what only sounds like a norm, an embedding or a head": """
+        normalizer_proj/kernel 6x8 io
+        embed_dim_proj/kernel 6x8 io
+        output_proj/kernel 6x8 io
+        head_dim_proj 6x8 io
+        predictions/transform/dense/kernel 8x8 io
+        predictions/transform/norm/scale 8 -""",
+    "embeddings": """
+        wte 6x8 -
+        tok_emb 6x8 -
+        global_pos_embed/weight 6x8 -
+        reg_tokens 6x8 -
+        embed_tokens/weight 6x8 -""",
+    "no weights by name": """
+        dense/kernel 8x8 io
+        params 4x4 ?
+        log_step 4x4 ?
+        log_std 4x4 ?
+        codebook 16x8 ?
+        inducing_inputs 16x8 ?
+        inducing_vectors 16x8 ?
+        mystery 6x8 ?""",
+    "vectors of every kind": """
+        n/scale 64x12 -
+        sinks 8x12 -
+        res_beta 4x4 -
+        value/kernel 512x1 -
+        coefs 4x4x4 -
+        up/kernel 64x12x64 ibo""",
+    "queries, keys and values whose siblings are masked": """
+        q/kernel 64x8x8 ioo
+        k/kernel 64x8x8 ioo""",
+    "the same, and heads don't fill the width": """
+        query/kernel 48x8x8 ?
+        key/kernel 48x8x8 ?""",
+    "axis 1 in blocks of equal width": """
+        norm/scale 16x3 -
+        inner/kernel 16x3x16 ibo
+        outer/kernel 16x3x16 ibo""",
+    "axis 1 in blocks of equal width, without norms": """
+        inner/kernel 16x3x16 ?
+        outer/kernel 16x3x16 ?""",
+    "axis 1, without norms": """
+        query/kernel 6x3x4x5 iboo
+        out/kernel 4x3x5x6 ibio""",
+    "axis 1 told by a bias": """
+        up/kernel 6x3x12 ibo
+        up/bias 12x3 -""",
+    "as many layers as heads on axis 1": """
+        n/scale 64x4 -
+        a/query/kernel 64x4x4x16 iboo
+        a/out/kernel 4x4x16x64 ibio""",
+    "as wide as there are layers": """
+        norm/scale 4x4 -
+        inner/kernel 4x4x4 ?""",
+    "a hidden layer with both gates, on axis 1": """
+        n/scale 64x3 -
+        mlp/wi/kernel 64x3x2x128 iboo
+        mlp/wo/kernel 128x3x64 ibo
+        moe/gate/kernel 64x3x4 ibo
+        moe/wi_0 4x3x64x32 bbio
+        moe/wi_0_bias 4x3x32 -""",
+    "a stack in front": """
+        norm/scale 3x16 -
+        inner/kernel 3x16x16 bio
+        outer/kernel 3x16x16 bio""",
+    "arrays of a stack whose names say nothing": """
+        a 3x8x16 ?
+        b 3x16x8 ?""",
+    "a flat list": """
+        0 100x8 ?
+        1 8x8 ?
+        2 8 -""",
+    "a list of pairs": """
+        0/0 6x8 io
+        0/1 8 -
+        1/0 8x2 io
+        1/1 2 -""",
+    "as many experts as layers, and no name says so": """
+        wi 8x8x6x12 ?
+        wo 8x8x12x6 ?""",
+    "a general dense layer without a bias": """
+        dense/kernel 6x3x5 ?""",
+    "PyTorch's transposed convolution": """
+        conv_transpose/weight 8x6x3x3 ?""",
+    "LoRA": """
+        q/kernel 64x64 io
+        q/lora_a 64x4 io
+        q/lora_b 4x64 io""",
+    "LoRA in a user's own tree": """
+        w 6x6 io
+        a 6x2 io
+        b 2x6 io""",
+}
+
+
+@pytest.mark.parametrize("text", CASES.values(), ids=CASES.keys())
+def test_evidence(text: str):
+    leaves = rows(text)
+    expected = {path: layout for path, _, layout in leaves}
+    assert table(tree_of(leaves)) == expected
+
+
+@pytest.mark.parametrize("size", [6, 4])
+def test_names_of_scopes_around_do_not_matter(size: int):
+    leaves = rows(CASES["compressed queries, keys and values"])
+    renamed = [(f"params/my_model/{size}/{path}", shape, layout) for path, shape, layout in leaves]
+    assert table(tree_of(renamed)) == {path: layout for path, _, layout in renamed}
+
+
+def test_integers_are_refused_by_init_and_not_warned_about_before():
+    tree = {"table": jax.ShapeDtypeStruct((4, 5), jnp.int32), "w": jax.ShapeDtypeStruct((4, 5), jnp.complex64)}
+    assert table(tree) == {"table": None, "w": UNKNOWN}
+
+
+def test_each_decision_says_why():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decisions = decide(named_leaves(tree_of(rows(CASES["einsums with the heads in front"]))))
+    assert {path: decision.why for path, decision in decisions.items()} == {
+        "n/scale": "norm",
+        "a/q_einsum/kernel": "einsum + width",
+        "a/kv_einsum/kernel": "einsum + width",
+        "a/attn_vec_einsum/kernel": "einsum + width",
+    }
+
+
+class Wrapped(eqx.Module):
+    """As paramax wraps a weight: function and arguments."""
+
+    args: tuple[Any, ...]
+
+
+class ScoreHead(eqx.Module):
+    dense: eqx.nn.Linear
+
+
+class Axis(NamedTuple):
+    name: str
+    size: int
+
+
+class NamedArray(eqx.Module):
+    array: Any
+    axes: Any = eqx.field(static=True)
+
+
+class Linear(eqx.Module):
+    weight: NamedArray
+    In: Any = eqx.field(static=True)
+    Out: Any = eqx.field(static=True)
+
+
+@pytest.fixture
+def as_haliax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Haliax's classes are known by their module and name."""
+    monkeypatch.setattr(NamedArray, "__module__", "haliax.core")
+    monkeypatch.setattr(Linear, "__module__", "haliax.nn.linear")
+
+
+LINEAR = eqx.nn.Linear(3, 4, key=jax.random.key(0))
+
+
+def test_a_layers_type_holds_below_a_wrapper():
+    wrapped = eqx.tree_at(lambda layer: layer.weight, LINEAR, Wrapped((jnp.ones((4, 3)), jnp.ones((4, 1)))))
+    assert table(wrapped) == {"weight/args/0": "oi", "weight/args/1": None, "bias": None}
+
+
+def test_a_class_called_head_is_a_head():
+    assert table(ScoreHead(LINEAR)) == {"dense/weight": None, "dense/bias": None}
+
+
+def test_a_type_beats_a_name():
+    assert table({"norm": LINEAR}) == {"norm/weight": "oi", "norm/bias": None}
+
+
+@pytest.mark.usefixtures("as_haliax")
+def test_named_axes_are_exact():
+    axes = tuple(Axis(name, size) for name, size in (("layers", 2), ("heads", 3), ("size", 4), ("embed", 5)))
+    layer = Linear(NamedArray(jnp.ones((2, 3, 4, 5)), axes), axes[3], axes[1:3])
+    assert table({"proj": layer}) == {"proj/weight/array": "booi"}
+
+
+def test_freezing_all_but_queries_makes_no_matrices_of_features():
+    params = tree_of(rows("q/kernel 48x8x8 ?"))
+    with pytest.warns(UserWarning, match="No rule knows.*'q/kernel'"):
+        assert mo.assign_layouts(params) == {"q/kernel": None}
