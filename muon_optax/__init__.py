@@ -19,6 +19,11 @@ from muon_optax._orthogonalizers.coefficients import (
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 from muon_optax._orthogonalizers.polar_factor import polar_factor
 from muon_optax._summary import summarize
+from muon_optax._transforms.family.adamuon import scale_by_adamuon
+from muon_optax._transforms.family.cautious_decay import add_cautious_decayed_weights
+from muon_optax._transforms.family.hyperball import scale_by_hyperball
+from muon_optax._transforms.family.normuon import scale_by_normuon
+from muon_optax._transforms.family.quantized_trace import quantized_trace
 from muon_optax._transforms.orthogonalize import orthogonalize, orthogonalize_via_newton_schulz
 from muon_optax._transforms.partition import partition_by_layout
 from muon_optax._transforms.scale_by_shape import scale_by_shape
@@ -32,6 +37,7 @@ __all__ = [
     "YOU_JIACHENG",
     "Layout",
     "Plan",
+    "add_cautious_decayed_weights",
     "assign_layouts",
     "coefficient_range",
     "default_layouts",
@@ -46,6 +52,10 @@ __all__ = [
     "plan",
     "polar_express",
     "polar_factor",
+    "quantized_trace",
+    "scale_by_adamuon",
+    "scale_by_hyperball",
+    "scale_by_normuon",
     "scale_by_shape",
     "state_shardings",
     "summarize",
