@@ -21,6 +21,7 @@ from muon_optax._orthogonalizers.polar_factor import polar_factor
 from muon_optax._summary import summarize
 from muon_optax._transforms.family.adamuon import scale_by_adamuon
 from muon_optax._transforms.family.cautious_decay import add_cautious_decayed_weights
+from muon_optax._transforms.family.clip_qk import clip_qk
 from muon_optax._transforms.family.hyperball import scale_by_hyperball
 from muon_optax._transforms.family.normuon import scale_by_normuon
 from muon_optax._transforms.family.quantized_trace import quantized_trace
@@ -39,6 +40,7 @@ __all__ = [
     "Plan",
     "add_cautious_decayed_weights",
     "assign_layouts",
+    "clip_qk",
     "coefficient_range",
     "default_layouts",
     "diagnostics",

@@ -39,8 +39,8 @@ def quantized_trace(
     ==== ===================== =============================== ============================================
 
     The errors are those of 10,000 steps of random gradients with decay 0.95, the worst those of entries whose sizes
-    differ a hundredfold.     They do not grow with the number of steps: each rounding is forgotten as the momentum is. In every
-    entry the error stays below ``s / (2 (1 - decay))`` for the largest ``s``.
+    differ a hundredfold. They do not grow with the number of steps: each rounding is forgotten as the momentum is. In
+    every entry the error stays below ``s / (2 (1 - decay))`` for the largest ``s``.
 
     Evidence: 8-bit Muon holds its loss to 2.7B parameters in the paper; four bits have none.
 
