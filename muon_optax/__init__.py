@@ -18,6 +18,7 @@ from muon_optax._orthogonalizers.coefficients import (
 )
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 from muon_optax._orthogonalizers.polar_factor import polar_factor
+from muon_optax._recipes import muon_clip, muon_h, muon_speedrun, normuon
 from muon_optax._summary import summarize
 from muon_optax._transforms.family.adamuon import scale_by_adamuon
 from muon_optax._transforms.family.cautious_decay import add_cautious_decayed_weights
@@ -47,7 +48,11 @@ __all__ = [
     "init_sharded",
     "label_params",
     "muon",
+    "muon_clip",
+    "muon_h",
+    "muon_speedrun",
     "newton_schulz",
+    "normuon",
     "orthogonalize",
     "orthogonalize_via_newton_schulz",
     "partition_by_layout",
