@@ -3,6 +3,7 @@
 from muon_optax import diagnostics
 from muon_optax._layouts.assign import assign_layouts, label_params
 from muon_optax._layouts.layout import Layout
+from muon_optax._layouts.per_head import per_head
 from muon_optax._layouts.rules import default_layouts
 from muon_optax._mesh.placement import Plan
 from muon_optax._mesh.plan import plan
@@ -56,6 +57,7 @@ __all__ = [
     "orthogonalize",
     "orthogonalize_via_newton_schulz",
     "partition_by_layout",
+    "per_head",
     "plan",
     "polar_express",
     "polar_factor",

@@ -294,3 +294,26 @@ def test_a_cautious_decay_follows_its_schedule_and_mask() -> None:
         decayed, state = transform.update(updates, state, params)
         np.testing.assert_allclose(decayed["w"], factor, rtol=1e-6)
         np.testing.assert_array_equal(decayed["b"], 0)
+
+
+def momentum_in(bits: Any) -> optax.GradientTransformation:
+    return mo.partition_by_layout(mo.quantized_trace(0.9, bits=bits), optax.adam(0.1))
+
+
+@pytest.mark.parametrize(
+    "build, kernel, fused",
+    [
+        (lambda layouts: mo.normuon(0.1, layouts=layouts), 4 * (6 * 10 + 10), 4 * (6 * 12 + 12)),
+        # The longer axis of the second block, 6 x 3, are the inputs.
+        (lambda layouts: mo.normuon(0.1, axis="longer", layouts=layouts), 4 * (6 * 10 + 10), 4 * (6 * 12 + 9 + 6)),
+        (lambda layouts: mo.muon_h(0.1, 0.1, layouts=layouts), 4 * (6 * 10 + 1), 4 * (6 * 12 + 2)),
+        (lambda layouts: momentum_in(bits=8), 6 * 10 + 4 * 6, 6 * 12 + 4 * 6),
+        (lambda layouts: momentum_in(bits=4), 6 * 5 + 4 * 6, 6 * 6 + 4 * 6),
+    ],
+    ids=["normuon", "normuon-longer", "muon_h", "8 bits", "4 bits"],
+)
+def test_the_summary_counts_statistics(build: Any, kernel: int, fused: int) -> None:
+    params = {"kernel": jnp.ones((6, 10)), "fused": jnp.ones((6, 12)), "bias": jnp.ones(3)}
+    layouts = {"fused": mo.Layout("io", split=(9, 3))}
+    rows = {row.path: row.state_bytes for row in mo.summarize(params, layouts, optimizer=build(layouts)).rows}
+    assert rows == {"kernel": kernel, "fused": fused, "bias": 2 * 4 * 3}

@@ -9,6 +9,9 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from meshes import lie_alike, mesh_of
 from trees import assert_trees_equal
 
 import muon_optax as mo
@@ -110,3 +113,10 @@ def test_orbax_round_trip_continues_identically(bits: Any, tmp_path: Path) -> No
         checkpointer.wait_until_finished()
         restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(transform.init, params))
     assert_trees_equal(transform.update(gradient, restored), transform.update(gradient, state))
+
+
+def test_the_codes_lie_as_their_parameter() -> None:
+    places = {"w": NamedSharding(mesh_of(data=4), P("data"))}
+    params = jax.device_put({"w": jnp.ones((8, 256))}, places)
+    state = mo.init_sharded(mo.quantized_trace(0.9), params)
+    assert lie_alike(state.codes, places)

@@ -62,11 +62,11 @@ def find_attention(tree: Any, layouts: Layouts) -> dict[str, Attention]:
         )
     leaves = named_leaves(tree)
     resolved, unknown = resolve(tree, leaves, layouts)
-    by_path = {leaf.path: leaf for leaf in leaves}
+    by_path, without_rule = {leaf.path: leaf for leaf in leaves}, {leaf.path for leaf in unknown}
     scopes: dict[str, dict[str, Kernel]] = defaultdict(dict)
     for leaf in leaves:
         layout, (scope, name) = resolved[leaf.path], _module(leaf.path)
-        if leaf in unknown and name in _ROLE:
+        if leaf.path in without_rule and name in _ROLE:
             raise ValueError(_unpaired(leaf.path, "has a layout that no rule knows: give it one, such as 'ioo'"))
         if layout is None or name not in _ROLE:
             continue
