@@ -3,6 +3,7 @@
 from muon_optax import diagnostics
 from muon_optax._layouts.assign import assign_layouts, label_params
 from muon_optax._layouts.layout import Layout
+from muon_optax._layouts.per_head import per_head
 from muon_optax._layouts.rules import default_layouts
 from muon_optax._mesh.placement import Plan
 from muon_optax._mesh.plan import plan
@@ -18,7 +19,14 @@ from muon_optax._orthogonalizers.coefficients import (
 )
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 from muon_optax._orthogonalizers.polar_factor import polar_factor
+from muon_optax._recipes import muon_clip, muon_h, muon_speedrun, normuon
 from muon_optax._summary import summarize
+from muon_optax._transforms.family.adamuon import scale_by_adamuon
+from muon_optax._transforms.family.cautious_decay import add_cautious_decayed_weights
+from muon_optax._transforms.family.clip_qk import clip_qk
+from muon_optax._transforms.family.hyperball import scale_by_hyperball
+from muon_optax._transforms.family.normuon import scale_by_normuon
+from muon_optax._transforms.family.quantized_trace import quantized_trace
 from muon_optax._transforms.orthogonalize import orthogonalize, orthogonalize_via_newton_schulz
 from muon_optax._transforms.partition import partition_by_layout
 from muon_optax._transforms.scale_by_shape import scale_by_shape
@@ -32,20 +40,31 @@ __all__ = [
     "YOU_JIACHENG",
     "Layout",
     "Plan",
+    "add_cautious_decayed_weights",
     "assign_layouts",
+    "clip_qk",
     "coefficient_range",
     "default_layouts",
     "diagnostics",
     "init_sharded",
     "label_params",
     "muon",
+    "muon_clip",
+    "muon_h",
+    "muon_speedrun",
     "newton_schulz",
+    "normuon",
     "orthogonalize",
     "orthogonalize_via_newton_schulz",
     "partition_by_layout",
+    "per_head",
     "plan",
     "polar_express",
     "polar_factor",
+    "quantized_trace",
+    "scale_by_adamuon",
+    "scale_by_hyperball",
+    "scale_by_normuon",
     "scale_by_shape",
     "state_shardings",
     "summarize",

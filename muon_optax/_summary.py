@@ -141,11 +141,14 @@ def _bytes(leaf: NamedLeaf) -> int:
 
 
 def _state_bytes(optimizer: optax.GradientTransformation, params: Any, leaves: list[NamedLeaf]) -> dict[str, int]:
-    """Bytes of state that belong to each parameter: the state's leaves of its shape whose paths end with its path."""
+    """Bytes of state that belong to each parameter: the state's leaves whose paths end with its path."""
     shapes = {leaf.path: leaf.shape for leaf in leaves}
     kept = dict.fromkeys(shapes, 0)
     for leaf in named_leaves(jax.eval_shape(optimizer.init, params)):
+        # A statistic of a parameter, such as a number for each neuron, has another shape; a counter has none.
         owner = owner_of(leaf.path, leaf.shape, shapes)
+        if owner is None and leaf.shape:
+            owner = owner_of(leaf.path, (), dict.fromkeys(shapes, ()))
         if owner is not None:
             kept[owner] += _bytes(leaf)
     return kept

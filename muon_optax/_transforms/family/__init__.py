@@ -1,0 +1,1 @@
+"""The family: what came after Muon, one small transform a file."""
