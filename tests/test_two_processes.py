@@ -20,7 +20,9 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "train_gpt_sharded.py"
 ARGUMENTS = "--preset", "tiny", "--mesh", "data=2,model=2"  # 20 steps, a checkpoint every second one
 TIMEOUT = 20  # seconds, for the example's --timeout: JAX takes a process for lost that was silent for so long
 PATIENCE = 180  # seconds, for what takes a few on an idle machine
-RTOL = 1e-5
+# Two processes divide their products among other threads than one does, and sum in another order: as in
+# test_train_gpt_sharded.py.
+RTOL = 1e-3
 
 
 class Pair:
@@ -127,7 +129,7 @@ def test_two_processes_train_as_one(alone, pair):
     for number, printed in enumerate(pair.printed()):
         assert f"process {number} of 2 has 2 of 4 devices\n" in printed
         last_line = re.search(rf"^process {number}: validation loss (\S+)$", printed, re.MULTILINE)
-        assert float(last_line[1]) == pytest.approx(alone[-1], abs=1e-4)
+        assert float(last_line[1]) == pytest.approx(alone[-1], rel=RTOL)
 
 
 def test_lost_process_ends_the_other_and_a_restart_goes_on(alone, pair):
