@@ -105,7 +105,7 @@ def unstacked(matrices: np.ndarray) -> dict[str, np.ndarray]:
 DRIFT = {"matrices": 2e-6, "momenta": 1e-6, "bias": 3e-5}
 
 
-@pytest.mark.parametrize("steps", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [3_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_no_drift_from_a_float64_oracle(steps: int) -> None:
     params, momenta = Soak().program(steps)(start())
     for checkpoint, (exact, momentum) in enumerate(exact_run(steps)):

@@ -241,7 +241,13 @@ def test_stops_where_the_loss_is_not_finite(tmp_path, capsys, monkeypatch):
     assert "AdamW's loss at step 1 is nan: lower --learning-rate" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("step", "reported"), [(4, 5), (5, 5)], ids=["between checkpoints", "before a checkpoint"])
+@pytest.mark.parametrize(
+    ("step", "reported"),
+    [
+        pytest.param(4, 5, id="between checkpoints"),
+        pytest.param(5, 5, id="before a checkpoint", marks=pytest.mark.slow),
+    ],
+)
 def test_a_broken_gradient_is_traced_to_its_leaf_and_never_saved(finished, tmp_path, capsys, step, reported):
     arguments = ["--preset", "tiny", "--optimizer", "adamw", "--output", str(tmp_path)]
     real_batch, real_gradient = train_gpt.sample_batch, jax.value_and_grad
