@@ -7,17 +7,14 @@ The text is Python's standard library, unless --text names a file or a folder. T
 loss.png, sample.txt and checkpoints/, never overwritten: --resume continues them, anything else needs another folder.
 The exit status is 0 when all is done; 2 after one line that says what to put right; 143 after SIGTERM, upon which the
 step is finished and a checkpoint written. However a run ends, killed or out of room, the last checkpoint stays good.
+
+Here are the model and the training loop; _bookkeeping.py has the text, the checkpoints and the report.
 """
 
 import argparse
-import csv
-import hashlib
-import io
 import logging
 import signal
 import sys
-import sysconfig
-import time
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
@@ -26,14 +23,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
+from _bookkeeping import (
+    TITLES,
+    RunError,
+    explained,
+    open_checkpoints,
+    read_text,
+    refuse_spoilt,
+    report,
+    restore,
+    save,
+    time_in_turn,
+    write_metrics,
+    write_sample,
+)
 from flax import nnx
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import muon_optax as mo
 
-TITLES = {"adamw": "AdamW", "muon": "Muon"}
 Preset = namedtuple("Preset", "layers width heads context batch steps rates dtype")
 PRESETS = {
     "tiny": Preset(1, 32, 2, 32, 4, 20, {"adamw": 3e-3, "muon": 2e-2}, "float32"),
@@ -42,32 +50,6 @@ PRESETS = {
 }
 # The rates of "small" are of a sweep by --optimizer NAME --learning-rate RATE. Validation losses: AdamW 2e-3 1.414,
 # 3e-3 1.382, 5e-3 1.395; Muon 5e-3 1.291, 1e-2 1.293, 2e-2 1.311, 3e-2 1.309. "tiny" serves tests; "base" is not tuned.
-
-
-class RunError(Exception):
-    """What the person who started the run can put right; shown as one line."""
-
-
-def read_text(path: str | None, context: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """The bytes for training, those held out for validation, and the sha256 of all."""
-    root = Path(path or sysconfig.get_paths()["stdlib"]).resolve()
-    files = [root] if root.is_file() else sorted(root.rglob("*") if path else root.glob("*.py"))
-    seen = [f for f in files if f.is_file() and "/." not in f.relative_to(root.parent).as_posix()]  # visible
-    texts = [text for file in seen if (text := file.read_bytes()) and b"\0" not in text]  # not binary
-    if not texts:
-        problem = "holds no text" if root.exists() else "does not exist"
-        raise RunError(f"--text {root} {problem}: give a file or a folder with text in it")
-    # Held out is each tenth file, whole, since pieces of one file repeat each other; of a single file its last tenth.
-    cut = len(texts[0]) * 9 // 10
-    parts = texts if len(texts) > 1 else [texts[0][cut:], texts[0][:cut]]
-    held_out = np.frombuffer(b"".join(parts[::10]), np.uint8)
-    training = np.frombuffer(b"".join(part for i, part in enumerate(parts) if i % 10), np.uint8)
-    sizes = f"{len(training):,} bytes for training, {len(held_out):,} for validation"
-    if min(len(training), len(held_out)) <= context:
-        raise RunError(f"--text {root} is too short: {sizes}; both must exceed the context of {context}")
-    sha256 = hashlib.sha256(b"".join(texts)).hexdigest()
-    print(f"text: {root}: {len(texts)} files, {sum(map(len, texts)):,} bytes, sha256 {sha256}; {sizes}")
-    return training, held_out, sha256
 
 
 def sample_batch(text: np.ndarray, preset: Preset, seed: int, step: int) -> np.ndarray:
@@ -129,61 +111,6 @@ def make_optimizer(name: str, preset: Preset) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), mo.muon(rate, weight_decay=0.1) if name == "muon" else adamw)
 
 
-def open_checkpoints(output: Path, wanted: dict, resume: bool) -> tuple[ocp.CheckpointManager, dict]:
-    """The run's checkpoints, and the histories in the last one: Orbax renames what is complete, and sees no other."""
-    folder = output.absolute() / "checkpoints"
-    if resume and not folder.is_dir():
-        raise RunError(f"--resume: no checkpoint in {output}; without --resume a run starts there")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        open(output / "metrics.csv", "a").close()
-    except OSError as error:
-        raise RunError(f"can't write to --output {output}: {error.strerror}; give another folder") from error
-    options = {"max_to_keep": 2, "keep_period": wanted["steps"], "cleanup_tmp_directories": resume}  # of a killed run
-    options["enable_async_checkpointing"] = False  # the next step would take over the memory that is being written
-    manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(**options))
-    if (last := manager.latest_step()) is None:
-        return manager, {}
-    if not resume:
-        raise RunError(f"--output {output} holds a run: continue it by --resume, or give another folder")
-    old, histories = manager.restore(last, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"].values()
-    unlike = [f"{key} is {old[key]} there, {new} here" for key, new in wanted.items() if old[key] != new]
-    if unlike:
-        raise RunError(f"--resume: {output} holds a run of another configuration: {'; '.join(unlike)}")
-    return manager, histories
-
-
-def time_in_turn(steps: dict, states: dict, tokens: np.ndarray) -> dict[str, float]:
-    """Median seconds of each step, made in turn so that other work on the machine slows all of them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for name in [*steps] * 15:
-        began = time.perf_counter()
-        states[name], *_ = jax.block_until_ready(steps[name](states[name], tokens))
-        seconds[name].append(time.perf_counter() - began)
-    return {name: float(np.median(values)) for name, values in seconds.items()}
-
-
-def report(histories: dict, seconds: dict, preset: Preset, output: Path) -> None:
-    """Prints the table and draws the picture; the optimizer's share is what a step takes beyond SGD's."""
-    axes = (figure := Figure(figsize=(8, 5), layout="constrained")).subplots()
-    labels = "", "learning rate", "final validation loss", "steps to AdamW's final loss", "seconds per step"
-    table = [f"{label:30}" for label in [*labels, "optimizer's share of the step"]]
-    target = histories["adamw"][-1][2] if len(histories) == 2 else -np.inf
-    for color, (name, rows) in zip(("tab:blue", "tab:red"), histories.items(), strict=False):
-        step, training, validation = np.array(rows, float).T  # None, for what was not measured, becomes NaN
-        reached = [*step[validation <= target].astype(int), "-"][0]
-        rate, share = f"{preset.rates[name]:g}", f"{max(0, 1 - seconds['sgd'] / seconds[name]):.1%}"
-        column = TITLES[name], rate, f"{rows[-1][2]:.4f}", reached, f"{seconds[name]:.4f}", share
-        table = [line + f"{cell:>12}" for line, cell in zip(table, column, strict=True)]
-        axes.plot(step, training, color=color, alpha=0.3, linewidth=0.7, label=f"{TITLES[name]}, training")
-        known, label = ~np.isnan(validation), f"{TITLES[name]}, validation: {rows[-1][2]:.3f} at the end"
-        axes.plot(step[known], validation[known], ".-", color=color, label=label)
-    axes.set(xlabel="step", ylabel="loss (nats per byte)", ylim=[part * rows[-1][2] for part in (0.9, 2)])
-    axes.legend()
-    figure.savefig(output / "loss.png", dpi=120)
-    print("", *table, sep="\n")
-
-
 def run(arguments: argparse.Namespace, preset: Preset) -> None:
     """Trains what was asked for, then compares."""
     output, seed, limit = arguments.output, arguments.seed, preset.steps
@@ -211,19 +138,11 @@ def run(arguments: argparse.Namespace, preset: Preset) -> None:
     def start(name: str) -> tuple:  # a copy, since steps take over the memory of what they are given
         return jax.tree.map(jnp.copy, parameters), optimizers[name].init(parameters)
 
-    def save(made: int, state: tuple) -> None:
-        lines = [[name, *row] for name, rows in histories.items() for row in rows]
-        record = ocp.args.JsonSave({"configuration": configuration, "histories": histories})
-        shown, sys.stderr = sys.stderr, io.StringIO()  # Orbax's threads print pages of what fails, even after it raised
-        try:
-            with open(output / "metrics.partial", "w", newline="") as file:
-                csv.writer(file).writerows([("optimizer", "step", "training_loss", "validation_loss"), *lines])
-            (output / "metrics.partial").replace(output / "metrics.csv")
-            checkpoints.save(made, args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=record))
-        except (OSError, ValueError) as error:  # ValueError: of the C++ code that writes the arrays
-            reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2].partition(" [")[0]
-            raise RunError(f"can't write to {output}: {reason}; with that put right, --resume goes on") from error
-        sys.stderr = shown
+    def checkpoint(made: int, state: tuple) -> None:
+        rows = [[name, *row] for name, rows in histories.items() for row in rows]
+        with explained(output):
+            write_metrics(output, "optimizer step training_loss validation_loss", rows)
+            save(checkpoints, made, state, configuration, histories)
 
     windows = np.stack([sample_batch(held_out, preset, 0, k) for k in range(8)])  # the same for every run
     evaluate = jax.jit(lambda parameters: jax.lax.map(partial(loss, parameters), windows).mean())
@@ -235,8 +154,7 @@ def run(arguments: argparse.Namespace, preset: Preset) -> None:
     for index, (name, rows) in enumerate(histories.items()):
         state, first, recent = start(name), min(len(rows), limit), []
         if rows:
-            saved = ocp.args.Composite(state=ocp.args.StandardRestore(state))
-            state = checkpoints.restore(index * limit + first, args=saved)["state"]
+            state = restore(checkpoints, index * limit + first, state)
         with tqdm(total=limit, initial=first, desc=TITLES[name], unit="step") as bar:
             for made in range(first, limit):
                 validation = float(evaluate(state[0])) if made % max(1, limit // 20) == 0 else None
@@ -245,29 +163,21 @@ def run(arguments: argparse.Namespace, preset: Preset) -> None:
                 recent = [*recent[-1:], (made, counts)]  # a step that spoils the state shows in its loss or in the next
                 due = signals or made + 1 == limit or (made + 1) % max(1, limit // 10) == 0
                 if due or not np.isfinite(value):
-                    spoilt = [f"{path} at step {k}" for k, counts in recent for path, n in counts.items() if n]
-                    if spoilt:
-                        problem = f"{TITLES[name]}'s loss at step {made} is {value}: lower --learning-rate"
-                        raise RunError(f"{problem}; the first not finite: {spoilt[0]}, then {len(spoilt) - 1} more")
+                    refuse_spoilt(TITLES[name], value, recent)
                 speed = (bar.format_dict["rate"] or 0) * preset.batch * preset.context
                 bar.set_postfix({"loss": f"{value:.3f}", "tokens/s": f"{speed:,.0f}"}, refresh=False)
                 bar.update()
                 if made + 1 == limit:
                     rows.append([limit, None, float(evaluate(state[0]))])
                 if due:
-                    save(index * limit + made + 1, state)
+                    checkpoint(index * limit + made + 1, state)
                     if signals:
                         print(f"{TITLES[name]} stopped by SIGTERM after step {made}, all saved: --resume goes on")
                         sys.exit(128 + signals[0])
-    report(histories, time_in_turn(steps, {name: start(name) for name in steps}, windows[0]), preset, output)
+    seconds = time_in_turn(steps, {name: start(name) for name in steps}, windows[0])
+    report(histories, seconds, preset.rates, output)
     logits = jax.jit(lambda parameters, tokens: nnx.merge(graph, parameters)(tokens)[0, -1])
-    random, sample = np.random.default_rng(seed), held_out[: preset.context]
-    for _ in range(400):  # the largest of logits plus Gumbel noise is a draw from their softmax
-        scores = logits(state[0], sample[None, -preset.context :]) / 0.8 + random.gumbel(size=256)
-        sample = np.append(sample, np.uint8(np.argmax(scores)))
-    sample = sample[preset.context :].tobytes().decode(errors="replace")
-    (output / "sample.txt").write_text(sample, encoding="utf-8")
-    print(f"\n{TITLES[name]} goes on from the first {preset.context} held-out bytes:\n{sample}")
+    write_sample(output, TITLES[name], partial(logits, state[0]), held_out[: preset.context], seed)
 
 
 def main(argv: list[str] | None = None) -> int:

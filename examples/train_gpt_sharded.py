@@ -13,7 +13,6 @@ seconds); 143 after SIGTERM to any process, upon which all finish the same step 
 """
 
 import argparse
-import csv
 import logging
 import math
 import os
@@ -26,9 +25,10 @@ import jax
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from _bookkeeping import RunError, open_checkpoints, read_text, restore, save, write_metrics
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
-from train_gpt import GPT, PRESETS, Preset, RunError, open_checkpoints, read_text, sample_batch
+from train_gpt import GPT, PRESETS, Preset, sample_batch
 
 import muon_optax as mo
 
@@ -121,14 +121,11 @@ def run(arguments: argparse.Namespace, preset: Preset) -> None:
         tokens = sample_batch(text, preset, seed, number)
         return jax.make_array_from_callback(tokens.shape, over_data, tokens.__getitem__)
 
-    def save(made: int, state: tuple) -> None:
-        record = ocp.args.JsonSave({"configuration": configuration, "histories": {"muon": rows}})
+    def checkpoint(made: int, state: tuple) -> None:
         if first:
             print(f"step {made} of {limit}: loss {rows[made - 1][1]:.4f}", flush=True)
-            with open(output / "metrics.partial", "w", newline="") as file:
-                csv.writer(file).writerows([("step", "training_loss", "validation_loss"), *rows])
-            (output / "metrics.partial").replace(output / "metrics.csv")
-        checkpoints.save(made, args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=record))
+            write_metrics(output, "step training_loss validation_loss", rows)
+        save(checkpoints, made, state, configuration, {"muon": rows})
 
     signals: list[int] = []
     if jax.process_count() == 1:  # to several JAX passes on what one of them was told
@@ -137,9 +134,9 @@ def run(arguments: argparse.Namespace, preset: Preset) -> None:
     parameters = jax.jit(lambda: nnx.split(GPT(preset, nnx.Rngs(seed)))[1], out_shardings=places)()
     state = parameters, mo.init_sharded(optimizer, parameters, plan)
     if rows:
-        saved = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         state = parameters = None  # their memory is for what is restored
-        state = checkpoints.restore(checkpoints.latest_step(), args=ocp.args.Composite(state=saved))["state"]
+        state = restore(checkpoints, checkpoints.latest_step(), shapes)
     windows, evaluate = [batch(held_out, 0, number) for number in range(8)], jax.jit(loss, out_shardings=everywhere)
     for made in range(len(rows) + 1, limit + 1):
         state, (value, norm) = step(state, batch(text, seed, made - 1))
@@ -150,7 +147,7 @@ def run(arguments: argparse.Namespace, preset: Preset) -> None:
         if made == limit:
             rows.append([limit, None, float(np.mean([float(evaluate(state[0], window)) for window in windows]))])
         if stopped or made == limit or made % max(1, limit // 10) == 0:
-            save(made, state)
+            checkpoint(made, state)
         if stopped:
             print(f"{title}: stopped by SIGTERM after {made} steps, all saved: --resume goes on", flush=True)
             sys.exit(128 + signal.SIGTERM)

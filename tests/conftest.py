@@ -6,6 +6,8 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from collections.abc import Iterator
+
 import hypothesis
 import jax
 import pytest
@@ -25,3 +27,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # The same examples every time; no deadline, since the first example of a shape pays for its compilation.
     hypothesis.settings.register_profile("muon_optax", deadline=None, derandomize=True, database=None)
     hypothesis.settings.load_profile("muon_optax")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs() -> Iterator[None]:
+    """Dropped after each file, which no other one uses: kept, they made a worker grow to four gigabytes."""
+    yield
+    jax.clear_caches()

@@ -1,9 +1,6 @@
 """Long runs: 100,000 updates beside a float64 oracle, memory and traces that do not grow, weights that stay bounded."""
 
 import gc
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,12 +9,10 @@ import numpy as np
 import optax
 import oracle
 import pytest
-
-import muon_optax as mo
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import weight_growth
 from weight_growth import Case, train
+
+import muon_optax as mo
 
 CHECKPOINTS = 10
 RATE, DECAY = 0.02, 0.1
@@ -110,7 +105,7 @@ def unstacked(matrices: np.ndarray) -> dict[str, np.ndarray]:
 DRIFT = {"matrices": 2e-6, "momenta": 1e-6, "bias": 3e-5}
 
 
-@pytest.mark.parametrize("steps", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [3_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_no_drift_from_a_float64_oracle(steps: int) -> None:
     params, momenta = Soak().program(steps)(start())
     for checkpoint, (exact, momentum) in enumerate(exact_run(steps)):
@@ -182,13 +177,3 @@ def test_decay_bounds_bfloat16_weights_that_grow_without_it() -> None:
     assert grown.norm[-1] > 1.05 * weight_growth.bound(0.1)
     assert grown.lost[-100:].mean() > 0.15
     assert held.lost[-100:].mean() < 0.1
-
-
-@pytest.mark.slow
-def test_the_plot_and_its_table_are_written(tmp_path: Path) -> None:
-    weight_growth.main(["--quick", "--output", str(tmp_path)])
-    (written,) = tmp_path.glob("*.json")
-    rows = json.loads(written.read_text())["rows"]
-    assert [(row["weights"], row["decay"]) for row in rows] == [tuple(case) for case in weight_growth.CASES]
-    assert all(row["RMS at last"] > row["RMS at first"] for row in rows)
-    assert (tmp_path / "weight_growth.png").read_bytes().startswith(b"\x89PNG")

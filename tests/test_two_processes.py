@@ -1,7 +1,6 @@
 """Two processes of two devices each, joined on this machine, train as one process of four, and survive each other."""
 
 import csv
-import importlib
 import os
 import re
 import signal
@@ -14,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import train_gpt_sharded
 
 pytestmark = pytest.mark.two_processes
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train_gpt_sharded.py"
 ARGUMENTS = "--preset", "tiny", "--mesh", "data=2,model=2"  # 20 steps, a checkpoint every second one
 TIMEOUT = 20  # seconds, for the example's --timeout: JAX takes a process for lost that was silent for so long
 PATIENCE = 180  # seconds, for what takes a few on an idle machine
-RTOL = 1e-5
+# Two processes divide their products among other threads than one does, and sum in another order: as in
+# test_train_gpt_sharded.py.
+RTOL = 1e-3
 
 
 class Pair:
@@ -99,9 +101,7 @@ def read_losses(output: Path) -> np.ndarray:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     """The losses of one process of four devices."""
     output = tmp_path_factory.mktemp("runs") / "alone"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLE.parent)
-        assert importlib.import_module(EXAMPLE.stem).main([*ARGUMENTS, "--output", str(output)]) == 0
+    assert train_gpt_sharded.main([*ARGUMENTS, "--output", str(output)]) == 0
     return read_losses(output)
 
 
@@ -127,7 +127,7 @@ def test_two_processes_train_as_one(alone, pair):
     for number, printed in enumerate(pair.printed()):
         assert f"process {number} of 2 has 2 of 4 devices\n" in printed
         last_line = re.search(rf"^process {number}: validation loss (\S+)$", printed, re.MULTILINE)
-        assert float(last_line[1]) == pytest.approx(alone[-1], abs=1e-4)
+        assert float(last_line[1]) == pytest.approx(alone[-1], rel=RTOL)
 
 
 def test_lost_process_ends_the_other_and_a_restart_goes_on(alone, pair):

@@ -1,68 +1,49 @@
-"""The oracles: the last update of one leaf, from its gradients of all steps, in float64."""
+"""What is owed: the last update of one leaf in float64, from its gradients of all steps."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import oracle
 
-import muon_optax as mo
-from muon_optax._orthogonalizers.coefficients import Coefficients
+LEARNING_RATE, MOMENTUM, B1, B2, EPSILON = 0.1, 0.9, 0.9, 0.95, 1e-8
 
-LEARNING_RATE = 0.1
-MOMENTUM = 0.9
-B1, B2, EPSILON = 0.9, 0.95, 1e-8
+Gradients = Sequence[np.ndarray]
 
 
-def _order(axes: str) -> list[int]:
-    return [axis for letter in "bio" for axis, name in enumerate(axes) if name == letter]
-
-
-def map_matrices(function: Callable[[np.ndarray], np.ndarray], array: np.ndarray, axes: str) -> np.ndarray:
-    """``function`` of the matrices ``(*batch, fan_in, fan_out)`` that ``axes`` sees in ``array``."""
-    order = _order(axes)
+def on_matrices(function: Callable[[np.ndarray], np.ndarray], array: np.ndarray, axes: str) -> np.ndarray:
+    """``function`` of the matrices ``(*batch, fan_in, fan_out)`` in ``array``; of one that isn't finite it is NaN."""
+    order = [axis for letter in "bio" for axis, name in enumerate(axes) if name == letter]
     ordered = np.transpose(array, order)
-    ends = axes.count("b"), axes.count("b") + axes.count("i")
-    sizes = (*ordered.shape[: ends[0]], np.prod(ordered.shape[ends[0] : ends[1]]), np.prod(ordered.shape[ends[1] :]))
-    return np.transpose(
-        function(ordered.reshape([int(size) for size in sizes])).reshape(ordered.shape), np.argsort(order)
-    )
-
-
-def poisoned(orthogonalize: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """``orthogonalize`` for matrices with NaN and infinity too: all of such a matrix is NaN, and none of another."""
-
-    def orthogonalized(matrices: np.ndarray) -> np.ndarray:
-        if matrices.size == 0:
-            return matrices
-        finite = np.isfinite(matrices).all(axis=(-2, -1), keepdims=True)
-        return np.where(finite, orthogonalize(np.where(finite, matrices, 0.0)), np.nan)
-
-    return orthogonalized
-
-
-def scaled(scale: str) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda matrices: matrices * (oracle.SCALES[scale](*matrices.shape[-2:]) if matrices.size else 1.0)
-
-
-def momentum(gradients: Sequence[np.ndarray]) -> np.ndarray:
-    """The heavy-ball momentum after the last step."""
-    total = np.zeros_like(gradients[0])
-    for gradient in gradients:
-        total = MOMENTUM * total + gradient
-    return total
+    if ordered.size == 0:
+        return array
+    inputs, outputs = axes.count("b"), axes.count("b") + axes.count("i")
+    shape = ordered.shape
+    matrices = ordered.reshape(*shape[:inputs], int(np.prod(shape[inputs:outputs])), int(np.prod(shape[outputs:])))
+    finite = np.isfinite(matrices).all(axis=(-2, -1), keepdims=True)
+    result = np.where(finite, function(np.where(finite, matrices, 0.0)), np.nan)
+    return np.transpose(result.reshape(shape), np.argsort(order))
 
 
 def muon_update(
-    gradients: Sequence[np.ndarray], axes: str, coefficients: Coefficients = mo.KELLER, scale: str = "keller"
+    gradients: Gradients,
+    axes: str,
+    newton_schulz: Callable[[np.ndarray], np.ndarray] = oracle.newton_schulz,
+    nesterov: bool = False,
 ) -> np.ndarray:
-    """Muon with Newton-Schulz, without Nesterov's look-ahead and without decay."""
-    orthogonalize = poisoned(lambda matrices: oracle.newton_schulz(matrices, coefficients))
-    return map_matrices(
-        lambda matrices: -LEARNING_RATE * scaled(scale)(orthogonalize(matrices)), momentum(gradients), axes
-    )
+    """Muon with Keller Jordan's scale, without decay."""
+    momentum = np.zeros_like(gradients[0])
+    for gradient in gradients:
+        momentum = MOMENTUM * momentum + gradient
+    if nesterov:
+        momentum = gradients[-1] + MOMENTUM * momentum
+
+    def update(matrices: np.ndarray) -> np.ndarray:
+        return -LEARNING_RATE * oracle.SCALES["keller"](*matrices.shape[-2:]) * newton_schulz(matrices)
+
+    return on_matrices(update, momentum, axes)
 
 
-def adam_update(gradients: Sequence[np.ndarray]) -> np.ndarray:
+def adam_update(gradients: Gradients) -> np.ndarray:
     """Adam without decay."""
     m, v = np.zeros_like(gradients[0]), np.zeros(gradients[0].shape)
     for gradient in gradients:

@@ -1,8 +1,8 @@
 """A row of the table: an input, what is promised of it, and what the answer of a contender counts as."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,60 +11,70 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hostile.contenders import OURS, PARTS, Contender, Layouts
-from hostile.oracles import adam_update
-from muon_optax._layouts.layout import as_layout
-from muon_optax._layouts.paths import named_leaves
+import muon_optax as mo
+from hostile.oracles import LEARNING_RATE, MOMENTUM, adam_update, muon_update
+
+Layouts = Mapping[str, str | None]
 
 
 class WrongResultError(Exception):
     """No error was raised, and the result is not what the row promises."""
 
 
-class Inputs(NamedTuple):
-    """What an optimizer is given, and what each leaf truly is."""
+class Contender(NamedTuple):
+    """An optimizer that is asked to take a hostile input."""
 
-    params: Any
-    gradients: Sequence[Any]  # one tree a step
-    layouts: Layouts  # of every path; None for a leaf of AdamW's
-    clean: Sequence[Any] = ()  # gradients without the poison: what is not poisoned has to come out the same to the bit
+    name: str
+    build: Callable[..., optax.GradientTransformation]  # from layouts (None: untold), parameters and settings
+    exact: bool = False  # rounds neither products nor coefficients to bfloat16
+    ours: bool = True
+
+    def tolerance(self, *dtypes: Any) -> float:
+        """A share of the norm, by the coarsest of the dtypes of a gradient and its parameter."""
+        if not self.exact:
+            return 0.1  # twice of what that rounding makes; beyond, the formula is another, or the update is lost
+        # Of momenta and updates that are rounded, where the smallest singular value is a third of the largest.
+        allowed = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+        return max(allowed.get(jnp.dtype(dtype).name, 1e-4) for dtype in dtypes)
+
+
+SETTINGS = {"learning_rate": LEARNING_RATE, "momentum": MOMENTUM, "nesterov": False, "scale": "keller"}
+SETTINGS |= {"weight_decay": 0.0}
+
+
+def our_muon(told: Any, params: Any, newton_schulz: Mapping[str, Any] | None = None, **settings: Any) -> Any:
+    """``newton_schulz`` holds the arguments of the orthogonalizer, the other settings are those of ``muon``."""
+    del params
+    if newton_schulz is not None:
+        settings["orthogonalizer"] = mo.newton_schulz(**newton_schulz)
+    return mo.muon(**SETTINGS | {"layouts": told} | settings)
+
+
+OURS = Contender("muon", our_muon)
+EXACT = Contender("muon in float32", partial(our_muon, newton_schulz={"dtype": jnp.float32}), exact=True)
 
 
 @dataclass(frozen=True)
 class Row:
     """An input and what is promised of it: the right numbers, or with ``words`` an error that holds all of them."""
 
-    topic: str
     name: str
+    attempt: Callable[..., None]  # of a contender and the settings
     promise: str
-    inputs: Callable[[], Inputs] | None = None
-    told: bool = True  # whether the optimizer is given the layouts
-    mode: Callable[[], AbstractContextManager[Any]] = nullcontext  # entered before anything is built
-    compiled: bool = False
-    refused: bool = False
     words: tuple[str, ...] = ()
-    attempt: Callable[[Contender], None] | None = None  # in place of training on the inputs
-    subnormal: bool = False  # whether XLA takes the matrices for zero once they are added or multiplied
-    parts: bool = True  # whether the parts have to do the same
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of muon
     slow: bool = False
-
-    def run(self, contender: Contender) -> None:
-        """Raises whatever ``contender`` raises, or WrongResultError."""
-        with self.mode():
-            (self.attempt or partial(train_and_check, row=self))(contender)
+    topic: str = ""
 
     def contenders(self) -> tuple[Contender, ...]:
-        """All of this package that the row is about."""
-        return (OURS, *PARTS) if self.parts and self.attempt is None else (OURS,)
+        """Ours, that the row is about."""
+        return (OURS, EXACT) if getattr(self.attempt, "exact", False) and not (self.words or self.settings) else (OURS,)
 
 
 def outcome(row: Row, contender: Contender) -> str:
-    """``works``, ``clear error``, or ``wrong: ...`` and ``unclear error: ...`` with what happened.
-
-    An error is clear if it holds the row's words: the path of the leaf, the argument or the value that is to blame.
-    """
+    """``works``, ``clear error``, or ``wrong: ...`` and ``unclear error: ...`` with what happened."""
     try:
-        row.run(contender)
+        row.attempt(contender, **row.settings)
     except WrongResultError as wrong:
         return f"wrong: {wrong}"
     except Exception as error:
@@ -75,13 +85,75 @@ def outcome(row: Row, contender: Contender) -> str:
     return "works"
 
 
-# Training on the inputs of a row.
+class Inputs(NamedTuple):
+    """What an optimizer is given, and what each leaf truly is."""
+
+    params: Any
+    gradients: Sequence[Any]  # one tree a step
+    layouts: Layouts  # of every path; None for a leaf of AdamW's
+    clean: Sequence[Any] = ()  # gradients without the poison, which may change no bit of the others
 
 
-def _matrices_only(tree: Any, layouts: Layouts) -> Any:
-    """``tree`` with None for every leaf that is no matrix."""
-    leaves = [leaf.value if layouts[leaf.path] is not None else None for leaf in named_leaves(tree)]
-    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+def named(tree: Any) -> list[tuple[str, Any]]:
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in paths]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Trains on the inputs, one step for each gradient, and compares all that comes back with what is owed."""
+
+    inputs: Callable[[], Inputs]
+    told: bool = True  # whether the optimizer is given the layouts
+    mode: Callable[[], AbstractContextManager[Any]] = nullcontext  # entered before anything is built
+    compiled: bool = False
+    subnormal: bool = False  # whether XLA takes the matrices for zero once they are added or multiplied
+    exact: bool = True  # whether float32 products have to be close to exact
+    owed: Callable[..., np.ndarray] = muon_update  # for a matrix
+
+    def __call__(self, contender: Contender, **settings: Any) -> None:
+        with self.mode():
+            self.train(contender, settings)
+
+    def train(self, contender: Contender, settings: Mapping[str, Any]) -> None:
+        given = self.inputs()
+        layouts = given.layouts if self.told else None
+        optimizer = contender.build(layouts, given.params, **settings)
+        before = [np.array(leaf) for leaf in on_host(given)]
+        updates, *states = last_updates(optimizer, given.params, given.gradients, self.compiled)
+        require(all(map(np.array_equal, before, on_host(given))), "an array that was passed in has changed")
+        check_types(contender, given, updates, states)
+        wanted = self.wanted(given)
+        for (path, update), (_, param), want in zip(named(updates), named(given.params), wanted, strict=True):
+            within = contender.tolerance(*map(jax.dtypes.result_type, (update, param)))
+            check_numbers(path, update, want, within)
+        check_applied(given.params, updates)
+        if contender == OURS:
+            check_front(given, layouts)
+            check_traced(optimizer, given)
+        if given.clean:
+            clean, *_ = last_updates(optimizer, given.params, given.clean, self.compiled)
+            check_unharmed(updates, clean, wanted)
+
+    def wanted(self, given: Inputs) -> list[np.ndarray]:
+        """The updates that are owed, leaf by leaf."""
+        steps = [named(gradient) for gradient in given.gradients]
+        wanted = []
+        for index, (path, leaf) in enumerate(steps[0]):
+            gradients, axes = [as_float64(step[index][1]) for step in steps], given.layouts[path]
+            # Where two leaves share a path, its layout is that of the one which it fits.
+            if axes is None or len(axes) != np.ndim(leaf):
+                wanted.append(adam_update(gradients))
+            else:
+                wanted.append(self.owed([(not self.subnormal) * array for array in gradients], axes))
+        return wanted
+
+
+def on_host(given: Inputs) -> list[np.ndarray]:
+    """The NumPy arrays of floats among the inputs: what somebody could write to."""
+    leaves = jax.tree.leaves((given.params, list(given.gradients)))
+    arrays = [leaf for leaf in leaves if isinstance(leaf, np.ndarray) and np.issubdtype(leaf.dtype, np.floating)]
+    return [array for array in arrays if not np.isnan(array).any()]
 
 
 def last_updates(optimizer: Any, params: Any, gradients: Sequence[Any], compiled: bool = False) -> tuple[Any, Any, Any]:
@@ -94,36 +166,6 @@ def last_updates(optimizer: Any, params: Any, gradients: Sequence[Any], compiled
     return updates, start, state
 
 
-def train_and_check(contender: Contender, row: Row) -> None:
-    """Trains on the inputs of ``row`` and compares all that came back with what is owed."""
-    given = row.inputs()
-    layouts = dict(given.layouts)
-    if not contender.whole:
-        given = Inputs(
-            _matrices_only(given.params, layouts),
-            [_matrices_only(gradient, layouts) for gradient in given.gradients],
-            {path: axes for path, axes in layouts.items() if axes is not None},
-            [_matrices_only(gradient, layouts) for gradient in given.clean],
-        )
-    optimizer = contender.build(given.layouts if row.told or not contender.whole else None, given.params)
-    before = [np.array(leaf) for leaf in jax.tree.leaves((given.params, list(given.gradients))) if _is_host(leaf)]
-    updates, start, state = last_updates(optimizer, given.params, given.gradients, row.compiled)
-    after = [leaf for leaf in jax.tree.leaves((given.params, list(given.gradients))) if _is_host(leaf)]
-    require(all(map(np.array_equal, before, after)), "an array that was passed in has changed")
-    check_types(contender, given, updates, start, state)
-    owed = wanted(contender, given, row.subnormal and contender.flushes)
-    for leaf, param, want in zip(named_leaves(updates), named_leaves(given.params), owed, strict=True):
-        check_numbers(leaf.path, leaf.value, want, contender.tolerance(leaf.dtype, param.dtype))
-    check_applied(given.params, updates)
-    if given.clean:
-        clean, *_ = last_updates(optimizer, given.params, given.clean, row.compiled)
-        check_unharmed(updates, clean, owed)
-
-
-def _is_host(leaf: Any) -> bool:
-    return isinstance(leaf, np.ndarray) and np.issubdtype(leaf.dtype, np.floating) and not np.isnan(leaf).any()
-
-
 def require(condition: Any, otherwise: str) -> None:
     if not condition:
         raise WrongResultError(otherwise)
@@ -134,30 +176,21 @@ def as_float64(value: Any) -> np.ndarray:
     return array.astype(np.complex128 if jnp.issubdtype(array.dtype, jnp.complexfloating) else np.float64)
 
 
-def wanted(contender: Contender, given: Inputs, flushed: bool) -> list[np.ndarray]:
-    """The updates that are owed, leaf by leaf."""
-    steps = [named_leaves(gradient) for gradient in given.gradients]
-    owed = []
-    for index, leaf in enumerate(steps[0]):
-        gradients = [as_float64(step[index].value) for step in steps]
-        layout = as_layout(given.layouts[leaf.path])
-        # Where two leaves share a path, its layout is that of the one which it fits.
-        if layout is None or len(layout.axes) != len(leaf.shape):
-            owed.append(adam_update(gradients))
-        else:
-            owed.append(contender.matrix([(not flushed) * gradient for gradient in gradients], layout.axes))
-    return owed
+def types(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: (jnp.shape(leaf), jax.dtypes.result_type(leaf)), tree)
 
 
-def check_types(contender: Contender, given: Inputs, updates: Any, start: Any, state: Any) -> None:
+def check_types(contender: Contender, given: Inputs, updates: Any, states: Sequence[Any]) -> None:
     """The structure of the gradients; a state that keeps its structure, shapes and dtypes; ours: updates too."""
     require(jax.tree.structure(updates) == jax.tree.structure(given.gradients[-1]), "the updates are another tree")
-    kept = [jax.tree.map(lambda leaf: (jnp.shape(leaf), jax.dtypes.result_type(leaf)), tree) for tree in (start, state)]
-    require(kept[0] == kept[1], "the state changed its dtypes or shapes in a step")
+    require(types(states[0]) == types(states[1]), "the state changed its dtypes or shapes in a step")
     if contender.ours:
-        for gradient, update in zip(named_leaves(given.gradients[-1]), named_leaves(updates), strict=True):
-            message = f"{update.path!r} has a gradient of dtype {gradient.dtype} and an update of dtype {update.dtype}"
-            require(gradient.dtype == update.dtype, message)
+        for (path, gradient), update in zip(named(given.gradients[-1]), jax.tree.leaves(updates), strict=True):
+            dtypes = [jax.dtypes.result_type(leaf) for leaf in (gradient, update)]
+            require(
+                dtypes[0] == dtypes[1],
+                f"{path!r} has a gradient of dtype {dtypes[0]} and an update of dtype {dtypes[1]}",
+            )
 
 
 def check_numbers(path: str, got: Any, want: np.ndarray, within: float) -> None:
@@ -176,19 +209,38 @@ def check_numbers(path: str, got: Any, want: np.ndarray, within: float) -> None:
 
 def check_applied(params: Any, updates: Any) -> None:
     """Parameters keep their dtypes and move by the updates, up to what their dtype can hold."""
-    moved = optax.apply_updates(params, updates)
-    for param, update, result in zip(*map(named_leaves, (params, updates, moved)), strict=True):
-        require(result.dtype == param.dtype, f"{param.path!r} became {result.dtype}")
-        old, step, new = map(as_float64, (param.value, update.value, result.value))
+    moved = jax.tree.leaves(optax.apply_updates(params, updates))
+    for (path, param), update, result in zip(named(params), jax.tree.leaves(updates), moved, strict=True):
+        dtype = jax.dtypes.result_type(param)
+        require(jax.dtypes.result_type(result) == dtype, f"{path!r} became {jax.dtypes.result_type(result)}")
+        old, step, new = map(as_float64, (param, update, result))
         known = np.isfinite(step) & np.isfinite(old)
         lost, size = np.linalg.norm(new[known] - old[known] - step[known]), np.linalg.norm(step[known])
-        require(
-            lost <= 0.1 * size + 5e-3 * np.linalg.norm(old[known]), f"{param.path!r} loses its update to {param.dtype}"
-        )
+        allowed = 0.1 * size + 5e-3 * np.linalg.norm(old[known])
+        require(lost <= allowed, f"{path!r} loses its update to {dtype}")
 
 
-def check_unharmed(updates: Any, clean: Any, owed: list[np.ndarray]) -> None:
+def check_unharmed(updates: Any, clean: Any, wanted: Sequence[np.ndarray]) -> None:
     """Where no NaN is owed, the same bits as without the poison."""
-    for got, want, other in zip(jax.tree.leaves(updates), owed, named_leaves(clean), strict=True):
-        same = np.asarray(got)[np.isfinite(want)] == np.asarray(other.value)[np.isfinite(want)]
-        require(same.all(), f"{other.path!r} is changed by the NaN of another")
+    for got, want, (path, other) in zip(jax.tree.leaves(updates), wanted, named(clean), strict=True):
+        same = np.asarray(got)[np.isfinite(want)] == np.asarray(other)[np.isfinite(want)]
+        require(same.all(), f"{path!r} is changed by the NaN of another")
+
+
+def check_front(given: Inputs, layouts: Layouts | None) -> None:
+    """Layouts, labels and the summary agree with what each leaf truly is."""
+    seen = {path: getattr(layout, "axes", None) for path, layout in mo.assign_layouts(given.params, layouts).items()}
+    require(seen == dict(given.layouts), f"the layouts are taken to be {seen}")
+    labels = [(path, "adamw" if given.layouts[path] is None else "muon") for path, _ in named(given.params)]
+    require(jax.tree.leaves(mo.label_params(given.params, layouts)) == [label for _, label in labels], "wrong labels")
+    rows = [(row.path, row.label) for row in mo.summarize(given.params, layouts).rows]
+    require(rows == labels, f"the summary shows {rows}")
+
+
+def check_traced(optimizer: Any, given: Inputs) -> None:
+    """A step that is only traced has the same types, and leaves no weakly typed state behind."""
+    state = jax.eval_shape(optimizer.init, given.params)
+    updates, after = jax.eval_shape(optimizer.update, given.gradients[-1], state, given.params)
+    require(types(updates) == types(given.gradients[-1]), "traced updates have other types")
+    require(jax.tree.leaves(state) == jax.tree.leaves(after), "a traced step changes the types of the state")
+    require(not any(leaf.weak_type for leaf in jax.tree.leaves(after)), "the state is weakly typed")

@@ -11,14 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import weight_growth
 from _hlo import count_lines, estimated_cycles, executed
 from _measure import count_products, summarize_times, time_interleaved
 from _report import Progress, Report, within
+from hostile.table import ROWS
 
-ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "benchmarks"
+FOLDER = Path(__file__).parents[1]
+ROOT = FOLDER.parent
 
 ENVIRONMENT = {"name", "device", "notes", "rows", "left_out", "versions", "machine", "command", "date"}
 COSTS = {"products", "product GFLOP", "XLA GFLOP", "temporary MB", "XLA lines", "trace s", "compile s"}
@@ -83,6 +83,42 @@ def test_grouping_writes_its_table(tmp_path: Path) -> None:
     # Six times the program, but for the sums around it; a batch's is that of one matrix and its way in and out.
     assert six["one by one"]["XLA lines"] > 3 * six["one batch"]["XLA lines"]
     assert six["as muon_optax"]["XLA lines"] == six["one batch"]["XLA lines"]
+
+
+@pytest.mark.slow
+def test_import_time_names_the_programs_and_every_file(tmp_path: Path) -> None:
+    rows = run("import_time", tmp_path, "--quick")["rows"]
+    assert [row["program"] for row in rows if row["table"] == "programs"] == [
+        "import optax",
+        "import optax, muon_optax",
+        "import muon_optax, after import optax",
+    ]
+    assert all(0 < row["least ms"] <= row["ms"] <= row["most ms"] for row in rows if row["table"] == "programs")
+    files = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "muon_optax").rglob("*.py")]
+    modules = {".".join(file.parts).removesuffix(".__init__") for file in files}
+    assert {row["module"] for row in rows[3:]} == modules
+
+
+@pytest.mark.slow
+def test_hostile_inputs_writes_its_table(tmp_path: Path) -> None:
+    rows = run("hostile_inputs", tmp_path, "--quick")["rows"]
+    counts = {row["outcome"]: row for row in rows if row["topic"] == "Totals"}
+    inputs = [row for row in rows if row["topic"] != "Totals"]
+    assert [row["input"] for row in inputs] == [row.name for row in ROWS[::10] if not row.slow]
+    for library in ("muon_optax.muon", "optax.contrib.muon"):
+        assert sum(row[library] for row in counts.values()) == len(inputs)
+        assert counts["works"][library] == sum(row[library] == "works" for row in inputs)
+    assert all(row["muon_optax.muon"] in ("works", "clear error") for row in inputs)
+
+
+@pytest.mark.slow
+def test_the_plot_and_its_table_are_written(tmp_path: Path) -> None:
+    weight_growth.main(["--quick", "--output", str(tmp_path)])
+    (written,) = tmp_path.glob("*.json")
+    rows = json.loads(written.read_text())["rows"]
+    assert [(row["weights"], row["decay"]) for row in rows] == [tuple(case) for case in weight_growth.CASES]
+    assert all(row["RMS at last"] > row["RMS at first"] for row in rows)
+    assert (tmp_path / "weight_growth.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.tpu

@@ -1,17 +1,12 @@
 """What a compiled program sends is counted rightly: kinds, bytes, loops, alternatives, spread collectives."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from _hlo import executed
 from _hlo_collectives import Collective, collectives
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 LISTED = "channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}"
 COUNTED = "channel_id=1, replica_groups=[2,4]<=[8]"

@@ -1,13 +1,8 @@
 """The work of matrix products is read rightly from compiled programs, for CPUs and as TPUs write them."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from _hlo_products import product_flops
 
 
