@@ -14,6 +14,7 @@ LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.1
 
 Tree = dict[str, Any]
+Coefficients = tuple[tuple[float, float, float], ...]
 
 
 def _kernels(shapes: dict[str, tuple[int, ...]], dtype: Any) -> Tree:
@@ -54,6 +55,22 @@ def gpt2(count: int, d: int, dtype: Any = jnp.float32, vocabulary: int = 50257, 
         "wpe": {"embedding": array(context, d)},
         **blocks,
         "ln_f": norm(),
+    }
+
+
+def train_gpt(count: int, d: int, heads: int, dtype: Any = jnp.float32) -> Tree:
+    """The parameters of ``examples/train_gpt.py``; its preset "small" is (4, 128, 2)."""
+    inward, norm = (d, heads, d // heads), jax.ShapeDtypeStruct((d,), dtype)
+    shapes = dict.fromkeys(("query", "key", "value"), inward) | {"out": (*inward[1:], d)}
+    blocks = _kernels(shapes | {"up": (d, 4 * d), "down": (4 * d, d)}, dtype)
+    norms = {name: {"scale": norm} for name in ("attention_norm", "mlp_norm")}
+    head_norm = jax.ShapeDtypeStruct((d // heads,), dtype)
+    head_norms = {name: {"scale": head_norm} for name in ("query_norm", "key_norm")}
+    return {
+        "embedding": {"embedding": jax.ShapeDtypeStruct((256, d), dtype)},
+        "blocks": {str(index): blocks | norms | head_norms for index in range(count)},
+        "norm": {"scale": norm},
+        "head": {"kernel": jax.ShapeDtypeStruct((d, 256), dtype)},
     }
 
 
@@ -120,6 +137,27 @@ def _dimension_numbers(params: Tree) -> Tree:
         for layout in mo.assign_layouts(params).values()
     ]
     return jax.tree.unflatten(jax.tree.structure(params), numbers)
+
+
+def optax_newton_schulz(coefficients: Coefficients, dtype: jnp.dtype) -> Callable[[jax.Array], jax.Array]:
+    """The orthogonalization of ``optax.contrib``, by its public transform: with ``beta=0``, momentum is the input."""
+    repeated = len(set(coefficients)) == 1  # then Optax unrolls the steps, else it scans over them
+    transform = optax.contrib.scale_by_muon(
+        ns_coeffs=coefficients[0] if repeated else coefficients,
+        ns_steps=len(coefficients),
+        beta=0.0,
+        nesterov=False,
+        weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1),
+    )
+
+    def orthogonalizer(matrices: jax.Array) -> jax.Array:
+        rounded = matrices.astype(dtype)
+        with jax.default_matmul_precision("highest"):
+            # The state is made here, so that XLA knows its zeros and nothing but the orthogonalization remains.
+            updates, _ = transform.update(rounded, transform.init(rounded))
+        return updates.astype(matrices.dtype)
+
+    return orthogonalizer
 
 
 def adamw() -> optax.GradientTransformation:

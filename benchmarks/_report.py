@@ -72,10 +72,10 @@ class Report:
 
 
 def _table(rows: list[Row]) -> list[str]:
-    columns = list(rows[0])
-    # Text is aligned to the left, numbers to the right; a column may hold None where a figure is not known.
-    rules = ["---" if isinstance(rows[0][column], str) else "---:" for column in columns]
-    cells = [columns, rules, *([_cell(row[column]) for column in columns] for row in rows)]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    # Text is aligned to the left, numbers to the right; a figure that is not known is None or missing.
+    rules = ["---" if any(isinstance(row.get(column), str) for row in rows) else "---:" for column in columns]
+    cells = [columns, rules, *([_cell(row.get(column)) for column in columns] for row in rows)]
     return [f"| {' | '.join(row)} |" for row in cells]
 
 

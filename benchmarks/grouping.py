@@ -1,4 +1,4 @@
-"""Matrices of one shape, orthogonalized one by one or together: what the limits in muon_optax/_groups.py are set from.
+"""Matrices of one shape, orthogonalized one by one or together: what the limits in _orthogonalizers/batching.py are from.
 
     python benchmarks/grouping.py                  # on this device, a minute
     python benchmarks/grouping.py --quick          # seconds
@@ -15,32 +15,15 @@ if "--tpu" in sys.argv:
     import _tpu  # before JAX, which must not look for a TPU
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from _grouping import REFERENCE, Case, Way, running, step_with, ways
 from _hlo import estimated_cycles
 from _measure import Program, compile_afresh, compile_program, time_interleaved
-from _optimizers import LEARNING_RATE, WEIGHT_DECAY
 from _report import Progress, Report, Row, device_name, finish, is_cpu, parser
 
-import muon_optax as mo
-from muon_optax._orthogonalizers.batching import map_matrices
-
-Matrices: TypeAlias = Sequence[jax.Array]
-Way: TypeAlias = Callable[[Matrices], Matrices]
 TOPOLOGY = "v5e:2x2"  # the smallest that the compiler knows; programs are for its first chip
-
-
-class Case(NamedTuple):
-    """So many matrices of one shape."""
-
-    matrices: int
-    rows: int
-    cols: int
-
-    def __str__(self) -> str:
-        return f"{self.matrices} of {self.rows} x {self.cols}"
 
 
 QUICK = [Case(6, 16, 16), Case(4, 24, 48)]
@@ -56,8 +39,6 @@ ON_TPU = [
     Case(24, 1024, 4096),
 ]
 ON_GPU = [*ON_TPU, Case(8, 2048, 2048), Case(4, 4096, 4096)]
-ORTHOGONALIZER = mo.newton_schulz()
-REFERENCE = "one by one"
 
 NOTES = [
     "One step: momentum with Nesterov, orthogonalization, decay and the update of the parameters, all in float32 and "
@@ -67,35 +48,6 @@ NOTES = [
     "ratio: to one by one. compile CPU s: of all threads, tracing included; it says more than compile s where other "
     "programs run.",
 ]
-
-
-def ways(case: Case) -> dict[str, Way]:
-    """How the matrices of a group can be run."""
-    found: dict[str, Way] = {
-        REFERENCE: lambda matrices: [ORTHOGONALIZER(matrix) for matrix in matrices],
-        "loop": lambda matrices: list(jax.lax.map(ORTHOGONALIZER, jnp.stack(matrices))),
-        "one batch": lambda matrices: list(ORTHOGONALIZER(jnp.stack(matrices))),
-        "as muon_optax": partial(map_matrices, ORTHOGONALIZER),
-    }
-    for elements in (2**16, 6 * 2**20):
-        count = elements // (case.rows * case.cols)
-        if 1 < count < case.matrices:
-            found[f"batches of {count}"] = partial(_in_batches, count)
-    return found
-
-
-def _in_batches(count: int, matrices: Matrices) -> Matrices:
-    return list(jax.lax.map(ORTHOGONALIZER, jnp.stack(matrices), batch_size=count))
-
-
-def step_with(way: Way, gradients: Matrices, momenta: Matrices, params: Matrices) -> tuple[Matrices, Matrices]:
-    """``(params, momenta)`` after one step of Muon."""
-    momenta = [gradient + 0.95 * momentum for gradient, momentum in zip(gradients, momenta, strict=True)]
-    directions = way([gradient + 0.95 * momentum for gradient, momentum in zip(gradients, momenta, strict=True)])
-    return [
-        param - LEARNING_RATE * (0.2 * max(param.shape) ** 0.5 * direction + WEIGHT_DECAY * param)
-        for param, direction in zip(params, directions, strict=True)
-    ], momenta
 
 
 def compiled(case: Case, way: Way, sharding: jax.sharding.Sharding | None) -> tuple[Program, float]:
@@ -117,21 +69,8 @@ def cycles_of(programs: dict[str, Program]) -> dict[str, Row]:
 
 def times_of(case: Case, programs: dict[str, Program], rounds: int, step: Callable[[str], None]) -> dict[str, Row]:
     """Milliseconds on this device."""
-    gradients = [
-        jax.random.normal(key, (case.rows, case.cols)) for key in jax.random.split(jax.random.key(0), case.matrices)
-    ]
-
-    def running(program: Program) -> Callable[[], None]:
-        state = [[jnp.zeros_like(gradient) for gradient in gradients] for _ in range(2)]
-
-        def run() -> Matrices:
-            # Both are donated, so each run works on what the one before left.
-            state[1], state[0] = program.run(gradients, *state)
-            return state[1]
-
-        return run
-
-    times = time_interleaved({name: running(program) for name, program in programs.items()}, rounds, step)
+    runs = {name: running(case, program) for name, program in programs.items()}
+    times = time_interleaved(runs, rounds, step)
     return {
         name: {"ms": sorted(own)[len(own) // 2]}
         | {"ratio": sorted(a / b for a, b in zip(own, times[REFERENCE], strict=True))[len(own) // 2]}

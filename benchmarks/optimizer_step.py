@@ -8,20 +8,15 @@ Without an installed muon_optax, put PYTHONPATH=. in front.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from _measure import Program, compile_afresh, compile_program, summarize_times, time_interleaved
 from _optimizers import (
     Tree,
-    adamw,
     experts,
     gpt2,
     layers,
-    muon,
-    optax_muon,
     orthogonalization_gflop,
     square_leaves,
     state_bytes,
@@ -29,8 +24,7 @@ from _optimizers import (
     training_step,
 )
 from _report import Progress, Report, Row, device_name, finish, is_cpu, parser, within
-
-import muon_optax as mo
+from _updates import REFERENCE, Training, contestants, draw
 
 QUICK: dict[str, Tree] = {
     "1 layer of d=16": layers(1, 16),
@@ -53,7 +47,6 @@ ON_ACCELERATORS: dict[str, Tree] = ON_CPU | {
     "GPT-2 small, bfloat16": gpt2(12, 768, jnp.bfloat16),
 }
 CASES = QUICK | ON_ACCELERATORS
-REFERENCE = "optax.contrib.muon"
 
 NOTES = [
     "One step is the optimizer's update and optax.apply_updates, with state and parameters donated. Gradients and "
@@ -70,38 +63,6 @@ NOTES = [
     "products, product GFLOP: as traced; XLA GFLOP: cost_analysis of the compiled program (- where it has a loop).",
     "trace s and compile s: once, from an empty cache, muon_optax first: what XLA keeps in a process, it pays for.",
 ]
-
-
-def contestants(params: Tree) -> dict[str, optax.GradientTransformation]:
-    """Everyone who updates ``params``."""
-    dtype = jax.tree.leaves(params)[0].dtype
-    optimizers = {"muon_optax.muon": muon()}
-    if dtype == jnp.float32:
-        optimizers["muon_optax.muon, float32 products"] = muon(mo.newton_schulz(dtype=jnp.float32))
-    optimizers[REFERENCE] = optax_muon(params)
-    if dtype == jnp.float32 and not is_cpu():
-        optimizers[f"{REFERENCE}, highest"] = _multiplying_exactly(optimizers[REFERENCE])
-    return optimizers | {"optax.adamw": adamw()}
-
-
-def _multiplying_exactly(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    def update(*arguments: Any) -> Any:
-        with jax.default_matmul_precision("highest"):
-            return optimizer.update(*arguments)
-
-    return optax.GradientTransformation(optimizer.init, update)
-
-
-class Training:
-    """Calls a compiled step again and again: it consumes the state and the parameters that it is given."""
-
-    def __init__(self, run: Callable[..., Any], gradients: Tree, state: Any, params: Tree) -> None:
-        self._run, self._gradients, self._state = run, gradients, state
-        self._params = jax.tree.map(jnp.copy, params)
-
-    def __call__(self) -> Tree:
-        self._params, self._state = self._run(self._gradients, self._state, self._params)
-        return self._params
 
 
 def measure(case: str, params: Tree, rounds: int, step: Callable[[str], None]) -> list[Row]:
@@ -125,14 +86,6 @@ def measure(case: str, params: Tree, rounds: int, step: Callable[[str], None]) -
         | {"state MB": 1e-6 * state_bytes(optimizer, params)}
         for name, optimizer in optimizers.items()
     ]
-
-
-def draw(shapes: Tree, seed: int) -> Tree:
-    """Normal values of the shapes and dtypes of ``shapes``."""
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    normal = [0.02 * jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, normal)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

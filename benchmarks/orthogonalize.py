@@ -16,15 +16,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from _measure import Program, compile_afresh, compile_program, summarize_times, time_interleaved
-from _optimizers import direct_gflop
+from _optimizers import Coefficients, direct_gflop, optax_newton_schulz
 from _report import Progress, Report, Row, device_name, finish, is_cpu, parser, within
 
 import muon_optax as mo
 
 Shape = tuple[int, ...]
-Coefficients = tuple[tuple[float, float, float], ...]
 
 PRESETS: dict[str, tuple[Shape, ...]] = {
     "quick": ((32, 96), (4, 32, 16)),
@@ -88,27 +86,6 @@ class Sample(NamedTuple):
         for a, b, c in coefficients:
             x = a * x + b * x**3 + c * x**5
         return (self.left * x) @ self.right
-
-
-def optax_newton_schulz(coefficients: Coefficients, dtype: jnp.dtype) -> Callable[[jax.Array], jax.Array]:
-    """The orthogonalization of ``optax.contrib``, by its public transform: with ``beta=0``, momentum is the input."""
-    repeated = len(set(coefficients)) == 1  # then Optax unrolls the steps, else it scans over them
-    transform = optax.contrib.scale_by_muon(
-        ns_coeffs=coefficients[0] if repeated else coefficients,
-        ns_steps=len(coefficients),
-        beta=0.0,
-        nesterov=False,
-        weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1),
-    )
-
-    def orthogonalizer(matrices: jax.Array) -> jax.Array:
-        rounded = matrices.astype(dtype)
-        with jax.default_matmul_precision("highest"):
-            # The state is made here, so that XLA knows its zeros and nothing but the orthogonalization remains.
-            updates, _ = transform.update(rounded, transform.init(rounded))
-        return updates.astype(matrices.dtype)
-
-    return orthogonalizer
 
 
 def contestants(coefficients: Coefficients, dtype: jnp.dtype) -> dict[str, Callable[[jax.Array], jax.Array]]:

@@ -1,0 +1,182 @@
+"""All that a GPU is asked, in at most six minutes: methods and dtypes, grouping limits, updates, share of a GPT-2 step.
+
+    python benchmarks/gpu.py                # on one GPU; tables in benchmarks/results
+    python benchmarks/gpu.py --quick        # tiny shapes on any device, under a minute
+    python benchmarks/gpu.py --sections grouping --seconds 120
+
+Without an installed muon_optax, put PYTHONPATH=. in front. What no longer fits into the time is listed in the tables.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from _budget import Budget, Contender
+from _gpt2 import loss
+from _grouping import REFERENCE as ONE_BY_ONE
+from _grouping import Case, Way, propose_limits, running, step_with, ways
+from _measure import compile_afresh, compile_program
+from _optimizers import LEARNING_RATE, Tree, adamw, gpt2, layers, muon, optax_muon, optax_newton_schulz, training_step
+from _report import Report, Row, device_name, finish, parser
+from _updates import REFERENCE, Training, contestants, draw
+
+import muon_optax as mo
+from muon_optax._orthogonalizers.batching import _LIMITS
+
+SECONDS = 320  # of six minutes: the rest is for starting, and for the compilation that time runs out in
+SHARES = {"grouping": 0.3, "orthogonalization": 0.3, "updates": 0.15, "step share": 0.25}
+SIZES = (512, 1024, 2048, 4096, 8192)
+ASPECTS = (1, 4)
+DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+GROUPS = [
+    Case(32, 64, 64),
+    Case(32, 256, 256),
+    Case(24, 512, 512),
+    Case(24, 768, 768),
+    Case(16, 1024, 1024),
+    Case(8, 1024, 4096),
+    Case(8, 2048, 2048),
+    Case(4, 4096, 4096),
+    Case(128, 256, 256),
+]
+UPDATES = {"6 layers of d=384": layers(6, 384), "GPT-2 small": gpt2(12, 768), "GPT-2 medium": gpt2(24, 1024)}
+# Parameters, heads, batch and length of the text.
+MODELS = {"GPT-2 small": (gpt2(12, 768), 12, 8, 1024), "GPT-2 medium": (gpt2(24, 1024), 16, 8, 1024)}
+QUICK_GROUPS = [Case(6, 16, 16), Case(4, 24, 48)]
+QUICK_UPDATES = {"1 layer of d=16": layers(1, 16)}
+QUICK_MODELS = {"GPT-2, 1 layer of 16": (gpt2(1, 16, vocabulary=64, context=16), 2, 2, 16)}
+OPTAX, SGD = "optax.contrib bfloat16", "optax.sgd"
+
+NOTES = [
+    "ms: median over interleaved rounds after a warm-up; ratio: median of those to the section's reference.",
+    "orthogonalization: float32 matrices in and out, KELLER, products in the named dtype (float32 in full precision); "
+    f"the ratio is to {OPTAX}.",
+    "grouping: one step of Muon on matrices of one shape, as in grouping.py; the ratio is to one by one.",
+    "updates: optimizer.update and optax.apply_updates, as in optimizer_step.py; the ratio is to optax.contrib.muon.",
+    "step share: forward, backward and update on random tokens, products of the model in bfloat16; the ratio is to "
+    "optax.sgd, and a share of 1 - 1 / ratio is what the optimizer takes beyond SGD.",
+    "State and parameters are donated wherever there are any. compile s: once, from an empty cache.",
+]
+
+
+def orthogonalization(budget: Budget, shapes: Sequence[tuple[int, int]], rounds: int) -> None:
+    """Methods and dtypes over shapes, beside Optax's."""
+    everyone = {
+        f"{method} {name}": mo.newton_schulz(dtype=dtype, method=method)
+        for name, dtype in DTYPES.items()
+        for method in ("direct", "gram")
+    }
+    everyone = {OPTAX: optax_newton_schulz(mo.KELLER, jnp.bfloat16)} | everyone
+    for rows, cols in shapes:
+        prepare = partial(_prepared, shape=(rows, cols))
+        contenders = {name: partial(prepare, function) for name, function in everyone.items()}
+        budget.compare("orthogonalization", f"{rows} x {cols}", contenders, OPTAX, rounds)
+
+
+def _prepared(function: Callable[[jax.Array], jax.Array], shape: tuple[int, int]) -> Contender:
+    program = compile_program(function, jax.ShapeDtypeStruct(shape, jnp.float32))
+    matrix = jax.random.normal(jax.random.key(0), shape)
+    return Contender(partial(program.run, matrix), _costs(program.costs))
+
+
+def grouping(budget: Budget, cases: Sequence[Case], rounds: int) -> dict[str, int] | None:
+    """Matrices of one shape, batch against one by one; the limits that this proposes."""
+    ratios = {}
+    for case in cases:
+        contenders = {name: partial(_prepared_group, case, way) for name, way in ways(case).items()}
+        measured = budget.compare("grouping", str(case), contenders, ONE_BY_ONE, rounds)
+        ratios[case] = {row["contender"]: row["ratio"] for row in measured if row["ratio"] is not None}
+    return propose_limits(ratios, _LIMITS["default"].written_out)
+
+
+def _prepared_group(case: Case, way: Way) -> Contender:
+    arrays = [jax.ShapeDtypeStruct((case.rows, case.cols), jnp.float32)] * case.matrices
+    program = compile_program(partial(step_with, way), arrays, arrays, arrays, donate=(1, 2))
+    return Contender(running(case, program), _costs(program.costs))
+
+
+def updates(budget: Budget, trees: dict[str, Tree], rounds: int) -> None:
+    """Whole updates beside Optax's."""
+    for case, params in trees.items():
+        contenders = {
+            name: partial(_prepared_training, training_step(optimizer), optimizer, params, partial(draw, params, 1))
+            for name, optimizer in contestants(params).items()
+        }
+        budget.compare("updates", case, contenders, REFERENCE, rounds)
+
+
+def step_share(budget: Budget, models: dict[str, tuple[Tree, int, int, int]], rounds: int) -> None:
+    """Whole training steps beside those of SGD."""
+    for case, (params, heads, batch, length) in models.items():
+        vocabulary = params["wte"]["embedding"].shape[0]
+        tokens = partial(jax.random.randint, jax.random.key(2), (batch, length + 1), 0, vocabulary)
+        optimizers = {
+            SGD: optax.sgd(LEARNING_RATE),
+            "muon_optax.muon": muon(),
+            REFERENCE: optax_muon(params),
+            "optax.adamw": adamw(),
+        }
+        contenders = {
+            name: partial(_prepared_training, _whole_step(optimizer, heads), optimizer, params, tokens)
+            for name, optimizer in optimizers.items()
+        }
+        measured = budget.compare("step share", f"{case}, {batch} x {length} tokens", contenders, SGD, rounds)
+        for row in measured:
+            row["share"] = None if row["ratio"] is None else 1 - 1 / row["ratio"]
+
+
+def _whole_step(optimizer: optax.GradientTransformation, heads: int) -> Callable[..., tuple[Tree, Any]]:
+    def step(tokens: jax.Array, state: Any, params: Tree) -> tuple[Tree, Any]:
+        gradients = jax.grad(loss)(params, tokens, heads)
+        return training_step(optimizer)(gradients, state, params)
+
+    return step
+
+
+def _prepared_training(
+    step: Callable[..., Any], optimizer: optax.GradientTransformation, params: Tree, given: Callable[[], Any]
+) -> Contender:
+    """``given`` makes the step's first argument, gradients or tokens; the step consumes the other two."""
+    state = jax.eval_shape(optimizer.init, params)
+    program = compile_program(step, jax.eval_shape(given), state, params, donate=(1, 2))
+    values = draw(params, 0)
+    return Contender(Training(program.run, given(), optimizer.init(values), values), _costs(program.costs))
+
+
+def _costs(costs: Row) -> Row:
+    return {name: costs[name] for name in ("temporary MB", "product GFLOP", "compile s")}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser(__doc__)
+    options.add_argument("--sections", nargs="+", choices=SHARES, default=list(SHARES), help="default: all")
+    options.add_argument("--seconds", type=float, default=SECONDS, help="time that the sections share")
+    given = options.parse_args(arguments)
+    compile_afresh()
+    quick, rounds = given.quick, 3 if given.quick else 7
+    shapes = [(16, 64)] if quick else [(size, aspect * size) for size in SIZES for aspect in ASPECTS]
+
+    report = Report("gpu", device_name(), [*NOTES, f"{rounds} rounds."])
+    shares = {section: share for section, share in SHARES.items() if section in given.sections}
+    budget = Budget(report, given.output, given.seconds, shares)
+    if "grouping" in shares:
+        limits = grouping(budget, QUICK_GROUPS if quick else GROUPS, rounds)
+        row = limits and ", ".join(f"{name}={value}" for name, value in limits.items())
+        report.notes.append(f'Proposed for _LIMITS: `"cuda": _Limits({row})`' if row else "No limits: too little time.")
+    if "orthogonalization" in shares:
+        orthogonalization(budget, shapes, rounds)
+    if "updates" in shares:
+        updates(budget, QUICK_UPDATES if quick else UPDATES, rounds)
+    if "step share" in shares:
+        step_share(budget, QUICK_MODELS if quick else MODELS, rounds)
+    finish(report, given.output)
+    if budget.failures:
+        sys.exit(f"{budget.failures} failed for another reason than memory: see the column result")
+
+
+if __name__ == "__main__":
+    main()
