@@ -33,7 +33,7 @@ from meshes import (
 from tolerances import RTOL
 
 import muon_optax as mo
-from muon_optax._mesh.typed import gathered
+from muon_optax._mesh.shardings import gathered
 
 # Sizes of the mesh axes, and for each parameter the mesh axes of its axes.
 PLACEMENTS = {

@@ -8,7 +8,8 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from muon_optax._layouts.paths import named_leaves, owner_of
-from muon_optax._mesh.placement import Plan, refuse_other_paths, refuse_other_shapes
+from muon_optax._mesh.checks import refuse_other_paths, refuse_other_shapes, require_mesh
+from muon_optax._mesh.plan import Plan
 from muon_optax._mesh.shardings import dims_of, shardings_of, spread
 
 
@@ -49,11 +50,7 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
     """
     plan = shardings if isinstance(shardings, Plan) else None
     given = plan.shardings if plan else shardings_of(params if shardings is None else shardings)
-    if not given:
-        raise ValueError(
-            "state_shardings: no parameter lies on a mesh. Give a tree of NamedShardings like the parameters, or a "
-            "plan."
-        )
+    require_mesh("state_shardings", given)
     leaves = named_leaves(params)
     refuse_other_paths(given, [leaf.path for leaf in leaves], whole=True)
     shapes = {leaf.path: leaf.shape for leaf in leaves}
@@ -105,8 +102,8 @@ def _of_parameters(
 
 def _of_plan(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NamedSharding]:
     """Of each parameter's state: as the plan's updates come, and for what AdamW trains, spread by the same rule."""
-    planned = {leaf.path: leaf.there for leaf in plan.routes.leaves}
-    refuse_other_shapes(plan, {path: shape for path, shape in shapes.items() if path in planned})
+    planned = {leaf.path: leaf.there for leaf in plan.leaves}
+    refuse_other_shapes(plan.mesh, plan.shapes, {path: shape for path, shape in shapes.items() if path in planned})
     found = {}
     for path, sharding in plan.shardings.items():
         own = dims_of(path, sharding, len(shapes[path]))

@@ -11,10 +11,9 @@ import optax
 
 from muon_optax._layouts.assign import Layouts, check_matrices, matrices_of
 from muon_optax._layouts.layout import Layout
-from muon_optax._mesh.exchange.travel import exchange
-from muon_optax._mesh.placement import as_planner
-from muon_optax._mesh.shardings import inside_shard_map
-from muon_optax._mesh.typed import gathered, laid_out_like
+from muon_optax._mesh.exchange import exchange
+from muon_optax._mesh.plan import as_given, check_given, plan_in_sight
+from muon_optax._mesh.shardings import gathered, inside_shard_map, laid_out_like
 from muon_optax._orthogonalizers.batching import map_matrices, map_stacks
 from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients
 from muon_optax._orthogonalizers.newton_schulz import Method, newton_schulz
@@ -65,11 +64,11 @@ def orthogonalize(
         )
 
     checked = _keeping_shapes(orthogonalizer)
-    planner = as_planner(shardings, orthogonalizer)
+    given = as_given(shardings)
 
     def init(params: optax.Params) -> optax.EmptyState:
         check_matrices(params, layouts)
-        planner.check(params)
+        check_given(given, params)
         return optax.EmptyState()
 
     def update(
@@ -81,17 +80,14 @@ def orthogonalize(
             (leaf._replace(value=jnp.asarray(leaf.value)), layout) for leaf, layout in matrices_of(updates, layouts)
         ]
         arrays = [leaf.value for leaf, _ in leaves]
-        plan = None if inside_shard_map() else planner.plan(leaves, params)
+        plan = None if inside_shard_map() else plan_in_sight(given, leaves, params, orthogonalizer)
         if plan is None:
             orthogonal = _on_one_device(partial(map_matrices, checked), arrays, [layout for _, layout in leaves])
         else:
             # By path: a plan of the same parameters in another container may hold them in another order.
             by_path = dict(zip((leaf.path for leaf, _ in leaves), arrays, strict=True))
-            planned = [leaf.path for leaf in plan.routes.leaves]
-            results = exchange(plan.routes, plan.mesh, plan.shardings, partial(map_stacks, checked))(
-                [by_path[path] for path in planned]
-            )
-            by_path = dict(zip(planned, results, strict=True))
+            results = exchange(plan, partial(map_stacks, checked))([by_path[leaf.path] for leaf in plan.leaves])
+            by_path = dict(zip((leaf.path for leaf in plan.leaves), results, strict=True))
             orthogonal = [by_path[leaf.path] for leaf, _ in leaves]
         return jax.tree.unflatten(jax.tree.structure(updates), orthogonal), state
 
