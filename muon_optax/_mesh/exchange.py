@@ -180,9 +180,10 @@ def _return(plan: Plan, stack: Stack, made: jax.Array) -> dict[int, jax.Array]:
     if way.copied:
         made = jax.lax.all_gather(made, way.copied, axis=0, tiled=True)
     done, start = {}, 0
-    for held, alike in groupby(chain.from_iterable(stack.order("back")), stack.held.__getitem__):
-        same = list(alike)
-        for kind, pieces in read(stack, "back", held, made[start : start + len(same)]).items():
+    # Each owner of a mixed stack by itself: XLA joins a slice with what uses it, but not through a reshape.
+    owners = list(chain.from_iterable(stack.order("back")))
+    for same in [owners] if len(set(stack.held)) == 1 else [[owner] for owner in owners]:
+        for kind, pieces in read(stack, "back", stack.held[same[0]], made[start : start + len(same)]).items():
             position, end = stack.kinds.index(kind), 0
             numbers = list(chain.from_iterable(stack.owned[owner][position] for owner in same))
             own = pieces.reshape(-1, *kind.back.piece)
