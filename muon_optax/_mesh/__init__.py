@@ -2,25 +2,19 @@
 
 Five nouns carry this folder:
 
-kind
-    What matrices must agree on to travel together: layout, shape, dtype, and how they lie before and after the update.
-    ``kinds.py``.
-owner
-    The device that orthogonalizes a matrix. The costliest matrices are given away first, one to each device before any
-    gets a second, the idlest first. ``owners.py``.
-plan
-    Kinds, owners and what they cost. It is static, printable, and made of shapes and shardings alone. ``plan.py``.
-send
-    Every device gives each owner its pieces of the owner's matrices: one all-to-all, or nothing at all where the owner
-    holds the whole already. ``exchange.py``.
-return
-    Every owner gives each device its pieces of the results: one all-to-all, and an all-gather where several devices
-    hold the same piece. ``exchange.py``.
+- *kind*: what matrices must agree on to travel together: layout, shape, dtype, and how they lie before and after the
+  update (``kinds.py``).
+- *owner*: the device that orthogonalizes a matrix. The costliest matrices are given away first, one to every device
+  before any gets a second, the idlest device first (``owners.py``).
+- *plan*: kinds, owners, and what they cost. Static, printable, made of shapes and shardings alone (``plan.py``).
+- *send*: every device gives each owner its pieces of the owner's matrices, in one all-to-all; where the owner holds all
+  pieces, nothing travels (``exchange.py``).
+- *return*: every owner gives each device its pieces of the results, in one all-to-all; where several devices hold the
+  same piece, one all-gather follows.
 
-Matrices travel in stacks, ``(owners, rows, width)``. A stack holds one kind, of which every owner has equally many.
-What is left over of several kinds shares a mixed stack, in which each owner runs the branch for the kinds it has and
-owners without a matrix skip the products. Large models take several batches of stacks, one after another, to bound
-their memory.
+Matrices travel in stacks, ``(owners, rows, width)``. A stack holds one kind, equally many for each owner. What is left
+over of several kinds shares a mixed stack: each owner runs the branch for the kinds that it has, and owners without a
+matrix skip the products. Large models take several batches of stacks, one after another, which bounds their memory.
 
 ``shardings.py`` says how arrays lie, ``state.py`` where the optimizer's state lies, ``checks.py`` what is refused.
 """

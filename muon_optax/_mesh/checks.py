@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,14 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, show
+
+
+class Use(NamedTuple):
+    """What a plan was made for, of one parameter: an update must agree."""
+
+    shape: tuple[int, ...]
+    layout: Layout
+    dtype: str  # in which its matrices travel
 
 
 def refuse_unusable_spec(path: str, sharding: NamedSharding, ndim: int) -> None:
@@ -31,8 +39,8 @@ def require_sharding(path: str, leaf: Any) -> Sharding:
     sharding = leaf if isinstance(leaf, Sharding) else getattr(leaf, "sharding", None)
     if not isinstance(sharding, Sharding):
         raise TypeError(
-            f"shardings: {show(path)} is {type(leaf).__name__} and carries no sharding. Give a tree like the parameters "
-            "with a NamedSharding at each leaf, or with arrays or ShapeDtypeStructs that carry one. Inside jit arrays "
+            f"shardings: {show(path)} is {type(leaf).__name__} and carries no sharding. Give a tree like the parameters with "
+            "a NamedSharding at each leaf, or with arrays or ShapeDtypeStructs that carry one. Inside jit arrays "
             "carry none: take the shardings outside."
         )
     return sharding
@@ -49,17 +57,15 @@ def refuse_other_meshes(shardings: Mapping[str, Sharding], on_mesh: Mapping[str,
             )
         if on_mesh[path].mesh != first.mesh:
             raise ValueError(
-                f"shardings: {show(path)} is on {on_mesh[path].mesh} and {show(first_path)} on {first.mesh}. One update "
-                "runs on one mesh: give all leaves shardings on the same."
+                f"shardings: {show(path)} is on {on_mesh[path].mesh} and {show(first_path)} on {first.mesh}. One "
+                "update runs on one mesh: give all leaves shardings on the same."
             )
 
 
 def require_mesh(function: str, shardings: Mapping[str, NamedSharding]) -> None:
     """Raises ValueError if no parameter lies on a mesh."""
     if not shardings:
-        raise ValueError(
-            f"{function}: no parameter lies on a mesh. Give a tree of NamedShardings like the parameters."
-        )
+        raise ValueError(f"{function}: no parameter lies on a mesh. Give a tree of NamedShardings like the parameters.")
 
 
 def refuse_unknown_axis(over: str | None, mesh: Any) -> None:
@@ -109,10 +115,9 @@ def _brief(mesh: Any) -> str:
     return ", ".join(f"{axis}={size} ({kind.name})" for axis, size, kind in axes)
 
 
-def refuse_other_shapes(
-    mesh: Any, planned: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Raises ValueError unless ``shapes`` are those of the matrices ``planned``, by path."""
+def refuse_other_shapes(mesh: Any, uses: Mapping[str, Use], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError unless ``shapes`` are those that a plan was made for, by path."""
+    planned = {path: use.shape for path, use in uses.items()}
     differing = [path for path in [*planned, *shapes] if planned.get(path) != shapes.get(path)]
     if differing:
         path, none = differing[0], "none"
@@ -123,18 +128,18 @@ def refuse_other_shapes(
         )
 
 
-def refuse_other_use(mesh: Any, path: str, planned: tuple[Layout, str], wanted: tuple[Layout, str]) -> None:
-    """Raises ValueError where a plan has another layout for a leaf, or rounds it more than the dtype ``wanted``."""
-    if planned[0] != wanted[0]:
+def refuse_other_use(mesh: Any, path: str, planned: Use, wanted: Use) -> None:
+    """Raises ValueError where a plan has another layout for a leaf, or rounds it more than ``wanted``."""
+    if planned.layout != wanted.layout:
         raise ValueError(
-            f"The plan is not for these layouts: {show(path)} is '{planned[0]}' in the plan for the mesh "
-            f"{dict(mesh.shape)} and '{wanted[0]}' here. Give muon_optax.plan the same layouts."
+            f"The plan is not for these layouts: {show(path)} is '{planned.layout}' in the plan for the mesh "
+            f"{dict(mesh.shape)} and '{wanted.layout}' here. Give muon_optax.plan the same layouts."
         )
-    wide, narrow = jnp.finfo(planned[1]), jnp.finfo(wanted[1])
+    wide, narrow = jnp.finfo(planned.dtype), jnp.finfo(wanted.dtype)
     if wide.nmant < narrow.nmant or wide.maxexp < narrow.maxexp or wide.minexp > narrow.minexp:
         raise ValueError(
-            f"The plan is not for this orthogonalizer or dtype: it sends {show(path)} in {planned[1]}, and here it "
-            f"needs {wanted[1]}. Give muon_optax.plan the same orthogonalizer, and parameters in the dtype of the "
+            f"The plan is not for this orthogonalizer or dtype: it sends {show(path)} in {planned.dtype}, and here it "
+            f"needs {wanted.dtype}. Give muon_optax.plan the same orthogonalizer, and parameters in the dtype of the "
             "updates."
         )
 
@@ -143,13 +148,9 @@ def warn_of_silence(orthogonalizer: Any) -> None:
     """Warns if an orthogonalizer lacks the attributes that a plan asks for."""
     missing = [name for name in ("dtype", "flops") if not hasattr(orthogonalizer, name)]
     if missing:
-        what = {
-            "dtype": "matrices travel in their own dtype, which may be twice the bytes",
-            "flops": "their cost is guessed",
-        }
         warnings.warn(
-            f"The orthogonalizer has no {' and no '.join(missing)}, so {' and '.join(what[name] for name in missing)}. "
-            "Give it the attributes dtype (of its products, or None) and flops(rows, cols), as a class with __call__, "
-            "or pass muon_optax.newton_schulz() itself.",
+            f"The orthogonalizer has no {' and no '.join(missing)}. Without dtype matrices travel in their own dtype, "
+            "perhaps twice the bytes; without flops their cost is guessed. Pass muon_optax.newton_schulz() itself, or a "
+            "class with __call__, dtype (of its products, or None) and flops(rows, cols).",
             stacklevel=2,
         )

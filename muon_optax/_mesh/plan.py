@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import Any, TypeAlias
 
 import jax
@@ -15,22 +15,13 @@ from jax.sharding import NamedSharding
 from muon_optax._layouts.assign import Layouts, assign_layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, is_hidden, named_leaves
-from muon_optax._mesh.checks import (
-    refuse_off_mesh,
-    refuse_other_mesh,
-    refuse_other_paths,
-    refuse_other_shapes,
-    refuse_other_use,
-    refuse_unknown_axis,
-    require_mesh,
-    warn_of_silence,
-)
-from muon_optax._mesh.kinds import Kind, Leaf, blocks_of, first_numbers, numbered
-from muon_optax._mesh.owners import share_out
+from muon_optax._mesh import checks
+from muon_optax._mesh.kinds import Kind, Leaf, matrices_by_kind
+from muon_optax._mesh.owners import Direction, Owned, Stack, give_away, make_batches, make_stacks
 from muon_optax._mesh.shardings import (
     AnyMesh,
     Dims,
-    Sizes,
+    count,
     dims_of,
     mesh_sizes,
     padded_shape,
@@ -39,14 +30,10 @@ from muon_optax._mesh.shardings import (
     spread,
     typed_sharding,
 )
-from muon_optax._mesh.stacks import Stack, make_batches
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 
 Orthogonalizer: TypeAlias = Callable[[jax.Array], jax.Array]
-# Multiplications and additions of five steps, for an orthogonalizer that does not say what it costs. All that counts is
-# how the matrices of one tree compare.
-_ASSUMED_STEPS = 5
-# Bytes of matrices that travel in one batch in any case. What is more is cut, so that not all is in memory at once.
+# Bytes of matrices that travel at once in any case. What is more is cut, so that not all is in memory at once.
 BATCH_BYTES = 2**28
 
 
@@ -60,8 +47,9 @@ class Plan:
         mesh: The mesh.
         shardings: How the parameters lie, by path.
         over: The mesh axis over which momentum is spread, or ``None``.
-        leaves: The parameters that are matrices.
-        owned: Of every kind how many matrices each owner has.
+        uses: Shape, layout and dtype of every parameter that is a matrix, by path.
+        leaves: The same parameters, with fused projections cut into blocks.
+        owned: Of every kind its owners' matrices.
         loads: Of every device what its matrices cost, in multiplications and additions.
         batches: The stacks that travel together.
     """
@@ -69,30 +57,11 @@ class Plan:
     mesh: AnyMesh
     shardings: Mapping[str, NamedSharding]
     over: str | None
+    uses: Mapping[str, checks.Use]
     leaves: tuple[Leaf, ...]
-    owned: Mapping[Kind, np.ndarray]
+    owned: Mapping[Kind, Owned]
     loads: np.ndarray
     batches: tuple[tuple[Stack, ...], ...]
-
-    @property
-    def sizes(self) -> Sizes:
-        """Devices along the mesh axes that have several."""
-        return {axis: size for axis, size in mesh_sizes(self.mesh).items() if size > 1}
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the matrices' parameters, by path."""
-        return {leaf.path: leaf.given for leaf in self.leaves}
-
-    @cached_property
-    def blocks(self) -> list[Leaf]:
-        """The leaves, with fused projections cut into blocks."""
-        return blocks_of(self.leaves)
-
-    @cached_property
-    def firsts(self) -> list[int]:
-        """Of every block the number of its first matrix."""
-        return first_numbers(self.blocks, self.sizes)
 
     @property
     def devices(self) -> int:
@@ -129,7 +98,7 @@ class Plan:
         found = []
         for stack in chain.from_iterable(self.batches):
             for direction in ("there", "back"):
-                size, divided, copied = stack.bytes(direction), *stack.devices(direction)
+                size, divided, copied = _sizes(stack, direction)
                 if divided > 1:
                     found.append(("all-to-all", size * (divided - 1) / divided))
                 if copied > 1 and direction == "back":
@@ -140,23 +109,24 @@ class Plan:
     def peak_bytes(self) -> int:
         """Bytes of the stacks that a device holds at once: packed and received, there and back."""
         # What returns is gathered from all copies; what is sent each device packs for its own copy only.
-        sizes = [
-            sum(2 * stack.bytes("there") + (1 + stack.devices("back")[1]) * stack.bytes("back") for stack in batch)
-            for batch in self.batches
-        ]
-        return max(sizes, default=0)
+        held = []
+        for batch in self.batches:
+            ways = [(_sizes(stack, "there"), _sizes(stack, "back")) for stack in batch]
+            held.append(sum(2 * there + (1 + copied) * back for (there, _, _), (back, _, copied) in ways))
+        return max(held, default=0)
 
     def __str__(self) -> str:
         """A line for each kind, then the totals."""
         sizes = mesh_sizes(self.mesh)
         lines = [f"mesh {', '.join(f'{axis}={size}' for axis, size in sizes.items())}: {self.devices} devices"]
         for kind, owned in self.owned.items():
+            held = [len(own) for own in owned]
+            each = f"{min(held)} to {max(held)}" if min(held) < max(held) else f"{max(held)}"
             shapes = " + ".join(f"{rows} x {columns}" for rows, columns in kind.layout.matrix_shapes(kind.shape))
-            each = f"{owned.min()} to {owned.max()}" if owned.min() < owned.max() else f"{owned.max()}"
             ways = f"from {spec_of(kind.there.dims)} to {spec_of(kind.back.dims)} in {kind.dtype}"
             batch = [axis for axis, size in sizes.items() if axis not in kind.pool and size > 1]
             among = f", stacks over {', '.join(batch)}" if batch else ""
-            total = owned.sum() * self.devices // owned.size
+            total = sum(held) * self.devices // len(held)
             lines.append(f"{total} of {shapes}: {each} a device, {ways if kind.pool else 'where they are'}{among}")
         collectives = ", ".join(f"{number} {name}" for name, number in self.collectives.items()) or "no collectives"
         share = f"{self.flops_over_ideal:.2f} times an even share"
@@ -167,6 +137,13 @@ class Plan:
             f"memory: {1e-6 * self.peak_bytes:,.4g} MB of stacks on a device at once",
         ]
         return "\n".join(lines)
+
+
+def _sizes(stack: Stack, direction: Direction) -> tuple[int, int, int]:
+    """Bytes that a device packs, among how many it divides them, and how many hold copies."""
+    divided, copied = (count(axes, stack.sizes) for axes in getattr(stack.kind, direction)[-2:])
+    elements = divided * stack.rows(direction) * stack.width(direction)
+    return elements * jnp.dtype(stack.kind.dtype).itemsize, divided, copied
 
 
 def plan(
@@ -218,10 +195,10 @@ def plan(
         memory: 1.049 MB of stacks on a device at once
     """
     given = shardings_of(params if shardings is None else shardings)
-    require_mesh("plan", given)
+    checks.require_mesh("plan", given)
     resolved, leaves = assign_layouts(params, layouts), named_leaves(params)
-    refuse_other_paths(given, [leaf.path for leaf in leaves], whole=True)
-    refuse_unknown_axis(over, next(iter(given.values())).mesh)
+    checks.refuse_other_paths(given, [leaf.path for leaf in leaves], whole=True)
+    checks.refuse_unknown_axis(over, next(iter(given.values())).mesh)
     matrices = [(leaf, layout) for leaf in leaves if (layout := resolved[leaf.path]) is not None]
     return _made(matrices, given, given, newton_schulz() if orthogonalizer is None else orthogonalizer, over)
 
@@ -235,11 +212,15 @@ def check_given(given: Plan | Mapping[str, NamedSharding], params: Any) -> None:
     """Refuses at ``init`` what :func:`plan_in_sight` would refuse, as far as the leaves are in sight."""
     leaves = named_leaves(params)
     if isinstance(given, Plan):
-        refuse_other_shapes(given.mesh, given.shapes, {leaf.path: leaf.shape for leaf in leaves})
+        checks.refuse_other_shapes(
+            given.mesh,
+            given.uses,
+            {leaf.path: leaf.shape for leaf in leaves},
+        )
     elif given:
         # Behind a mask only a part of the tree is in sight: what is missing shows, and what is too much does not.
         hidden = any(map(is_hidden, jax.tree.leaves(params, is_leaf=is_hidden)))
-        refuse_other_paths(given, [leaf.path for leaf in leaves], whole=not hidden)
+        checks.refuse_other_paths(given, [leaf.path for leaf in leaves], whole=not hidden)
 
 
 def plan_in_sight(
@@ -254,24 +235,22 @@ def plan_in_sight(
     """
     named = [leaf for leaf, _ in leaves]
     if isinstance(given, Plan):
-        planned = {leaf.path: leaf for leaf in given.leaves}
-        refuse_other_shapes(given.mesh, given.shapes, {leaf.path: leaf.shape for leaf in named})
-        refuse_other_mesh(given.mesh, named)
+        checks.refuse_other_shapes(given.mesh, given.uses, {leaf.path: leaf.shape for leaf in named})
+        checks.refuse_other_mesh(given.mesh, named)
         for leaf, layout in leaves:
-            known = planned[leaf.path]
-            wanted = layout, _wire_dtype(leaf.dtype, orthogonalizer)
-            refuse_other_use(given.mesh, leaf.path, (known.layout, known.dtype), wanted)
+            use = checks.Use(leaf.shape, layout, _wire_dtype(leaf.dtype, orthogonalizer))
+            checks.refuse_other_use(given.mesh, leaf.path, given.uses[leaf.path], use)
         return given if given.devices > 1 else None
     there = back = given
     if not given:
         there = _typed(named)
         # Parameters may lie otherwise than their momentum (ZeRO-1), and updates must lie as parameters do.
         back = there | ({} if params is None else _typed(named_leaves(params)))
-        refuse_off_mesh(there, named)
+        checks.refuse_off_mesh(there, named)
     if not there:
         return None
-    refuse_other_paths(there, [leaf.path for leaf in named], whole=False)
-    refuse_other_mesh(next(iter(back.values())).mesh, named)
+    checks.refuse_other_paths(there, [leaf.path for leaf in named], whole=False)
+    checks.refuse_other_mesh(next(iter(back.values())).mesh, named)
     found = _made(leaves, there, back, orthogonalizer)
     return found if found.devices > 1 else None
 
@@ -292,40 +271,52 @@ def _made(
     mesh = next(iter(back.values())).mesh
     sizes = {axis: size for axis, size in mesh_sizes(mesh).items() if size > 1}
     if sizes:
-        warn_of_silence(orthogonalizer)
-    leaves = []
+        checks.warn_of_silence(orthogonalizer)
+    uses, leaves = {}, []
     for leaf, layout in matrices:
         before, after = (dims_of(leaf.path, way[leaf.path], len(leaf.shape)) for way in (there, back))
         if over is not None:
             before = spread(before, leaf.shape, over, back[leaf.path], layout.axes)
-        before, after = _travelable(layout, leaf.shape, before, after, sizes)
-        padded = padded_shape(padded_shape(leaf.shape, before, sizes), after, sizes)
-        dtype = _wire_dtype(leaf.dtype, orthogonalizer)
-        leaves.append(Leaf(leaf.path, leaf.shape, padded, layout, before, after, dtype))
-    numbers = numbered(leaves, sizes)
+        uses[leaf.path] = checks.Use(leaf.shape, layout, _wire_dtype(leaf.dtype, orthogonalizer))
+        for start, shape, block in _blocks(layout, leaf.shape, before, after):
+            before, after = _travelable(block, shape, before, after, sizes)
+            padded = padded_shape(padded_shape(shape, before, sizes), after, sizes)
+            leaves.append(Leaf(leaf.path, start, shape, padded, block, before, after, uses[leaf.path].dtype))
+    found = matrices_by_kind(leaves, sizes)
     cost = getattr(orthogonalizer, "flops", _assumed_flops)
-    costs = {kind: sum(cost(*shape) for shape in kind.layout.matrix_shapes(kind.shape)) for kind in numbers}
-    owned, loads = share_out({kind: len(own) for kind, own in numbers.items()}, costs, sizes)
-    batches = tuple(make_batches(numbers, owned, sizes, BATCH_BYTES))
-    return Plan(mesh, back, over, tuple(leaves), owned, loads, batches)
+    costs = {kind: sum(cost(*shape) for shape in kind.layout.matrix_shapes(kind.shape)) for kind in found}
+    owned, loads = give_away(found, costs, sizes)
+    batches = tuple(make_batches(list(make_stacks(owned, sizes)), BATCH_BYTES))
+    return Plan(mesh, back, over, uses, tuple(leaves), owned, loads, batches)
 
 
-def _travelable(layout: Layout, shape: tuple[int, ...], before: Dims, after: Dims, sizes: Sizes) -> tuple[Dims, Dims]:
-    """How a leaf can come and leave; XLA moves it there from where it is, if that is elsewhere."""
-
-    def batch(dims: Dims) -> list[tuple[str, ...]]:
-        return [part for part, letter in zip(dims, layout.axes, strict=True) if letter == "b"]
-
-    # Matrices of a stack stay among the devices that hold its part, and an empty array goes nowhere.
-    if batch(before) != batch(after) or 0 in shape:
-        before = after
-    if layout.split is None:
-        return before, after
-    # The blocks of a fused projection can't be told apart once their axis is padded.
+def _blocks(
+    layout: Layout, shape: tuple[int, ...], before: Dims, after: Dims
+) -> list[tuple[int, tuple[int, ...], Layout]]:
+    """The blocks of a fused projection, each with owners of its own: where it starts, its shape, its layout."""
     output = layout.axes.index("o")
-    uneven = [padded_shape(shape, dims, sizes)[output] != shape[output] for dims in (before, after)]
-    closed = ((*dims[:output], (), *dims[output + 1 :]) if bad else dims for dims, bad in zip((before, after), uneven))
-    return next(closed), next(closed)
+    # Where the output axis is divided, a piece holds parts of several blocks, and one owner takes all.
+    if layout.split is None or before[output] or after[output]:
+        return [(0, shape, layout)]
+    edges = pairwise(accumulate(layout.split, initial=0))
+    plain = Layout(layout.axes)
+    return [(start, (*shape[:output], end - start, *shape[output + 1 :]), plain) for start, end in edges]
+
+
+def _travelable(
+    layout: Layout, shape: tuple[int, ...], before: Dims, after: Dims, sizes: Mapping[str, int]
+) -> list[Dims]:
+    """How a leaf can come and leave; XLA moves it there from where it is, if that is elsewhere."""
+    batch = [axis for axis, letter in enumerate(layout.axes) if letter == "b"]
+    # Matrices of a stack stay among the devices that hold its part, and an empty array goes nowhere.
+    if any(before[axis] != after[axis] for axis in batch) or 0 in shape:
+        before = after
+    output, ways = layout.axes.index("o"), []
+    for dims in (before, after):
+        # The blocks of a fused projection can't be told apart once their axis is padded.
+        uneven = layout.split is not None and padded_shape(shape, dims, sizes)[output] != shape[output]
+        ways.append((*dims[:output], (), *dims[output + 1 :]) if uneven else dims)
+    return ways
 
 
 def _wire_dtype(dtype: Any, orthogonalizer: Orthogonalizer) -> str:
@@ -339,5 +330,6 @@ def _wire_dtype(dtype: Any, orthogonalizer: Orthogonalizer) -> str:
 
 
 def _assumed_flops(rows: int, columns: int) -> float:
+    # Five steps of the direct method. All that counts is how the matrices of one tree compare.
     short, long = sorted((rows, columns))
-    return 2.0 * _ASSUMED_STEPS * short * short * (2 * long + short)
+    return 10.0 * short * short * (2 * long + short)

@@ -102,7 +102,7 @@ def laid_out_like(array: jax.Array, reference: jax.Array) -> jax.Array:
 def spread(dims: Dims, shape: tuple[int, ...], axis: str, sharding: NamedSharding, letters: str = "") -> Dims:
     """``dims`` with one array axis divided over the mesh axis ``axis`` too: the longest that it divides evenly.
 
-    Array axes with the letter ``b`` in ``letters`` are the last choice. Unchanged if ``axis`` is in use or divides none.
+    Array axes with the letter ``b`` in ``letters`` come last. Unchanged if ``axis`` is in use or divides none.
     """
     sizes = mesh_sizes(sharding.mesh)
     if any(axis in part for part in dims) or sizes.get(axis, 1) == 1:

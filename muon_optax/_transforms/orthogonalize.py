@@ -85,10 +85,8 @@ def orthogonalize(
             orthogonal = _on_one_device(partial(map_matrices, checked), arrays, [layout for _, layout in leaves])
         else:
             # By path: a plan of the same parameters in another container may hold them in another order.
-            by_path = dict(zip((leaf.path for leaf, _ in leaves), arrays, strict=True))
-            results = exchange(plan, partial(map_stacks, checked))([by_path[leaf.path] for leaf in plan.leaves])
-            by_path = dict(zip((leaf.path for leaf in plan.leaves), results, strict=True))
-            orthogonal = [by_path[leaf.path] for leaf, _ in leaves]
+            results = exchange(plan, partial(map_stacks, checked))({leaf.path: leaf.value for leaf, _ in leaves})
+            orthogonal = [results[leaf.path] for leaf, _ in leaves]
         return jax.tree.unflatten(jax.tree.structure(updates), orthogonal), state
 
     return optax.GradientTransformation(init, update)
