@@ -102,13 +102,12 @@ def step(params, state, x):
 params = {f"layer_{i}/kernel": place((1024, 1024), P()) for i in range(4)}
 plan = mo.plan(params, over="data")
 optimizer = mo.muon(1e-2, shardings=plan)
-places = jax.tree.map(lambda leaf: leaf.sharding, params), mo.state_shardings(optimizer, params, plan)
 state = jax.tree.map(
     lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-    jax.eval_shape(optimizer.init, params), places[1],
+    jax.eval_shape(optimizer.init, params), mo.state_shardings(optimizer, params, plan),
 )
 x = place((16384, 1024), P("data"))
-compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*places, None)).lower(params, state, x).compile()
+compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, x).compile()
 print(json.dumps([[found.kind, found.times, found.result_bytes] for found in collectives(compiled.as_text())]))
 """
 

@@ -39,9 +39,9 @@ def require_sharding(path: str, leaf: Any) -> Sharding:
     sharding = leaf if isinstance(leaf, Sharding) else getattr(leaf, "sharding", None)
     if not isinstance(sharding, Sharding):
         raise TypeError(
-            f"shardings: {show(path)} is {type(leaf).__name__} and carries no sharding. Give a tree like the parameters with "
-            "a NamedSharding at each leaf, or with arrays or ShapeDtypeStructs that carry one. Inside jit arrays "
-            "carry none: take the shardings outside."
+            f"shardings: {show(path)} is {type(leaf).__name__} and carries no sharding. Give a tree like the "
+            "parameters of NamedShardings, or of arrays or ShapeDtypeStructs that carry one. Inside jit arrays carry none: take "
+            "the shardings outside."
         )
     return sharding
 
@@ -150,7 +150,7 @@ def warn_of_silence(orthogonalizer: Any) -> None:
     if missing:
         warnings.warn(
             f"The orthogonalizer has no {' and no '.join(missing)}. Without dtype matrices travel in their own dtype, "
-            "perhaps twice the bytes; without flops their cost is guessed. Pass muon_optax.newton_schulz() itself, or a "
-            "class with __call__, dtype (of its products, or None) and flops(rows, cols).",
+            "perhaps twice the bytes; without flops their cost is guessed. Pass muon_optax.newton_schulz() itself, or "
+            "an object with __call__, dtype (of its products, or None) and flops(rows, cols).",
             stacklevel=2,
         )

@@ -107,7 +107,7 @@ def _return(stack: Stack, made: jax.Array) -> dict[Matrix, jax.Array]:
         rows = made[start : start + len(owners)]
         start += len(owners)
         for (kind, turns), pieces in zip(stack.parts(held), _read(stack, "back", held, rows), strict=True):
-            pieces, end = pieces.reshape(-1, *kind.back.piece), 0
+            end = 0
             for first, many in _runs([matrix for owner in owners for matrix in stack.owned[kind][owner][turns]]):
                 end += many
                 if first is not None:
@@ -137,7 +137,7 @@ def _pack(leaves: Sequence[Leaf], stack: Stack, owners: list[int], arrays: Seque
                 batch = leaf.of_batch(range(array.ndim))
                 own = jnp.moveaxis(array, batch, range(len(batch))).reshape(-1, *kind.there.piece)
                 parts.append(own[first[1] : first[1] + many].astype(kind.dtype))
-            pieces.append(jnp.concatenate(parts).reshape(len(alike), -1, *kind.there.piece))
+            pieces.append(jnp.concatenate(parts))
         packed.append(_write(stack, "there", held, pieces, len(alike)))
     return jnp.concatenate(packed)
 
@@ -167,8 +167,9 @@ def _branch(stack: Stack, held: Sequence[int], map_stacks: MapStacks, rows: jax.
 def _open(stack: Stack, held: Sequence[int], rows: jax.Array) -> list[jax.Array]:
     """The blocks ``(matrices, rows, cols)`` of so many matrices of each kind, whole."""
     blocks = []
-    for (kind, _), pieces in zip(stack.parts(held), _read(stack, "there", held, rows), strict=True):
-        whole = jax.vmap(partial(join, dims=kind.there.dims, sizes=stack.sizes), in_axes=1)(pieces)
+    for (kind, turns), pieces in zip(stack.parts(held), _read(stack, "there", held, rows), strict=True):
+        apart = pieces.reshape(-1, turns.stop - turns.start, *kind.there.piece)
+        whole = jax.vmap(partial(join, dims=kind.there.dims, sizes=stack.sizes), in_axes=1)(apart)
         blocks += _many(kind).to_matrices(whole)
     return blocks
 
@@ -179,7 +180,8 @@ def _close(stack: Stack, held: Sequence[int], blocks: Iterator[jax.Array]) -> ja
     for kind, _ in stack.parts(held):
         own = tuple(islice(blocks, len(kind.layout.blocks(kind.shape))))
         whole = _many(kind).from_matrices(own, (len(own[0]), *kind.shape)).astype(kind.dtype)
-        pieces.append(jax.vmap(partial(divide, dims=kind.back.dims, sizes=stack.sizes), out_axes=1)(whole))
+        apart = jax.vmap(partial(divide, dims=kind.back.dims, sizes=stack.sizes), out_axes=1)(whole)
+        pieces.append(apart.reshape(-1, *kind.back.piece))
     return _write(stack, "back", held, pieces, count(stack.kind.back.divided, stack.sizes))
 
 
@@ -190,17 +192,16 @@ def _many(kind: Kind) -> Layout:
 def _write(
     stack: Stack, direction: Direction, held: Sequence[int], pieces: Sequence[jax.Array], lead: int
 ) -> jax.Array:
-    """Pieces ``(lead, matrices, *piece)`` of each part one below the other, ``(lead, rows, width)``."""
+    """Pieces ``(lead times matrices, *piece)`` of each part one below the other, ``(lead, rows, width)``."""
     width, parts = stack.width(direction), []
     for (kind, _), own in zip(stack.parts(held), pieces, strict=True):
         columns = getattr(kind, direction).columns
         if columns % width:
-            flat = own.reshape(*own.shape[:2], -1)
-            own = jnp.pad(flat, [(0, 0), (0, 0), (0, -flat.shape[-1] % width)])
+            flat = own.reshape(len(own), -1)
+            own = jnp.pad(flat, [(0, 0), (0, -flat.shape[-1] % width)])
         else:
             # Panels of columns, and no transposition: a TPU's registers hold 8 x 128 elements of them as they are.
-            panels = jnp.split(own.reshape(*own.shape[:2], -1, columns), columns // width, axis=-1)
-            own = jnp.concatenate(panels, axis=-2)
+            own = jnp.concatenate(jnp.split(own.reshape(len(own), -1, columns), columns // width, axis=2), axis=1)
         parts.append(own.reshape(lead, -1, width))
     empty = stack.rows(direction) - sum(part.shape[1] for part in parts)
     return jnp.concatenate([*parts, jnp.zeros((lead, empty, width), stack.kind.dtype)], axis=1)
@@ -210,15 +211,15 @@ def _read(stack: Stack, direction: Direction, held: Sequence[int], rows: jax.Arr
     """The inverse of :func:`_write`."""
     width, pieces, end = stack.width(direction), [], 0
     for kind, turns in stack.parts(held):
-        way, matrices = getattr(kind, direction), turns.stop - turns.start
+        way = getattr(kind, direction)
         height = stack.height(way, direction)
-        own = rows[:, end : end + matrices * height].reshape(-1, matrices, height, width)
+        start, end = end, end + (turns.stop - turns.start) * height
+        own = rows[:, start:end].reshape(-1, height, width)
         if way.columns % width:
-            own = own.reshape(-1, matrices, height * width)[..., : math.prod(way.piece)]
+            own = own.reshape(len(own), -1)[:, : math.prod(way.piece)]
         else:
-            own = jnp.concatenate(jnp.split(own, way.columns // width, axis=-2), axis=-1)
-        pieces.append(own.reshape(-1, matrices, *way.piece))
-        end += matrices * height
+            own = jnp.concatenate(jnp.split(own, way.columns // width, axis=1), axis=2)
+        pieces.append(own.reshape(-1, *way.piece))
     return pieces
 
 

@@ -139,7 +139,9 @@ def _own_shardings(params: Any, shardings: Any) -> dict[str, NamedSharding]:
         if plan and plan.over is not None and path not in planned:
             dims = spread(dims, shapes[path], plan.over, sharding)
         # As given where it stays the same: mesh axes of one device count in a type.
-        parts = zip((*sharding.spec, *[None] * len(dims)), dims, own, strict=False)
-        spec = [part if new == old else new or None for part, new, old in parts]
-        found[path] = sharding if dims == own else NamedSharding(sharding.mesh, PartitionSpec(*spec))
+        given_parts = (*sharding.spec, *[None] * len(dims))
+        spec = [part if new == old else new or None for part, new, old in zip(given_parts, dims, own, strict=False)]
+        while spec and spec[-1] is None and dims != own:
+            spec.pop()  # as `jit` writes it: a step must find its state as it left it, or it is compiled again
+        found[path] = NamedSharding(sharding.mesh, PartitionSpec(*spec)) if dims != own else sharding
     return found
