@@ -40,8 +40,8 @@ def require_sharding(path: str, leaf: Any) -> Sharding:
     if not isinstance(sharding, Sharding):
         raise TypeError(
             f"shardings: {show(path)} is {type(leaf).__name__} and carries no sharding. Give a tree like the "
-            "parameters of NamedShardings, or of arrays or ShapeDtypeStructs that carry one. Inside jit arrays carry none: take "
-            "the shardings outside."
+            "parameters of NamedShardings, or of arrays or ShapeDtypeStructs that carry one. Inside jit arrays carry "
+            "none: take the shardings outside."
         )
     return sharding
 

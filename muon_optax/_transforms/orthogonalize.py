@@ -26,13 +26,16 @@ def orthogonalize(
 ) -> optax.GradientTransformation:
     """Replaces every matrix of the updates by ``orthogonalizer(matrix)``.
 
-    On a mesh every matrix is orthogonalized once, by one device: the devices that hold it send their parts there and
-    get theirs back, as :func:`muon_optax.plan` says.
+    On a mesh every matrix is orthogonalized once, by one device: the devices that hold pieces of it send them there and
+    get theirs back, as :func:`muon_optax.plan` says. A plan asks the orthogonalizer for two attributes. ``dtype`` is
+    that of its products, in which matrices travel where theirs is wider; ``None``: in their own. ``flops(rows, cols)``
+    is what one matrix costs. Without them there is a warning, matrices travel in their own dtype, and costs are guessed.
 
     Args:
         orthogonalizer: Takes matrices ``(*batch, rows, cols)``, rows being inputs and columns outputs, to matrices of
             the same shape with singular values near 1: :func:`muon_optax.newton_schulz`,
-            :func:`muon_optax.polar_factor` or one of yours. It must treat each matrix of a batch on its own.
+            :func:`muon_optax.polar_factor` or one of yours. It must treat each matrix of a batch on its own. To wrap
+            one, write a class with ``__call__`` that hands on ``dtype`` and ``flops``: a lambda hides them.
         layouts: How leaves are seen as matrices, as in :func:`muon_optax.assign_layouts`. Inside
             :func:`muon_optax.partition_by_layout` and :func:`muon_optax.muon` it is not needed: they hand it on.
         shardings: How the parameters lie on a mesh: a tree like them of ``NamedSharding``, or of arrays or
@@ -48,6 +51,9 @@ def orthogonalize(
             for shardings on several meshes; at ``init`` or ``update``, for shardings or a plan of another tree.
         TypeError: At construction, if ``orthogonalizer`` is no function or ``shardings`` holds anything else; at
             ``update``, if the orthogonalizer changes a shape.
+
+    Warns:
+        UserWarning: On a mesh, if ``orthogonalizer`` lacks ``dtype`` or ``flops``.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
