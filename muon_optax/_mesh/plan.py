@@ -111,7 +111,7 @@ class Plan:
         # What returns is gathered from all copies; what is sent each device packs for its own copy only.
         held = []
         for batch in self.batches:
-            ways = [(_sizes(stack, "there"), _sizes(stack, "back")) for stack in batch]
+            ways = [(_sizes(stack, "there"), _sizes(stack, "back")) for stack in batch if stack.kind.pool]
             held.append(sum(2 * there + (1 + copied) * back for (there, _, _), (back, _, copied) in ways))
         return max(held, default=0)
 
@@ -281,7 +281,10 @@ def _made(
         for start, shape, block in _blocks(layout, leaf.shape, before, after):
             before, after = _travelable(block, shape, before, after, sizes)
             padded = padded_shape(padded_shape(shape, before, sizes), after, sizes)
-            leaves.append(Leaf(leaf.path, start, shape, padded, block, before, after, uses[leaf.path].dtype))
+            batch = {axis for part, letter in zip(before, block.axes, strict=True) if letter == "b" for axis in part}
+            # Where a device has whole matrices to itself nothing travels, so nothing is rounded for the way.
+            dtype = jnp.dtype(leaf.dtype).name if batch == set(sizes) else uses[leaf.path].dtype
+            leaves.append(Leaf(leaf.path, start, shape, padded, block, before, after, dtype))
     found = matrices_by_kind(leaves, sizes)
     cost = getattr(orthogonalizer, "flops", _assumed_flops)
     costs = {kind: sum(cost(*shape) for shape in kind.layout.matrix_shapes(kind.shape)) for kind in found}
