@@ -1,11 +1,7 @@
 """How matrices travel: packed and unpacked without loss, in few collectives, in the dtype of the products."""
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -184,51 +180,3 @@ def test_an_orthogonalizer_that_changes_a_shape_is_refused_on_a_mesh_too():
     transform = mo.orthogonalize(lambda matrices: matrices[..., :1], shardings=place)
     with pytest.warns(UserWarning, match="no dtype and no flops"), pytest.raises(TypeError, match="changed the shape"):
         updated(transform, {"kernel": np.ones((4, 4), np.float32)})
-
-
-# What XLA's partitioner says on the C++ side of standard error.
-
-COMPLAINT = "Involuntary full rematerialization"
-
-PROGRAM = """
-import jax
-jax.config.update("jax_num_cpu_devices", 8)
-import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
-from meshes import AUTO, EXPLICIT, LAYOUTS, ONE_STEP, given, mesh_of, random_tree, shardings, updated
-import muon_optax as mo
-from test_mesh import PLACEMENTS, SHAPES, placed
-
-def lower(kind, places, plan):
-    params = jax.device_put(random_tree(SHAPES, 1), places)
-    optimizer = mo.muon(0.1, layouts=LAYOUTS, orthogonalizer=ONE_STEP, shardings=given(kind, plan))
-    state = mo.init_sharded(optimizer, params, plan)
-    own = (places, mo.state_shardings(optimizer, params, plan))
-    jax.jit(optimizer.update, out_shardings=own).lower(params, state, params).compile()
-
-for name, (axes, specs) in PLACEMENTS.items():
-    kind = EXPLICIT if name == "three axes" else AUTO
-    places = placed(kind, axes, specs)
-    lower(kind, places, mo.plan(random_tree(SHAPES, 1), places, LAYOUTS, orthogonalizer=ONE_STEP))
-places = placed(AUTO, {"data": 4, "model": 2}, {"kernel": P("model"), "query": P(None, "model")})
-lower(AUTO, places, mo.plan(random_tree(SHAPES, 1), places, LAYOUTS, orthogonalizer=ONE_STEP, over="data"))
-print("compiled")
-"""
-
-
-def printed_by(program):
-    """What a process prints on its two streams, C++ included."""
-    folder = Path(__file__).parent
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(folder), "JAX_COMPILATION_CACHE_DIR": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
-@pytest.mark.slow
-def test_nothing_is_gathered_against_the_will_of_the_partitioner():
-    output, errors = printed_by(PROGRAM)
-    assert output.endswith("compiled\n")
-    assert COMPLAINT not in errors

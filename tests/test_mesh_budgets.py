@@ -16,9 +16,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from meshes import LAYOUTS, ONE_STEP, SHAPES, random_tree
 from test_benchmarks import run
 from test_docs_snippets import run as run_snippets
 from test_docs_snippets import snippets
+from test_mesh import PLACEMENTS, placed
 
 import muon_optax as mo
 
@@ -110,6 +112,20 @@ def test_what_the_compiler_complains_about_is_heard() -> None:
     with standard_error() as printed:
         hop.lower(jax.ShapeDtypeStruct((8, 64, 64), jnp.float32, sharding=before)).compile()
         assert REMATERIALIZED in printed()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*PLACEMENTS, "ZeRO-1"])
+def test_nothing_is_gathered_against_the_will_of_the_partitioner(name: str) -> None:
+    axes, specs = PLACEMENTS.get(name, ({"data": 4, "model": 2}, {"kernel": P("model"), "query": P(None, "model")}))
+    kind = AxisType.Explicit if name == "three axes" else AxisType.Auto
+    params = jax.device_put(random_tree(SHAPES, 1), placed(kind, axes, specs))
+    plan = mo.plan(params, None, LAYOUTS, orthogonalizer=ONE_STEP, over="data" if name == "ZeRO-1" else None)
+    optimizer = mo.muon(0.1, layouts=LAYOUTS, orthogonalizer=ONE_STEP, shardings=plan)
+    state = mo.init_sharded(optimizer, params, plan)
+    with standard_error() as printed:
+        jax.jit(optimizer.update).lower(params, state, params).compile()
+        assert REMATERIALIZED not in printed()
 
 
 @pytest.mark.parametrize("topology, case", [(topology, case) for topology, cases in ON_TPU.items() for case in cases])

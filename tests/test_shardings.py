@@ -75,11 +75,6 @@ def test_specs_that_tell_too_much_or_nothing_are_refused(spec, message):
         dims_of("w", NamedSharding(MESH, spec), 2)
 
 
-def test_a_mesh_axis_used_twice_is_refused_by_jax():
-    with pytest.raises(Exception, match="duplicate entries for `data`"):
-        NamedSharding(MESH, P("data", "data"))
-
-
 # Trees of shardings.
 
 

@@ -77,6 +77,7 @@ def refuse_unknown_axis(over: str | None, mesh: Any) -> None:
 
 def refuse_other_paths(shardings: Mapping[str, Any], paths: Sequence[str], whole: bool) -> None:
     """Raises ValueError if a path has no sharding or, of a ``whole`` tree, a sharding no path."""
+    # Behind a mask a transform sees part of the tree, and more shardings than leaves are no mistake.
     missing = [path for path in paths if path not in shardings]
     unknown = [path for path in shardings if path not in set(paths)] if whole else []
     if missing or unknown:
@@ -89,6 +90,7 @@ def refuse_other_paths(shardings: Mapping[str, Any], paths: Sequence[str], whole
 
 def refuse_off_mesh(typed: Mapping[str, NamedSharding], leaves: Sequence[NamedLeaf]) -> None:
     """Raises ValueError if the types of some leaves name a mesh, and those of others do not."""
+    # A leaf on one device among others on a mesh would make JAX fail later, without a path.
     off = [leaf.path for leaf in leaves if leaf.path not in typed]
     if typed and off:
         path, sharding = next(iter(typed.items()))
@@ -100,6 +102,7 @@ def refuse_off_mesh(typed: Mapping[str, NamedSharding], leaves: Sequence[NamedLe
 
 def refuse_other_mesh(mesh: Any, leaves: Sequence[NamedLeaf]) -> None:
     """Raises ValueError if the type of a leaf names another mesh; types of arrays that lie on one name it."""
+    # Not by identity: a plan made on an abstract mesh of the same axes serves as well.
     for leaf in leaves:
         here = jax.typeof(leaf.value).sharding.mesh
         if not here.empty and _brief(here) != _brief(mesh):
@@ -135,6 +138,7 @@ def refuse_other_use(mesh: Any, path: str, planned: Use, wanted: Use) -> None:
             f"The plan is not for these layouts: {show(path)} is '{planned.layout}' in the plan for the mesh "
             f"{dict(mesh.shape)} and '{wanted.layout}' here. Give muon_optax.plan the same layouts."
         )
+    # A wider dtype than needed is let through: it sends more and rounds nothing.
     wide, narrow = jnp.finfo(planned.dtype), jnp.finfo(wanted.dtype)
     if wide.nmant < narrow.nmant or wide.maxexp < narrow.maxexp or wide.minexp > narrow.minexp:
         raise ValueError(

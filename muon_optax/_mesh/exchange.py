@@ -40,6 +40,7 @@ def exchange(plan: Plan, map_stacks: MapStacks) -> Callable[[Arrays], dict[str, 
         blocks: dict[str, list[jax.Array]] = {}
         results = run(*(_placed(leaf, arrays[leaf.path]) for leaf in plan.leaves))
         for leaf, result in zip(plan.leaves, results, strict=True):
+            # Zeros that were appended for the mesh go, and the blocks of a fused projection meet again.
             blocks.setdefault(leaf.path, []).append(result[tuple(map(slice, leaf.shape))])
         axes = {leaf.path: leaf.layout.axes.index("o") for leaf in plan.leaves}
         joined = {path: jnp.concatenate(own, axis=axes[path]) for path, own in blocks.items()}
@@ -88,6 +89,7 @@ def _on_one_device(plan: Plan, map_stacks: MapStacks, *arrays: jax.Array) -> lis
 def _send(leaves: Sequence[Leaf], stack: Stack, arrays: Sequence[jax.Array]) -> jax.Array:
     """``(senders, rows, width)``: from each device that holds another piece its pieces of this owner's matrices."""
     way = stack.kind.there
+    # A device knows its place in the mesh only when it runs, so every copy's program is written out.
     packers = [partial(_pack, leaves, stack, owners, arrays) for owners in stack.ordered("there")]
     # Where several devices hold a piece, each packs what its own share of the owners needs.
     packed = jax.lax.switch(jax.lax.axis_index(way.copied), packers) if len(packers) > 1 else packers[0]()
@@ -102,12 +104,14 @@ def _return(stack: Stack, made: jax.Array) -> dict[Matrix, jax.Array]:
     if way.copied:
         made = jax.lax.all_gather(made, way.copied, axis=0, tiled=True)
     done, start = {}, 0
+    # Owners that have as many of each kind are unpacked at once, which keeps the program short.
     for held, same in groupby(chain.from_iterable(stack.ordered("back")), stack.held.__getitem__):
         owners = list(same)
         rows = made[start : start + len(owners)]
         start += len(owners)
         for (kind, turns), pieces in zip(stack.parts(held), _read(stack, "back", held, rows), strict=True):
             end = 0
+            # Slices of one leaf's neighbors, and no gather by index: XLA joins a slice with what uses it.
             for first, many in _runs([matrix for owner in owners for matrix in stack.owned[kind][owner][turns]]):
                 end += many
                 if first is not None:
@@ -124,7 +128,7 @@ def _runs(matrices: Sequence[Matrix | None]) -> Iterator[tuple[Matrix | None, in
 
 def _pack(leaves: Sequence[Leaf], stack: Stack, owners: list[int], arrays: Sequence[jax.Array]) -> jax.Array:
     """This device's pieces of the matrices of some owners, ``(owners, rows, width)``."""
-    packed = []
+    packed: list[jax.Array] = []
     for held, same in groupby(owners, stack.held.__getitem__):
         alike, pieces = list(same), []
         for kind, turns in stack.parts(held):
@@ -135,6 +139,7 @@ def _pack(leaves: Sequence[Leaf], stack: Stack, owners: list[int], arrays: Seque
                     continue
                 leaf, array = leaves[first[0]], arrays[first[0]]
                 batch = leaf.of_batch(range(array.ndim))
+                # In the dtype of the products from here on: half the bytes to copy, not only to send.
                 own = jnp.moveaxis(array, batch, range(len(batch))).reshape(-1, *kind.there.piece)
                 parts.append(own[first[1] : first[1] + many].astype(kind.dtype))
             pieces.append(jnp.concatenate(parts))
@@ -151,6 +156,7 @@ def _work(batch: Sequence[Stack], received: Sequence[jax.Array], map_stacks: Map
     made = {number: _close(stack, stack.held[0], results) for number, stack in common.items()}
     for number, stack in enumerate(batch):
         if stack.mixed:
+            # One branch for each division of labor, not for each device: compiling is what many devices cost.
             programs = list(dict.fromkeys(stack.held))
             branches = [partial(_branch, stack, held, map_stacks) for held in programs]
             chosen = jnp.asarray([programs.index(held) for held in stack.held])
@@ -197,12 +203,14 @@ def _write(
     for (kind, _), own in zip(stack.parts(held), pieces, strict=True):
         columns = getattr(kind, direction).columns
         if columns % width:
+            # Kinds without a common width share a stack as a row of elements.
             flat = own.reshape(len(own), -1)
             own = jnp.pad(flat, [(0, 0), (0, -flat.shape[-1] % width)])
         else:
             # Panels of columns, and no transposition: a TPU's registers hold 8 x 128 elements of them as they are.
             own = jnp.concatenate(jnp.split(own.reshape(len(own), -1, columns), columns // width, axis=2), axis=1)
         parts.append(own.reshape(lead, -1, width))
+    # A collective needs equal parts. Owners with fewer matrices send zeros.
     empty = stack.rows(direction) - sum(part.shape[1] for part in parts)
     return jnp.concatenate([*parts, jnp.zeros((lead, empty, width), stack.kind.dtype)], axis=1)
 
@@ -225,6 +233,7 @@ def _read(stack: Stack, direction: Direction, held: Sequence[int], rows: jax.Arr
 
 def join(pieces: jax.Array, dims: Dims, sizes: Sizes) -> jax.Array:
     """Pieces ``(devices, *piece)``, devices in the order of the mesh, as the whole that they are divided from."""
+    # Collectives see devices in the order of the mesh; an axis may be divided in another, such as ("model", "data").
     outer, inner = _axes(dims, sizes)
     shape = [size * count(part, sizes) for size, part in zip(pieces.shape[1:], dims, strict=True)]
     grid = pieces.reshape(*(sizes[axis] for axis in outer), *pieces.shape[1:])

@@ -40,6 +40,7 @@ def give_away(
                 idlest = idlest or np.argsort(own.round(6), kind="stable").tolist()
                 numbers[idlest[0]] += 1
                 own[idlest.pop(0)] += costs[kind]
+            # Which matrix goes where is free: only numbers cost.
             # Neighbors go to one owner: of scanned layers they are one slice.
             ends = np.cumsum(numbers)
             owned[kind] = tuple(tuple(matrices[kind][end - n : end]) for end, n in zip(ends, numbers, strict=True))
@@ -111,6 +112,7 @@ def _dot(one: Sequence[int], other: Sequence[int]) -> int:
 
 def make_stacks(owned: Mapping[Kind, Owned], sizes: Sizes) -> Iterator[Stack]:
     """A stack for each kind of which all owners have some, and mixed stacks for what is left over."""
+    # One collective moves what is divided over the same mesh axes, on both ways, in one dtype.
     together: dict[object, list[Kind]] = {}
     for kind in owned:
         ways = [(way.divided, way.copied) for way in (kind.there, kind.back)]

@@ -99,6 +99,7 @@ class Plan:
         for stack in chain.from_iterable(self.batches):
             for direction in ("there", "back"):
                 size, divided, copied = _sizes(stack, direction)
+                # An owner keeps its own part; of an all-gather along a ring it passes on all parts but one.
                 if divided > 1:
                     found.append(("all-to-all", size * (divided - 1) / divided))
                 if copied > 1 and direction == "back":
@@ -194,6 +195,7 @@ def plan(
         travel: 0.4588 MB sent by a device, 2 all-to-all, 1 batch
         memory: 1.049 MB of stacks on a device at once
     """
+    # All that can be refused is refused before anything is planned.
     given = shardings_of(params if shardings is None else shardings)
     checks.require_mesh("plan", given)
     resolved, leaves = assign_layouts(params, layouts), named_leaves(params)
@@ -242,6 +244,7 @@ def plan_in_sight(
             checks.refuse_other_use(given.mesh, leaf.path, given.uses[leaf.path], use)
         return given if given.devices > 1 else None
     there = back = given
+    # Under Explicit axes nothing is given, and the types of arrays say it.
     if not given:
         there = _typed(named)
         # Parameters may lie otherwise than their momentum (ZeRO-1), and updates must lie as parameters do.
@@ -269,6 +272,7 @@ def _made(
 ) -> Plan:
     """The plan for leaves with a layout, whose updates come as in ``there`` and leave as in ``back``."""
     mesh = next(iter(back.values())).mesh
+    # Mesh axes of one device divide nothing, and a mesh of one device has nothing to warn of.
     sizes = {axis: size for axis, size in mesh_sizes(mesh).items() if size > 1}
     if sizes:
         checks.warn_of_silence(orthogonalizer)
@@ -298,6 +302,7 @@ def _blocks(
 ) -> list[tuple[int, tuple[int, ...], Layout]]:
     """The blocks of a fused projection, each with owners of its own: where it starts, its shape, its layout."""
     output = layout.axes.index("o")
+    # Smaller matrices even out better, and padding one block would shift the next.
     # Where the output axis is divided, a piece holds parts of several blocks, and one owner takes all.
     if layout.split is None or before[output] or after[output]:
         return [(0, shape, layout)]
@@ -327,6 +332,7 @@ def _wire_dtype(dtype: Any, orthogonalizer: Orthogonalizer) -> str:
     products = getattr(orthogonalizer, "dtype", None)
     if products is None:
         return jnp.dtype(dtype).name
+    # float16 holds fewer magnitudes than bfloat16: a gradient must not overflow on the way.
     narrow, wide = jnp.finfo(products), jnp.finfo(dtype)
     fits = narrow.bits < wide.bits and narrow.maxexp >= wide.maxexp and narrow.minexp <= wide.minexp
     return jnp.dtype(products if fits else dtype).name

@@ -87,6 +87,7 @@ def stay_spread(
     Without it XLA would choose, and every user would have to pass ``out_shardings``. Anything but such a plan changes
     nothing, nor do Explicit axes, whose types hold the state where it is.
     """
+    # Without `over` momentum lies as its gradient does, which XLA finds by itself.
     if not isinstance(shardings, Plan) or shardings.over is None:
         return optimizer
 
@@ -109,6 +110,7 @@ def stay_spread(
 
 
 def _constrain(array: Any, place: NamedSharding) -> Any:
+    # Inside `shard_map` all is local. Under Explicit axes an array's type holds it in place.
     if inside_shard_map() or typed_sharding(array) is not None:
         return array
     return jax.lax.with_sharding_constraint(array, place)
@@ -117,6 +119,7 @@ def _constrain(array: Any, place: NamedSharding) -> Any:
 def _places(state: Any, params: Any, own: Mapping[str, NamedSharding]) -> Any:
     """For every leaf of a state the sharding of what it belongs to; for others that of being everywhere."""
     shapes = {leaf.path: leaf.shape for leaf in named_leaves(params)}
+    # By path and shape, since any Optax transform may hold a tree like the parameters somewhere in its state.
     everywhere = NamedSharding(next(iter(own.values())).mesh, PartitionSpec())
     found = [own.get(owner_of(leaf.path, leaf.shape, shapes) or "", everywhere) for leaf in named_leaves(state)]
     return jax.tree.unflatten(jax.tree.structure(state), found)

@@ -29,7 +29,7 @@ def orthogonalize(
     On a mesh every matrix is orthogonalized once, by one device: the devices that hold pieces of it send them there and
     get theirs back, as :func:`muon_optax.plan` says. A plan asks the orthogonalizer for two attributes. ``dtype`` is
     that of its products, in which matrices travel where theirs is wider; ``None``: in their own. ``flops(rows, cols)``
-    is what one matrix costs. Without them there is a warning, matrices travel in their own dtype, and costs are guessed.
+    is what one matrix costs. Without them a warning says that matrices travel in their own dtype, at a guessed cost.
 
     Args:
         orthogonalizer: Takes matrices ``(*batch, rows, cols)``, rows being inputs and columns outputs, to matrices of
