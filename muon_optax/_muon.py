@@ -7,6 +7,7 @@ import jax.typing
 import optax
 
 from muon_optax._layouts.assign import Layouts
+from muon_optax._mesh.state import stay_spread
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 from muon_optax._transforms.checks import check_momentum_dtype, check_number
 from muon_optax._transforms.decay_mask import as_mask_function, decay_mask
@@ -57,7 +58,7 @@ def muon(
             eps=1e-8, weight_decay=weight_decay, mask=...)``; it brings its own learning rate, sign and decay.
         shardings: How the parameters lie on a mesh, as in :func:`muon_optax.orthogonalize`: a tree like them of
             ``NamedSharding``, or of arrays that carry one, or a :func:`muon_optax.plan`. Only needed where the mesh
-            has Auto axes.
+            has Auto axes. With a plan made ``over`` a mesh axis the state stays spread over it (ZeRO-1).
 
     Returns:
         A transform whose state holds one momentum for each matrix and AdamW's two for each other parameter. ``update``
@@ -105,4 +106,4 @@ def muon(
         adamw = optax.adamw(
             learning_rate, b1=0.9, b2=0.95, eps=1e-8, weight_decay=weight_decay, mask=mask or decay_mask
         )
-    return partition_by_layout(matrices, adamw, layouts)
+    return stay_spread(partition_by_layout(matrices, adamw, layouts), shardings)

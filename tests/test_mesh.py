@@ -1,6 +1,7 @@
 """Whatever the mesh and however the parameters lie on it, training goes as on one device."""
 
 from collections import OrderedDict
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -33,7 +34,7 @@ from meshes import (
 from tolerances import RTOL
 
 import muon_optax as mo
-from muon_optax._mesh.typed import gathered
+from muon_optax._mesh.shardings import gathered
 
 # Sizes of the mesh axes, and for each parameter the mesh axes of its axes.
 PLACEMENTS = {
@@ -120,15 +121,6 @@ def test_sharded_updates_equal_unsharded_ones(kind, axes, specs):
     assert types(updates) == types(tree)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_five_steps_of_newton_schulz_equal_unsharded_ones(kind):
-    places = placed(kind, *PLACEMENTS["FSDP x tensor"])
-    transform = mo.orthogonalize(FLOAT32, layouts=LAYOUTS, shardings=given(kind, places))
-    updates = updated(transform, jax.device_put(random_tree(SHAPES, 1), places))
-    assert_near(updates, unsharded(FLOAT32))
-
-
 UNEVEN = {"kernel": (10, 7), "experts": (5, 6, 4), "out": (3, 4, 10), "fused": (6, 12)}
 
 
@@ -138,20 +130,16 @@ def test_sizes_that_the_mesh_does_not_divide_are_padded(devices):
     layouts = {name: LAYOUTS[name] for name in UNEVEN} | {"fused": mo.Layout("io", split=(8, 4))}
     specs = {"kernel": P("data"), "experts": P("data", None), "out": P(None, None, "data"), "fused": P(None, "data")}
     tree = random_tree(UNEVEN, 3)
-    transform = mo.orthogonalize(ONE_STEP, layouts=layouts, shardings=shardings(mesh_of(data=devices), specs))
+    mesh = mesh_of(data=devices) if devices < 8 else mesh_of(data=4, model=2)
+    if devices == 8:
+        specs["kernel"] = P("data", "model")
+    transform = mo.orthogonalize(ONE_STEP, layouts=layouts, shardings=shardings(mesh, specs))
     assert_near(updated(transform, tree), uneven_updates(tuple(layouts.items())))
 
 
 @cache
 def uneven_updates(layouts: Any) -> Any:
     return updated(mo.orthogonalize(ONE_STEP, layouts=dict(layouts)), random_tree(UNEVEN, 3))
-
-
-def test_two_uneven_axes_are_padded_at_once():
-    tree = random_tree({"kernel": (10, 7)}, 3)
-    place = shardings(mesh_of(data=4, model=2), {"kernel": P("data", "model")})
-    updates = updated(mo.orthogonalize(ONE_STEP, shardings=place), tree)
-    assert_near(updates, updated(mo.orthogonalize(ONE_STEP), tree))
 
 
 GIVEN = {
@@ -199,11 +187,10 @@ def places(kind: Any) -> dict[str, NamedSharding]:
     return shardings(mesh_of(kind, data=4, model=2), SPECS)
 
 
-def run(optimizer: Any, params: Any, gradients: Any, steps: int = 2, compiled: bool = True) -> tuple[Any, Any]:
+def run(optimizer: Any, params: Any, gradients: Any, steps: int = 2) -> tuple[Any, Any]:
     """The last updates and state; the gradients and parameters are the same in every step."""
-    update = jax.jit(optimizer.update) if compiled else optimizer.update
-    state = mo.init_sharded(optimizer, params) if compiled and len(params["bias"].devices()) > 1 else None
-    state = optimizer.init(params) if state is None else state
+    update = jax.jit(optimizer.update)
+    state = mo.init_sharded(optimizer, params) if len(params["bias"].devices()) > 1 else optimizer.init(params)
     for _ in range(steps):
         updates, state = update(gradients, state, params)
     return updates, state
@@ -244,15 +231,6 @@ def test_explicit_types_need_no_init_of_their_own():
         assert one == other or one.shape == other.shape == ()  # a counter lies on no mesh until the first step
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_muon_without_jit(kind):
-    optimizer, params = muon(shardings=given(kind, places(kind))), on_mesh(kind, PARAMS)
-    updates, state = run(optimizer, params, on_mesh(kind, GRADIENTS), compiled=False)
-    assert_near(updates, two_steps()[0])
-    assert types(state) == types(optimizer.init(params))
-
-
 @pytest.mark.parametrize("kind", AUTO_FIRST)
 def test_one_matrix_without_jit(kind):
     tree = {"kernel": on_mesh(kind, GRADIENTS)["kernel"]}
@@ -260,21 +238,6 @@ def test_one_matrix_without_jit(kind):
     updates, _ = transform.update(tree, transform.init(tree))
     assert_near(updates, updated(mo.orthogonalize(ONE_STEP), {"kernel": GRADIENTS["kernel"]}))
     assert types(updates) == types(tree)
-
-
-def test_partition_by_layout_of_a_chain():
-    def chained(shardings):
-        matrices = optax.chain(
-            optax.trace(0.95, nesterov=True),
-            mo.orthogonalize(ONE_STEP, shardings=shardings),
-            mo.scale_by_shape(),
-            optax.add_decayed_weights(0.1),
-            optax.scale_by_learning_rate(0.1),
-        )
-        return mo.partition_by_layout(matrices, optax.adamw(0.1, b2=0.95, weight_decay=0.0), MODEL_LAYOUTS)
-
-    updates, _ = run(chained(places(AUTO)), on_mesh(AUTO, PARAMS), on_mesh(AUTO, GRADIENTS))
-    assert_near(updates, two_steps()[0])
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -297,16 +260,17 @@ def test_a_plan_finds_its_leaves_by_path():
     assert_near(dict(updates), updated(mo.orthogonalize(ONE_STEP), tree))
 
 
-def custom(matrices):
+def normalized(matrices):
     """An orthogonalizer that says nothing about its cost and dtype."""
     return matrices / jnp.linalg.norm(matrices, axis=(-2, -1), keepdims=True)
 
 
 @pytest.mark.parametrize("kind", AUTO_FIRST)
-@pytest.mark.parametrize("orthogonalizer", [mo.polar_factor(), custom], ids=["polar_factor", "a function"])
+@pytest.mark.parametrize("orthogonalizer", [mo.polar_factor(), normalized], ids=["polar_factor", "a function"])
 def test_any_orthogonalizer(kind, orthogonalizer):
     optimizer = muon(orthogonalizer=orthogonalizer, shardings=given(kind, places(kind)))
-    updates, _ = run(optimizer, on_mesh(kind, PARAMS), on_mesh(kind, GRADIENTS), steps=1)
+    with pytest.warns(match="has no dtype and no flops") if orthogonalizer is normalized else nullcontext():
+        updates, _ = run(optimizer, on_mesh(kind, PARAMS), on_mesh(kind, GRADIENTS), steps=1)
     plain = run(muon(orthogonalizer=orthogonalizer), on_one_device(PARAMS), on_one_device(GRADIENTS), steps=1)
     assert_near(updates, plain[0])
 
@@ -371,13 +335,6 @@ def test_a_tree_of_one_array_and_a_tree_without_matrices():
     bias = {"bias": jax.device_put(GRADIENTS["bias"], place)}
     updates, _ = run(mo.muon(0.1, shardings={"bias": place}), bias, bias, steps=1)
     assert_near(updates, run(mo.muon(0.1), on_one_device(bias), on_one_device(bias), steps=1)[0])
-
-
-@pytest.mark.parametrize("kind", AUTO_FIRST)
-def test_multi_steps(kind):
-    optimizer = optax.MultiSteps(muon(shardings=given(kind, places(kind))), every_k_schedule=2)
-    updates, _ = run(optimizer, on_mesh(kind, PARAMS), on_mesh(kind, GRADIENTS), steps=4)
-    assert_near(updates, two_steps()[0])
 
 
 @pytest.mark.parametrize("passed", [None, "shardings"])

@@ -1,16 +1,18 @@
-"""How arrays lie on a mesh: for each axis of an array, the mesh axes that it is divided over."""
+"""How arrays lie on a mesh: for each axis of an array, the mesh axes that divide it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from muon_optax._layouts.paths import named_leaves, show
+from muon_optax._layouts.paths import named_leaves
+from muon_optax._mesh.checks import refuse_other_meshes, refuse_unusable_spec, require_sharding
 
 AnyMesh: TypeAlias = Mesh | jax.sharding.AbstractMesh
 Dims: TypeAlias = tuple[tuple[str, ...], ...]
+Sizes: TypeAlias = Mapping[str, int]  # devices along each mesh axis, in the order of the mesh
 
 
 def mesh_sizes(mesh: AnyMesh) -> dict[str, int]:
@@ -18,20 +20,16 @@ def mesh_sizes(mesh: AnyMesh) -> dict[str, int]:
     return dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
 
 
+def count(axes: Iterable[str], sizes: Sizes) -> int:
+    """Devices along several mesh axes together."""
+    return math.prod(sizes[axis] for axis in axes)
+
+
 def dims_of(path: str, sharding: NamedSharding, ndim: int) -> Dims:
     """The mesh axes of each of ``ndim`` array axes, major first; mesh axes of one device divide nothing."""
-    sizes, spec = mesh_sizes(sharding.mesh), sharding.spec
-    if PartitionSpec.UNCONSTRAINED in tuple(spec):
-        raise ValueError(
-            f"shardings: {show(path)} has the sharding {spec}, which leaves an axis to XLA: a plan needs to know. Give "
-            "None or mesh axes for each axis."
-        )
-    parts = [() if part is None else (part,) if isinstance(part, str) else tuple(part) for part in spec]
-    if len(parts) > ndim and any(parts[ndim:]):
-        raise ValueError(
-            f"shardings: {show(path)} has {ndim} axes and the sharding {spec} on the mesh {sizes} more: give one entry "
-            "for each axis at most."
-        )
+    refuse_unusable_spec(path, sharding, ndim)
+    sizes = mesh_sizes(sharding.mesh)
+    parts = [() if part is None else (part,) if isinstance(part, str) else tuple(part) for part in sharding.spec]
     parts = parts[:ndim] + [()] * (ndim - len(parts))
     return tuple(tuple(axis for axis in part if sizes[axis] > 1) for part in parts)
 
@@ -41,73 +39,38 @@ def spec_of(dims: Dims) -> PartitionSpec:
     return PartitionSpec(*(part or None for part in dims))
 
 
-def local_shape(shape: tuple[int, ...], dims: Dims, sizes: Mapping[str, int]) -> tuple[int, ...]:
+def local_shape(shape: tuple[int, ...], dims: Dims, sizes: Sizes) -> tuple[int, ...]:
     """The part of an array that one device holds."""
-    return tuple(size // _parts(part, sizes) for size, part in zip(shape, dims, strict=True))
+    return tuple(size // count(part, sizes) for size, part in zip(shape, dims, strict=True))
 
 
-def padded_shape(shape: tuple[int, ...], dims: Dims, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """``shape`` with every axis made a multiple of the devices that it is divided over."""
-    return tuple(-(-size // _parts(part, sizes)) * _parts(part, sizes) for size, part in zip(shape, dims, strict=True))
-
-
-def _parts(axes: tuple[str, ...], sizes: Mapping[str, int]) -> int:
-    return math.prod(sizes[axis] for axis in axes)
-
-
-def in_order(axes: set[str], sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """``axes`` in the order of the mesh."""
-    return tuple(axis for axis in sizes if axis in axes)
+def padded_shape(shape: tuple[int, ...], dims: Dims, sizes: Sizes) -> tuple[int, ...]:
+    """``shape`` with every axis rounded up to a multiple of the devices that divide it."""
+    parts = [count(part, sizes) for part in dims]
+    return tuple(-(-size // part) * part for size, part in zip(shape, parts, strict=True))
 
 
 def shardings_of(tree: Any) -> dict[str, NamedSharding]:
     """The ``NamedSharding`` of every leaf by path: of shardings themselves, or of arrays that carry one.
 
     Returns:
-        An empty mapping if nothing in the tree lies on a mesh: every leaf is on one device.
+        An empty mapping if no leaf lies on a mesh.
 
     Raises:
-        ValueError: If some leaves lie on a mesh and others do not, or they lie on several meshes; paths are named.
-        TypeError: If a leaf is no sharding and carries none.
+        ValueError: If only some leaves lie on a mesh, or they lie on several meshes; paths are named.
+        TypeError: If a leaf carries no sharding.
     """
-    shardings = {leaf.path: _sharding_of(leaf.path, leaf.value) for leaf in named_leaves(tree)}
+    shardings = {leaf.path: require_sharding(leaf.path, leaf.value) for leaf in named_leaves(tree)}
     on_mesh = {path: sharding for path, sharding in shardings.items() if isinstance(sharding, NamedSharding)}
-    if not on_mesh:
-        return {}
-    for path, sharding in shardings.items():
-        if path not in on_mesh:
-            raise ValueError(
-                f"shardings: {show(path)} is on {sharding}, and others are on a mesh: give every leaf a NamedSharding "
-                "on that mesh, NamedSharding(mesh, PartitionSpec()) for one that every device holds whole."
-            )
-    first_path, first = next(iter(on_mesh.items()))
-    for path, sharding in on_mesh.items():
-        if sharding.mesh != first.mesh:
-            raise ValueError(
-                f"shardings: {show(path)} is on {sharding.mesh} and {show(first_path)} on {first.mesh}: one update "
-                "runs on one mesh. Give all leaves shardings on the same mesh."
-            )
+    if on_mesh:
+        refuse_other_meshes(shardings, on_mesh)
     return on_mesh
 
 
-def _sharding_of(path: str, leaf: Any) -> jax.sharding.Sharding:
-    sharding = leaf if isinstance(leaf, jax.sharding.Sharding) else getattr(leaf, "sharding", None)
-    if not isinstance(sharding, jax.sharding.Sharding):
-        kind = type(leaf).__name__
-        raise TypeError(
-            f"shardings: {show(path)} is {kind} and says nothing about a mesh: give a tree like the parameters with a "
-            "NamedSharding at each leaf, or with arrays or ShapeDtypeStructs that carry one. Inside jit, where arrays "
-            "carry none, take the shardings outside."
-        )
-    return sharding
-
-
 def typed_sharding(array: jax.Array) -> NamedSharding | None:
-    """The sharding in the type of ``array``, where all mesh axes are Explicit.
-
-    Elsewhere a type says nothing: under Auto axes it looks replicated whatever the truth, and inside ``shard_map`` each
-    device has arrays of its own.
-    """
+    """The sharding in the type of ``array``, where all mesh axes are Explicit."""
+    # Elsewhere a type says nothing: under Auto axes it looks replicated whatever the truth, and inside `shard_map` each
+    # device has arrays of its own.
     sharding = jax.typeof(array).sharding
     mesh = sharding.mesh
     if mesh.empty or any(kind != AxisType.Explicit for kind in mesh.axis_types):
@@ -116,25 +79,40 @@ def typed_sharding(array: jax.Array) -> NamedSharding | None:
 
 
 def inside_shard_map() -> bool:
-    """Whether the code runs device by device: then every array is local, and stays so."""
+    """Whether the code runs device by device, with every array local."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and any(kind == AxisType.Manual for kind in mesh.axis_types)
 
 
-def spread(dims: Dims, shape: tuple[int, ...], axis: str, sharding: NamedSharding, kept: str = "") -> Dims:
+def gathered(array: jax.Array) -> jax.Array:
+    """``array`` with all its axes whole on every device, if its type says that they are not."""
+    # JAX refuses a product of sharded operands under Explicit axes. Types under Auto axes always look replicated.
+    sharding = jax.typeof(array).sharding
+    if all(part is None for part in sharding.spec):
+        return array
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def laid_out_like(array: jax.Array, reference: jax.Array) -> jax.Array:
+    """``array`` with the sharding of ``reference``'s type."""
+    sharding = jax.typeof(reference).sharding
+    return array if jax.typeof(array).sharding == sharding else jax.sharding.reshard(array, sharding)
+
+
+def spread(dims: Dims, shape: tuple[int, ...], axis: str, sharding: NamedSharding, letters: str = "") -> Dims:
     """``dims`` with one array axis divided over the mesh axis ``axis`` too: the longest that it divides evenly.
 
-    Array axes with the letter ``b`` in ``kept`` are the last choice. Under Explicit axes only array axes that
-    ``sharding`` leaves whole: JAX adds no gradient to a momentum that is divided further. Unchanged if the mesh axis is
-    in use or divides none.
+    Array axes with the letter ``b`` in ``letters`` come last. Unchanged if ``axis`` is in use or divides none.
     """
-    sizes, typed = mesh_sizes(sharding.mesh), AxisType.Explicit in sharding.mesh.axis_types
+    sizes = mesh_sizes(sharding.mesh)
     if any(axis in part for part in dims) or sizes.get(axis, 1) == 1:
         return dims
-    local = local_shape(shape, dims, sizes)
+    # Under Explicit axes JAX adds no gradient to a momentum with an axis that is divided further.
+    typed = AxisType.Explicit in sharding.mesh.axis_types
     closed = {number for number, part in enumerate(sharding.spec) if part and typed}
+    local = local_shape(shape, dims, sizes)
     fitting = [number for number, size in enumerate(local) if size % sizes[axis] == 0 and number not in closed]
     if not fitting:
         return dims
-    chosen = max(fitting, key=lambda number: (kept[number : number + 1] != "b", local[number], -number))
+    chosen = max(fitting, key=lambda number: (letters[number : number + 1] != "b", local[number], -number))
     return tuple((*part, axis) if number == chosen else part for number, part in enumerate(dims))

@@ -1,4 +1,4 @@
-"""Shardings for an optimizer's state: each momentum lies as its parameter does, or is spread further (ZeRO-1)."""
+"""Where an optimizer's state lies: each momentum as its parameter does, or spread further (ZeRO-1)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,8 +8,9 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from muon_optax._layouts.paths import named_leaves, owner_of
-from muon_optax._mesh.placement import Plan, refuse_other_paths, refuse_other_shapes
-from muon_optax._mesh.shardings import dims_of, shardings_of, spread
+from muon_optax._mesh.checks import refuse_other_paths, refuse_other_shapes, require_mesh
+from muon_optax._mesh.plan import Plan
+from muon_optax._mesh.shardings import dims_of, inside_shard_map, shardings_of, spread, typed_sharding
 
 
 def state_shardings(optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None) -> Any:
@@ -17,7 +18,7 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
 
     What belongs to a parameter and has its shape (momentum, AdamW's moments) lies as the parameter does. With a plan
     made ``over`` a mesh axis it is spread over that axis too (ZeRO-1): parameters are whole on every device, momentum
-    lives once, gradients arrive by reduce-scatter and the update leaves by one all-gather. Counters are on all devices.
+    lives once, gradients arrive by reduce-scatter, and the update leaves by an all-gather. Counters are everywhere.
 
     Args:
         optimizer: Any Optax transform.
@@ -39,36 +40,19 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
     Example:
         >>> import jax, jax.numpy as jnp, muon_optax as mo
         >>> from jax.sharding import NamedSharding, PartitionSpec
-        >>> mesh = jax.make_mesh((1,), ("data",))
-        >>> params = {"kernel": jnp.ones((8, 4)), "bias": jnp.ones(4)}
-        >>> specs = {"kernel": PartitionSpec("data"), "bias": PartitionSpec()}
-        >>> places = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
-        >>> state = mo.state_shardings(mo.muon(3e-4), params, places)
-        >>> state.inner_states["muon"].inner_state[0].trace["kernel"].spec
+        >>> place = NamedSharding(jax.make_mesh((1,), ("data",)), PartitionSpec("data"))
+        >>> params = {"kernel": jax.device_put(jnp.ones((8, 4)), place)}
+        >>> mo.state_shardings(mo.muon(3e-4), params).inner_states["muon"].inner_state[0].trace["kernel"].spec
         P('data',)
     """
-    plan = shardings if isinstance(shardings, Plan) else None
-    given = plan.shardings if plan else shardings_of(params if shardings is None else shardings)
-    if not given:
-        raise ValueError(
-            "state_shardings: no parameter lies on a mesh. Give a tree of NamedShardings like the parameters, or a "
-            "plan."
-        )
-    leaves = named_leaves(params)
-    refuse_other_paths(given, [leaf.path for leaf in leaves], whole=True)
-    shapes = {leaf.path: leaf.shape for leaf in leaves}
-    own = _of_plan(plan, shapes) if plan else _of_parameters(given, shapes)
-    mesh = next(iter(given.values())).mesh
-    state = jax.eval_shape(optimizer.init, params)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    found = [own.get(owner_of(leaf.path, leaf.shape, shapes) or "", everywhere) for leaf in named_leaves(state)]
-    return jax.tree.unflatten(jax.tree.structure(state), found)
+    own = _own_shardings(params, shardings)
+    return _places(jax.eval_shape(optimizer.init, params), params, own)
 
 
 def init_sharded(
     optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None
 ) -> optax.OptState:
-    """``optimizer.init(params)``, made where it is to live: no device ever holds what is not its own.
+    """``optimizer.init(params)``, made where it lives: no device ever holds what is not its own.
 
     Under Auto axes ``jax.jit(optimizer.init)`` forgets how the parameters lie, and every device gets a whole state.
 
@@ -95,26 +79,72 @@ def init_sharded(
     return jax.jit(optimizer.init, out_shardings=state_shardings(optimizer, params, shardings))(params)
 
 
-def _of_parameters(
-    given: Mapping[str, NamedSharding], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, NamedSharding]:
-    for path, sharding in given.items():
-        dims_of(path, sharding, len(shapes[path]))  # refuses one that does not fit
-    return dict(given)
+def stay_spread(
+    optimizer: optax.GradientTransformationExtraArgs, shardings: Any
+) -> optax.GradientTransformationExtraArgs:
+    """``optimizer`` with a state that stays spread as a plan made ``over`` a mesh axis says, and whole updates.
+
+    Without it XLA would choose, and every user would have to pass ``out_shardings``. Anything but such a plan changes
+    nothing, nor do Explicit axes, whose types hold the state where it is.
+    """
+    # Without `over` momentum lies as its gradient does, which XLA finds by itself.
+    if not isinstance(shardings, Plan) or shardings.over is None:
+        return optimizer
+
+    def constrained(tree: Any, places: Any) -> Any:
+        return jax.tree.map(_constrain, tree, places)
+
+    def init(params: optax.Params) -> optax.OptState:
+        state = optimizer.init(params)
+        return constrained(state, _places(state, params, _own_shardings(params, shardings)))
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        updates, state = optimizer.update(updates, state, params, **extra_args)
+        leaves = [shardings.shardings[leaf.path] for leaf in named_leaves(updates)]
+        places = _places(state, updates, _own_shardings(updates, shardings))
+        return constrained(updates, jax.tree.unflatten(jax.tree.structure(updates), leaves)), constrained(state, places)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _of_plan(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NamedSharding]:
-    """Of each parameter's state: as the plan's updates come, and for what AdamW trains, spread by the same rule."""
-    planned = {leaf.path: leaf.there for leaf in plan.routes.leaves}
-    refuse_other_shapes(plan, {path: shape for path, shape in shapes.items() if path in planned})
+def _constrain(array: Any, place: NamedSharding) -> Any:
+    # Inside `shard_map` all is local. Under Explicit axes an array's type holds it in place.
+    if inside_shard_map() or typed_sharding(array) is not None:
+        return array
+    return jax.lax.with_sharding_constraint(array, place)
+
+
+def _places(state: Any, params: Any, own: Mapping[str, NamedSharding]) -> Any:
+    """For every leaf of a state the sharding of what it belongs to; for others that of being everywhere."""
+    shapes = {leaf.path: leaf.shape for leaf in named_leaves(params)}
+    # By path and shape, since any Optax transform may hold a tree like the parameters somewhere in its state.
+    everywhere = NamedSharding(next(iter(own.values())).mesh, PartitionSpec())
+    found = [own.get(owner_of(leaf.path, leaf.shape, shapes) or "", everywhere) for leaf in named_leaves(state)]
+    return jax.tree.unflatten(jax.tree.structure(state), found)
+
+
+def _own_shardings(params: Any, shardings: Any) -> dict[str, NamedSharding]:
+    """How the state of each parameter lies: as the plan's updates come; AdamW's is spread by the same rule."""
+    plan = shardings if isinstance(shardings, Plan) else None
+    given = plan.shardings if plan else shardings_of(params if shardings is None else shardings)
+    require_mesh("state_shardings", given)
+    shapes = {leaf.path: leaf.shape for leaf in named_leaves(params)}
+    refuse_other_paths(given, list(shapes), whole=True)
+    planned = {leaf.path: leaf.there for leaf in plan.leaves} if plan else {}
+    if plan:
+        refuse_other_shapes(plan.mesh, plan.uses, {path: shapes[path] for path in plan.uses})
     found = {}
-    for path, sharding in plan.shardings.items():
+    for path, sharding in given.items():
         own = dims_of(path, sharding, len(shapes[path]))
-        dims = planned.get(path) or own
-        if path not in planned and plan.over is not None:
+        dims = planned.get(path, own)
+        if plan and plan.over is not None and path not in planned:
             dims = spread(dims, shapes[path], plan.over, sharding)
         # As given where it stays the same: mesh axes of one device count in a type.
-        given = (*sharding.spec, *[None] * len(dims))
-        parts = [part if new == old else new for part, new, old in zip(given, dims, own, strict=False)]
-        found[path] = NamedSharding(sharding.mesh, PartitionSpec(*(part or None for part in parts)))
+        given_parts = (*sharding.spec, *[None] * len(dims))
+        spec = [part if new == old else new or None for part, new, old in zip(given_parts, dims, own, strict=False)]
+        while spec and spec[-1] is None and dims != own:
+            spec.pop()  # as `jit` writes it: a step must find its state as it left it, or it is compiled again
+        found[path] = NamedSharding(sharding.mesh, PartitionSpec(*spec)) if dims != own else sharding
     return found

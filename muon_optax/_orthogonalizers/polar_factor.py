@@ -28,8 +28,16 @@ def polar_factor() -> Callable[[jax.Array], jax.Array]:
         >>> bool(jnp.allclose(O, jnp.array([[1.0, 0.0], [0.0, -1.0]]), atol=1e-6))
         True
     """
+    return _PolarFactor()
 
-    def orthogonalizer(matrices: jax.Array) -> jax.Array:
+
+class _PolarFactor:
+    """The orthogonalizer, with the attributes that a plan asks for; ``None``: matrices travel in their own dtype."""
+
+    dtype = None
+
+    def __call__(self, matrices: jax.Array) -> jax.Array:
+        """Orthogonalizes ``(*batch, rows, cols)``."""
         if matrices.size == 0:
             return matrices
         working = accumulation_dtype(matrices.dtype)
@@ -38,4 +46,7 @@ def polar_factor() -> Callable[[jax.Array], jax.Array]:
         present = max(matrices.shape[-2:]) * jnp.finfo(working).eps * S[..., :1] < S
         return multiply(U * present[..., None, :].astype(working), Vh).astype(matrices.dtype)
 
-    return orthogonalizer
+    def flops(self, rows: int, cols: int) -> float:
+        """Multiplications and additions for one matrix, by the usual estimate for a decomposition by way of QR."""
+        short, long = sorted((rows, cols))
+        return 6.0 * long * short**2 + 20.0 * short**3

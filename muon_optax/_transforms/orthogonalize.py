@@ -11,10 +11,9 @@ import optax
 
 from muon_optax._layouts.assign import Layouts, check_matrices, matrices_of
 from muon_optax._layouts.layout import Layout
-from muon_optax._mesh.exchange.travel import exchange
-from muon_optax._mesh.placement import as_planner
-from muon_optax._mesh.shardings import inside_shard_map
-from muon_optax._mesh.typed import gathered, laid_out_like
+from muon_optax._mesh.exchange import exchange
+from muon_optax._mesh.plan import as_given, check_given, plan_in_sight
+from muon_optax._mesh.shardings import gathered, inside_shard_map, laid_out_like
 from muon_optax._orthogonalizers.batching import map_matrices, map_stacks
 from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients
 from muon_optax._orthogonalizers.newton_schulz import Method, newton_schulz
@@ -27,13 +26,16 @@ def orthogonalize(
 ) -> optax.GradientTransformation:
     """Replaces every matrix of the updates by ``orthogonalizer(matrix)``.
 
-    On a mesh every matrix is orthogonalized once, by one device: the devices that hold it send their parts there and
-    get theirs back, as :func:`muon_optax.plan` says.
+    On a mesh every matrix is orthogonalized once, by one device: the devices that hold pieces of it send them there and
+    get theirs back, as :func:`muon_optax.plan` says. A plan asks the orthogonalizer for two attributes. ``dtype`` is
+    that of its products, in which matrices travel where theirs is wider; ``None``: in their own. ``flops(rows, cols)``
+    is what one matrix costs. Without them a warning says that matrices travel in their own dtype, at a guessed cost.
 
     Args:
         orthogonalizer: Takes matrices ``(*batch, rows, cols)``, rows being inputs and columns outputs, to matrices of
             the same shape with singular values near 1: :func:`muon_optax.newton_schulz`,
-            :func:`muon_optax.polar_factor` or one of yours. It must treat each matrix of a batch on its own.
+            :func:`muon_optax.polar_factor` or one of yours. It must treat each matrix of a batch on its own. To wrap
+            one, write a class with ``__call__`` that hands on ``dtype`` and ``flops``: a lambda hides them.
         layouts: How leaves are seen as matrices, as in :func:`muon_optax.assign_layouts`. Inside
             :func:`muon_optax.partition_by_layout` and :func:`muon_optax.muon` it is not needed: they hand it on.
         shardings: How the parameters lie on a mesh: a tree like them of ``NamedSharding``, or of arrays or
@@ -50,6 +52,9 @@ def orthogonalize(
         TypeError: At construction, if ``orthogonalizer`` is no function or ``shardings`` holds anything else; at
             ``update``, if the orthogonalizer changes a shape.
 
+    Warns:
+        UserWarning: On a mesh, if ``orthogonalizer`` lacks ``dtype`` or ``flops``.
+
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
         >>> transform = mo.orthogonalize(mo.polar_factor())
@@ -65,11 +70,11 @@ def orthogonalize(
         )
 
     checked = _keeping_shapes(orthogonalizer)
-    planner = as_planner(shardings, orthogonalizer)
+    given = as_given(shardings)
 
     def init(params: optax.Params) -> optax.EmptyState:
         check_matrices(params, layouts)
-        planner.check(params)
+        check_given(given, params)
         return optax.EmptyState()
 
     def update(
@@ -81,18 +86,13 @@ def orthogonalize(
             (leaf._replace(value=jnp.asarray(leaf.value)), layout) for leaf, layout in matrices_of(updates, layouts)
         ]
         arrays = [leaf.value for leaf, _ in leaves]
-        plan = None if inside_shard_map() else planner.plan(leaves, params)
+        plan = None if inside_shard_map() else plan_in_sight(given, leaves, params, orthogonalizer)
         if plan is None:
             orthogonal = _on_one_device(partial(map_matrices, checked), arrays, [layout for _, layout in leaves])
         else:
             # By path: a plan of the same parameters in another container may hold them in another order.
-            by_path = dict(zip((leaf.path for leaf, _ in leaves), arrays, strict=True))
-            planned = [leaf.path for leaf in plan.routes.leaves]
-            results = exchange(plan.routes, plan.mesh, plan.shardings, partial(map_stacks, checked))(
-                [by_path[path] for path in planned]
-            )
-            by_path = dict(zip(planned, results, strict=True))
-            orthogonal = [by_path[leaf.path] for leaf, _ in leaves]
+            results = exchange(plan, partial(map_stacks, checked))({leaf.path: leaf.value for leaf, _ in leaves})
+            orthogonal = [results[leaf.path] for leaf, _ in leaves]
         return jax.tree.unflatten(jax.tree.structure(updates), orthogonal), state
 
     return optax.GradientTransformation(init, update)

@@ -9,8 +9,7 @@ import optax
 
 from muon_optax._layouts.assign import Layouts, assign_layouts, handing_on, labels_of, resolve
 from muon_optax._layouts.paths import HIDDEN, NamedLeaf, named_leaves, show, unhide
-from muon_optax._mesh.shardings import typed_sharding
-from muon_optax._mesh.typed import laid_out_like
+from muon_optax._mesh.shardings import laid_out_like, typed_sharding
 
 _LABELS = ("muon", "adamw")
 

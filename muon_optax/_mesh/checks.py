@@ -1,0 +1,160 @@
+"""What is refused on a mesh, by functions that run before the work. Messages name the parameter's path."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from muon_optax._layouts.layout import Layout
+from muon_optax._layouts.paths import NamedLeaf, show
+
+
+class Use(NamedTuple):
+    """What a plan was made for, of one parameter: an update must agree."""
+
+    shape: tuple[int, ...]
+    layout: Layout
+    dtype: str  # in which its matrices travel
+
+
+def refuse_unusable_spec(path: str, sharding: NamedSharding, ndim: int) -> None:
+    """Raises ValueError for a spec with too many entries, and for one that leaves an axis to XLA."""
+    if PartitionSpec.UNCONSTRAINED in tuple(sharding.spec):
+        raise ValueError(
+            f"shardings: {show(path)} has the sharding {sharding.spec}, which leaves an axis to XLA. Give None or mesh "
+            "axes for each axis: a plan needs to know."
+        )
+    if any(tuple(sharding.spec)[ndim:]):
+        raise ValueError(
+            f"shardings: {show(path)} has {ndim} axes and the sharding {sharding.spec} on the mesh "
+            f"{dict(sharding.mesh.shape)} more. Give at most one entry for each axis."
+        )
+
+
+def require_sharding(path: str, leaf: Any) -> Sharding:
+    """The sharding that ``leaf`` is or carries. Raises TypeError if there is none."""
+    sharding = leaf if isinstance(leaf, Sharding) else getattr(leaf, "sharding", None)
+    if not isinstance(sharding, Sharding):
+        raise TypeError(
+            f"shardings: {show(path)} is {type(leaf).__name__} and carries no sharding. Give a tree like the "
+            "parameters of NamedShardings, or of arrays or ShapeDtypeStructs that carry one. Inside jit arrays carry "
+            "none: take the shardings outside."
+        )
+    return sharding
+
+
+def refuse_other_meshes(shardings: Mapping[str, Sharding], on_mesh: Mapping[str, NamedSharding]) -> None:
+    """Raises ValueError unless all shardings are on one mesh."""
+    first_path, first = next(iter(on_mesh.items()))
+    for path, sharding in shardings.items():
+        if path not in on_mesh:
+            raise ValueError(
+                f"shardings: {show(path)} is on {sharding}, and others are on a mesh. Give every leaf a NamedSharding "
+                "on that mesh, NamedSharding(mesh, PartitionSpec()) for one that every device holds whole."
+            )
+        if on_mesh[path].mesh != first.mesh:
+            raise ValueError(
+                f"shardings: {show(path)} is on {on_mesh[path].mesh} and {show(first_path)} on {first.mesh}. One "
+                "update runs on one mesh: give all leaves shardings on the same."
+            )
+
+
+def require_mesh(function: str, shardings: Mapping[str, NamedSharding]) -> None:
+    """Raises ValueError if no parameter lies on a mesh."""
+    if not shardings:
+        raise ValueError(f"{function}: no parameter lies on a mesh. Give a tree of NamedShardings like the parameters.")
+
+
+def refuse_unknown_axis(over: str | None, mesh: Any) -> None:
+    """Raises ValueError if ``over`` is not an axis of the mesh."""
+    if over is not None and over not in mesh.axis_names:
+        allowed = ", ".join(map(repr, mesh.axis_names))
+        raise ValueError(f"over={over!r} is not an axis of the mesh: use one of {allowed}.")
+
+
+def refuse_other_paths(shardings: Mapping[str, Any], paths: Sequence[str], whole: bool) -> None:
+    """Raises ValueError if a path has no sharding or, of a ``whole`` tree, a sharding no path."""
+    # Behind a mask a transform sees part of the tree, and more shardings than leaves are no mistake.
+    missing = [path for path in paths if path not in shardings]
+    unknown = [path for path in shardings if path not in set(paths)] if whole else []
+    if missing or unknown:
+        what = f"{show(missing[0])} has no sharding" if missing else f"{show(unknown[0])} is not a parameter"
+        raise ValueError(
+            f"The shardings are not those of the parameters: {what} ({len(missing)} missing, {len(unknown)} too many). "
+            "Give a tree like the parameters, such as jax.tree.map(lambda leaf: leaf.sharding, params)."
+        )
+
+
+def refuse_off_mesh(typed: Mapping[str, NamedSharding], leaves: Sequence[NamedLeaf]) -> None:
+    """Raises ValueError if the types of some leaves name a mesh, and those of others do not."""
+    # A leaf on one device among others on a mesh would make JAX fail later, without a path.
+    off = [leaf.path for leaf in leaves if leaf.path not in typed]
+    if typed and off:
+        path, sharding = next(iter(typed.items()))
+        raise ValueError(
+            f"{show(off[0])} lies on no mesh, and {show(path)} on {_brief(sharding.mesh)} ({len(off)} such paths). Put "
+            "all parameters on it by jax.device_put, with PartitionSpec() for those that every device holds whole."
+        )
+
+
+def refuse_other_mesh(mesh: Any, leaves: Sequence[NamedLeaf]) -> None:
+    """Raises ValueError if the type of a leaf names another mesh; types of arrays that lie on one name it."""
+    # Not by identity: a plan made on an abstract mesh of the same axes serves as well.
+    for leaf in leaves:
+        here = jax.typeof(leaf.value).sharding.mesh
+        if not here.empty and _brief(here) != _brief(mesh):
+            raise ValueError(
+                f"{show(leaf.path)} is on the mesh {_brief(here)}, and the shardings or the plan are for the mesh "
+                f"{_brief(mesh)}. One update runs on one mesh: take the shardings from the parameters that are trained."
+            )
+
+
+def _brief(mesh: Any) -> str:
+    """Sizes and kinds of the axes."""
+    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return ", ".join(f"{axis}={size} ({kind.name})" for axis, size, kind in axes)
+
+
+def refuse_other_shapes(mesh: Any, uses: Mapping[str, Use], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError unless ``shapes`` are those that a plan was made for, by path."""
+    planned = {path: use.shape for path, use in uses.items()}
+    differing = [path for path in [*planned, *shapes] if planned.get(path) != shapes.get(path)]
+    if differing:
+        path, none = differing[0], "none"
+        raise ValueError(
+            f"The plan is not for these parameters: {show(path)} has shape {planned.get(path, none)} in the plan for "
+            f"the mesh {dict(mesh.shape)} and {shapes.get(path, none)} here ({len(differing)} such paths). Make a plan "
+            "of the parameters that are trained: muon_optax.plan(params, shardings)."
+        )
+
+
+def refuse_other_use(mesh: Any, path: str, planned: Use, wanted: Use) -> None:
+    """Raises ValueError where a plan has another layout for a leaf, or rounds it more than ``wanted``."""
+    if planned.layout != wanted.layout:
+        raise ValueError(
+            f"The plan is not for these layouts: {show(path)} is '{planned.layout}' in the plan for the mesh "
+            f"{dict(mesh.shape)} and '{wanted.layout}' here. Give muon_optax.plan the same layouts."
+        )
+    # A wider dtype than needed is let through: it sends more and rounds nothing.
+    wide, narrow = jnp.finfo(planned.dtype), jnp.finfo(wanted.dtype)
+    if wide.nmant < narrow.nmant or wide.maxexp < narrow.maxexp or wide.minexp > narrow.minexp:
+        raise ValueError(
+            f"The plan is not for this orthogonalizer or dtype: it sends {show(path)} in {planned.dtype}, and here it "
+            f"needs {wanted.dtype}. Give muon_optax.plan the same orthogonalizer, and parameters in the dtype of the "
+            "updates."
+        )
+
+
+def warn_of_silence(orthogonalizer: Any) -> None:
+    """Warns if an orthogonalizer lacks the attributes that a plan asks for."""
+    missing = [name for name in ("dtype", "flops") if not hasattr(orthogonalizer, name)]
+    if missing:
+        warnings.warn(
+            f"The orthogonalizer has no {' and no '.join(missing)}. Without dtype matrices travel in their own dtype, "
+            "perhaps twice the bytes; without flops their cost is guessed. Pass muon_optax.newton_schulz() itself, or "
+            "an object with __call__, dtype (of its products, or None) and flops(rows, cols).",
+            stacklevel=2,
+        )

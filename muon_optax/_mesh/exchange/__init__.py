@@ -1,1 +1,0 @@
-"""Pieces travel to their owners, whole matrices are orthogonalized, pieces travel back."""

@@ -1,0 +1,81 @@
+"""Parameters on a mesh, and the kinds of their matrices."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+from muon_optax._layouts.layout import Layout
+from muon_optax._mesh.shardings import Dims, Sizes, local_shape
+
+Matrix: TypeAlias = tuple[int, int]  # the number of its leaf, and its position in what a device holds of that
+
+
+class Leaf(NamedTuple):
+    """A parameter, or one block of a fused projection; its update comes as ``there`` says and leaves as ``back``."""
+
+    path: str
+    start: int  # of the block, along the parameter's output axis
+    shape: tuple[int, ...]
+    padded: tuple[int, ...]  # the shape, with zeros appended where the mesh does not divide an axis
+    layout: Layout
+    there: Dims
+    back: Dims
+    dtype: str  # in which its matrices travel
+
+    def of_batch(self, values: Sequence) -> tuple:
+        """Of one value an axis, those of the batch axes."""
+        return tuple(value for value, letter in zip(values, self.layout.axes, strict=True) if letter == "b")
+
+    def of_matrix(self, values: Sequence) -> tuple:
+        """Of one value an axis, all others."""
+        return tuple(value for value, letter in zip(values, self.layout.axes, strict=True) if letter != "b")
+
+
+class Way(NamedTuple):
+    """How the matrices of a kind lie before the update, or after it."""
+
+    dims: Dims
+    piece: tuple[int, ...]  # the part of a matrix that one device holds
+    columns: int  # of a piece seen as rows and columns
+    divided: tuple[str, ...]  # the mesh axes that divide a matrix
+    copied: tuple[str, ...]  # the other axes of the pool: along them every device holds the same pieces
+
+
+class Kind(NamedTuple):
+    """What matrices must agree on to travel together, which is all that an owner has to know of them."""
+
+    layout: Layout  # of one matrix, without batch axes
+    shape: tuple[int, ...]
+    there: Way
+    back: Way
+    pool: tuple[str, ...]  # the mesh axes that owners differ by; all others divide the batch axes
+    dtype: str
+
+
+def kind_of(leaf: Leaf, sizes: Sizes) -> Kind:
+    """The kind of a leaf's matrices."""
+    # Matrices stay among the devices that hold their part of the batch axes: nobody else needs to hear of them.
+    batch = {axis for part in leaf.of_batch(leaf.there) for axis in part}
+    pool = tuple(axis for axis in sizes if axis not in batch)
+    letters, shape = "".join(leaf.of_matrix(leaf.layout.axes)), leaf.of_matrix(leaf.padded)
+    # Heads and head dimension are one axis on the way: a TPU fills an array's last axis up to 128.
+    merged = len(letters) - len(letters.rstrip(letters[-1]))
+
+    def way(dims: Dims) -> Way:
+        dims = leaf.of_matrix(dims)
+        piece = local_shape(shape, dims, sizes)
+        divided = tuple(axis for axis in pool if any(axis in part for part in dims))
+        copied = tuple(axis for axis in pool if axis not in divided)
+        return Way(dims, piece, math.prod(piece[-merged:]), divided, copied)
+
+    return Kind(Layout(letters, leaf.layout.split), shape, way(leaf.there), way(leaf.back), pool, leaf.dtype)
+
+
+def matrices_by_kind(leaves: Sequence[Leaf], sizes: Sizes) -> dict[Kind, list[Matrix]]:
+    """All matrices that one device holds pieces of. Arrays without elements have none."""
+    found: dict[Kind, list[Matrix]] = {}
+    for number, leaf in enumerate(leaves):
+        if math.prod(leaf.shape):
+            own = math.prod(leaf.of_batch(local_shape(leaf.padded, leaf.there, sizes)))
+            found.setdefault(kind_of(leaf, sizes), []).extend((number, position) for position in range(own))
+    return found

@@ -1,1 +1,0 @@
-"""Which device orthogonalizes which matrix, and how matrices get there and back."""
