@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from muon_optax._layouts.layout import Layout
-from muon_optax._mesh.typed import gathered, laid_out_like
+from muon_optax._mesh.shardings import gathered, laid_out_like
 
 Shape = tuple[int, ...]
 
