@@ -22,7 +22,6 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
         "for _ in range(26):": LAST_BIT,
     },
     "_orthogonalizers/gram_newton_schulz": {
-        "Q = B if index == 0 else (d * _widen(Q) + q * _widen(B) + multiply(Q, B)).astype(dtype)": COMMUTING,
         "half = blend(d, rounded, multiply(rounded, B))": COMMUTING,
     },
     "_orthogonalizers/batching": {

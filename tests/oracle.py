@@ -90,6 +90,36 @@ def spectra(size: int) -> dict[str, np.ndarray]:
     }
 
 
+def kinds_of_matrices(rows: int, cols: int) -> dict[str, np.ndarray]:
+    """Matrices of two dozen kinds of spectra, with ``rows <= cols``; ``rows`` is a multiple of 4."""
+    index, draw = np.arange(rows), np.random.default_rng(7)
+    values = {
+        "linear": np.linspace(1, 0.01, rows),
+        "uniform": np.sort(draw.uniform(0, 1, rows))[::-1],
+        "clustered": np.repeat([1, 0.3, 0.1, 0.03], rows // 4),
+        "duplicate": np.repeat(np.linspace(1, 0.1, rows // 2), 2),
+        "half-rank": np.where(index < rows // 2, 1.0, 0.0),
+        "near-rank-1": np.where(index < 1, 1.0, 1e-3),
+        "one-large": np.where(index < 1, 1.0, 3e-2),
+        "two-large": np.where(index < 2, 1.0, 0.1),
+        "gamma": np.sort(draw.gamma(1.0, 1.0, rows))[::-1],
+        "orthogonal": np.ones(rows),
+        "power-law": 1 / (1 + index) ** 2.0,
+        "exponential": np.exp(-0.5 * index),
+    }
+    values |= {f"geometric-1e-{k}": np.geomspace(1, 10.0**-k, rows) for k in (2, 4, 6, 8)}
+    values |= {f"rank-{k}": np.where(index < k, 1 / (1.0 + index), 0.0) for k in (1, 2, 3)}
+    gaps = gaussian(rows, cols, seed=6)
+    gaps[::3] = 0
+    return {kind: with_spectrum(own, rows, cols, seed=3) for kind, own in values.items()} | {
+        "hilbert": 1 / (1.0 + index[:, None] + np.arange(cols)),
+        "vandermonde": np.vander(np.linspace(0.1, 1, rows), cols),
+        "diagonal": np.eye(rows, cols) * values["linear"][:, None],
+        "gaussian": gaussian(rows, cols, seed=5),
+        "zero-rows": gaps,
+    }
+
+
 def gaussian(*shape: int, seed: int = 0) -> np.ndarray:
     """Standard normal entries."""
     return np.random.default_rng(seed).standard_normal(shape)

@@ -1,6 +1,7 @@
 """Gram Newton-Schulz: as good as the direct method, at the cost that its formula states."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import jax
@@ -116,6 +117,61 @@ def test_without_restarts_bfloat16_would_break_the_bound(monkeypatch: pytest.Mon
     monkeypatch.setattr(_gram_newton_schulz, "restart_steps", lambda coefficients, dtype: ())
     drifted = jax.jit(mo.newton_schulz(coefficients, method="gram"))(matrices(2)[index])
     assert oracle.relative_error(drifted, want) > max(1.5 * direct, ALLOWED)
+
+
+SCHEDULES = {
+    "keller": mo.KELLER,
+    "you_jiacheng": mo.YOU_JIACHENG,
+    "cubic": mo.CUBIC,
+    "deepseek_v4": mo.DEEPSEEK_V4,
+    **{f"polar_express-{steps}": mo.polar_express(steps) for steps in (4, 5, 6, 8, 10, 12)},
+    "polar_express-4-large": mo.polar_express(4, 4e-3),
+    "keller-4": mo.KELLER[:4],
+    "newton-schulz-12": ((1.5, -0.5, 0.0),) * 12,
+    "quintic-8": ((1.875, -1.25, 0.375),) * 8,
+}
+USUAL = ["keller", "cubic", "deepseek_v4", "polar_express-4-large", "polar_express-6", "polar_express-8"]
+
+
+def range_cases() -> Iterator:
+    """A fast part, and as slow the cross product of dtypes, norms and sizes."""
+    for schedule in SCHEDULES:
+        for side in ("wide", "tall"):
+            marks = () if schedule in USUAL else pytest.mark.slow
+            yield pytest.param(schedule, "bfloat16", "frobenius", side, 32, 4, marks=marks)
+    for case in itertools.product(
+        ("polar_express-4", "polar_express-6", "polar_express-10", "cubic"),
+        ("bfloat16", "float16", "float32"),
+        ("frobenius", "schatten4"),
+        ("wide", "tall"),
+        (16, 256),
+        (1, 8),
+    ):
+        yield pytest.param(*case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("schedule, dtype, norm, side, short, aspect", list(range_cases()))
+def test_every_schedule_keeps_its_range(
+    schedule: str, dtype: str, norm: str, side: str, short: int, aspect: int
+) -> None:
+    """Both methods end within 5% of the exact image of the singular values they were given, on two dozen spectra."""
+    coefficients = SCHEDULES[schedule]
+    given = oracle.kinds_of_matrices(short, short * aspect)
+    stack = np.stack(list(given.values())).astype(np.float32)
+    scaled = stack / np.abs(stack).max(axis=(-2, -1), keepdims=True)
+    rounded = np.asarray(jnp.asarray(scaled).astype(dtype), np.float64)
+    before = np.linalg.svd(rounded, compute_uv=False)
+    order = {"frobenius": 2, "schatten4": 4}[norm]
+    before /= np.sum(before**order, axis=-1, keepdims=True) ** (1 / order)
+    for method in ("direct", "gram"):
+        orthogonalizer = jax.jit(mo.newton_schulz(coefficients, dtype=jnp.dtype(dtype), method=method, norm=norm))
+        result = orthogonalizer(stack if side == "wide" else np.swapaxes(stack, -1, -2))
+        after = np.linalg.svd(np.asarray(result, np.float64), compute_uv=False)
+        for kind, start, end in zip(given, before, after, strict=True):
+            # Rounding X by itself moves singular values by up to an eps: below that no lower end can be promised.
+            resolved = start.min() > float(jnp.finfo(dtype).eps)
+            low, high = mo.coefficient_range(coefficients, start.min() if resolved else 0.0)
+            assert 0.95 * low <= end.min() <= end.max() <= 1.05 * high, (kind, method)
 
 
 def test_restarts_of_the_usual_schedules() -> None:

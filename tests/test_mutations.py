@@ -39,22 +39,28 @@ def forget() -> None:
         function.cache_clear()
 
 
-def replace_split_step(patch: pytest.MonkeyPatch, split_step: Callable[[Step, jax.Array], tuple]) -> None:
+def replace_polynomial(patch: pytest.MonkeyPatch, polynomial: Callable[[Step, jax.Array], tuple]) -> None:
     for module in (_newton_schulz, _gram_newton_schulz):
-        patch.setattr(module, "split_step", split_step)
+        patch.setattr(module, "polynomial", polynomial)
 
 
 def without_restarts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_gram_newton_schulz, "restart_steps", lambda coefficients, dtype: ())
 
 
+def with_factors_in_the_other_order(patch: pytest.MonkeyPatch) -> None:
+    """Equal in exact arithmetic: the factors of one Gram matrix commute."""
+    beside = _gram_newton_schulz._beside
+    patch.setattr(_gram_newton_schulz, "_beside", lambda X, B, Q: beside(X, Q, B))
+
+
 def with_a_rounded_gram_matrix(patch: pytest.MonkeyPatch) -> None:
     """What rounding takes off R is lost."""
     factor = _gram_newton_schulz._factor
 
-    def rounding(R: jax.Array, coefficients: Coefficients, dtype: jnp.dtype) -> tuple:
-        bits = jnp.finfo(dtype)
-        return factor(jax.lax.reduce_precision(R, bits.nexp, bits.nmant), coefficients, dtype)
+    def rounding(X: jax.Array, R: jax.Array, coefficients: Coefficients) -> tuple:
+        bits = jnp.finfo(X.dtype)
+        return factor(X, jax.lax.reduce_precision(R, bits.nexp, bits.nmant), coefficients)
 
     patch.setattr(_gram_newton_schulz, "_factor", rounding)
 
@@ -62,12 +68,12 @@ def with_a_rounded_gram_matrix(patch: pytest.MonkeyPatch) -> None:
 def with_a_rounded_coefficient(index: int, dtype: str) -> Mutation:
     """Only where products are of ``dtype``."""
 
-    def split_step(step: Step, A: jax.Array) -> tuple:
+    def polynomial(step: Step, A: jax.Array) -> tuple:
         if A.dtype == dtype:
             step = tuple(float(np.asarray(k, jnp.bfloat16)) if i == index else k for i, k in enumerate(step))
-        return _step.split_step(step, A)
+        return _step.polynomial(step, A)
 
-    return lambda patch: replace_split_step(patch, split_step)
+    return lambda patch: replace_polynomial(patch, polynomial)
 
 
 def with_a_rounded_factor_of_x(patch: pytest.MonkeyPatch) -> None:
@@ -76,8 +82,7 @@ def with_a_rounded_factor_of_x(patch: pytest.MonkeyPatch) -> None:
     def blend(scale: float, matrices: jax.Array, product: jax.Array) -> jax.Array:
         return (scale * matrices).astype(product.dtype) + product
 
-    for module in (_newton_schulz, _gram_newton_schulz):
-        patch.setattr(module, "blend", blend)
+    patch.setattr(_step, "blend", blend)
 
 
 def without_step(skipped: int) -> Mutation:
@@ -103,7 +108,7 @@ def divided_by(norm: Callable[[jax.Array], jax.Array]) -> Mutation:
 
     def change(begin: Start) -> Start:
         X = begin.X.astype(begin.norm.dtype)
-        return Start(begin.X, _start.gram(begin.X) / norm(X) ** 2, norm(X))
+        return Start(begin.X, _step.gram(begin.X) / norm(X) ** 2, norm(X))
 
     return replace_start(change)
 
@@ -125,12 +130,12 @@ def with_two_gram_matrices(patch: pytest.MonkeyPatch) -> None:
         for index, (a, b, c) in enumerate(coefficients):
             if index > 0:
                 X = Y.astype(X.dtype)
-                exact = _start.gram(X)
+                exact = _step.gram(X)
             A = exact.astype(X.dtype)
             center = _step._center(b, c)
             identity = jnp.eye(A.shape[-1], dtype=exact.dtype)
             B = (b * exact + c * _precision.multiply(A, A) - center * identity).astype(X.dtype)
-            Y = _precision.blend(a + center, X, _start.apply(B, X))
+            Y = _step.apply(a + center, B, X)
             if index == 0:
                 Y = Y / norm
         return Y
@@ -145,11 +150,11 @@ def with_the_center_on_the_wrong_side(patch: pytest.MonkeyPatch) -> None:
 
 
 def with_the_center_added_twice(patch: pytest.MonkeyPatch) -> None:
-    def split_step(step: Step, A: jax.Array) -> tuple:
-        d, B = _step.split_step(step, A)
+    def polynomial(step: Step, A: jax.Array) -> tuple:
+        d, B = _step.polynomial(step, A)
         return 2 * step[0] - d, B
 
-    replace_split_step(patch, split_step)
+    replace_polynomial(patch, polynomial)
 
 
 exact_direct = partial(test_newton_schulz.test_float32_direct_equals_the_oracle, (8, 32))
@@ -165,6 +170,21 @@ MUTATIONS: dict[str, tuple[Mutation, Check]] = (
             without_restarts,
             partial(test_gram_newton_schulz.test_long_schedules_do_not_diverge, "deepseek_v4", "float32"),
         ),
+    }
+    | {
+        f"factors-in-the-other-order-{side}": (
+            with_factors_in_the_other_order,
+            partial(
+                test_gram_newton_schulz.test_every_schedule_keeps_its_range,
+                "polar_express-8",
+                "bfloat16",
+                "frobenius",
+                side,
+                32,
+                4,
+            ),
+        )
+        for side in ("wide", "tall")
     }
     | {
         "rounded-gram-matrix": (

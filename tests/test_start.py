@@ -39,13 +39,6 @@ def test_only_the_matrix_is_rounded_to_the_dtype_of_products() -> None:
     assert oracle.relative_error(gram, exact @ exact.T) <= RTOL["float32"]
 
 
-@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (4, 4)], ids=str)
-def test_apply_multiplies_on_the_side_of_the_gram_matrix(shape: tuple[int, int]) -> None:
-    X = oracle.gaussian(*shape).astype(np.float32)
-    turned = _start.apply(_start.gram(jnp.asarray(X)), jnp.asarray(X))
-    np.testing.assert_allclose(turned, X.astype(np.float64) @ X.T @ X, rtol=1e-4)
-
-
 @pytest.mark.parametrize("kind", NORMS)
 def test_a_zero_matrix_has_norm_one(kind: str) -> None:
     X, gram, norm = start(jnp.zeros((3, 4)), jnp.float32, kind)

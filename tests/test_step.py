@@ -9,7 +9,7 @@ from tolerances import RTOL
 
 import muon_optax as mo
 from muon_optax._orthogonalizers import step as _step
-from muon_optax._orthogonalizers.step import split_step
+from muon_optax._orthogonalizers.step import polynomial
 
 STEPS = {
     "keller": mo.KELLER[0],
@@ -24,7 +24,7 @@ STEPS = {
 def test_the_parts_sum_to_the_polynomial(step: str) -> None:
     X = oracle.with_spectrum(np.linspace(1.1, 0.1, 6), 6, 9).astype(np.float32)
     A = (X @ X.T).astype(np.float32)
-    d, B = split_step(STEPS[step], jnp.asarray(A))
+    d, B = polynomial(STEPS[step], jnp.asarray(A))
     a, b, c = STEPS[step]
     want = a * np.eye(6) + b * A.astype(np.float64) + c * A.astype(np.float64) @ A
     assert oracle.relative_error(d * np.eye(6) + np.asarray(B, np.float64), want) <= RTOL["float32"]
@@ -33,9 +33,9 @@ def test_the_parts_sum_to_the_polynomial(step: str) -> None:
 def test_each_matrix_of_a_batch_has_its_own_polynomial() -> None:
     matrices = oracle.gaussian(2, 3, 4, 4).astype(np.float32)
     with jax.numpy_rank_promotion("raise"):
-        d, batch = split_step(mo.KELLER[0], jnp.asarray(matrices @ np.swapaxes(matrices, -1, -2)))
+        d, batch = polynomial(mo.KELLER[0], jnp.asarray(matrices @ np.swapaxes(matrices, -1, -2)))
     for index in np.ndindex(2, 3):
-        alone, B = split_step(mo.KELLER[0], jnp.asarray(matrices[index] @ matrices[index].T))
+        alone, B = polynomial(mo.KELLER[0], jnp.asarray(matrices[index] @ matrices[index].T))
         assert alone == d
         assert oracle.relative_error(batch[index], B) <= RTOL["float32"]
 
@@ -44,7 +44,7 @@ def test_each_matrix_of_a_batch_has_its_own_polynomial() -> None:
 def test_what_is_rounded_is_smaller_than_without_centering(step: str) -> None:
     _, b, c = STEPS[step]
     values = np.linspace(0.0, 1.3, 200)
-    _, B = split_step(STEPS[step], jnp.asarray(np.diag(values), jnp.float32))
+    _, B = polynomial(STEPS[step], jnp.asarray(np.diag(values), jnp.float32))
     uncentered = np.abs(b * values + c * values**2).max()
     assert np.abs(np.diagonal(B)).max() == pytest.approx(np.ptp(b * values + c * values**2) / 2, rel=1e-3)
     assert np.abs(np.diagonal(B)).max() <= 0.51 * uncentered
@@ -57,7 +57,7 @@ def test_the_center_is_the_middle_of_all_values(b: float, c: float) -> None:
 
 
 def test_the_rounded_part_has_the_dtype_of_products() -> None:
-    d, B = split_step(mo.KELLER[0], jnp.eye(3, dtype=jnp.bfloat16))
+    d, B = polynomial(mo.KELLER[0], jnp.eye(3, dtype=jnp.bfloat16))
     assert isinstance(d, float)  # exact: never an array that a product would round
     assert B.dtype == jnp.bfloat16
 
@@ -74,3 +74,10 @@ def test_centering_takes_a_quarter_off_the_error(shape: tuple[int, int], monkeyp
     centered = error()
     monkeypatch.setattr(_step, "_center", lambda b, c: 0.0)
     assert centered <= 0.75 * error()
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (4, 4)], ids=str)
+def test_apply_multiplies_on_the_side_of_the_gram_matrix(shape: tuple[int, int]) -> None:
+    X = oracle.gaussian(*shape).astype(np.float32)
+    turned = _step.apply(2.0, _step.gram(jnp.asarray(X)), jnp.asarray(X))
+    np.testing.assert_allclose(turned, 2 * X + X.astype(np.float64) @ X.T @ X, rtol=1e-4)

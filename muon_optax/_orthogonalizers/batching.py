@@ -44,6 +44,7 @@ def map_matrices(function: Orthogonalizer, arrays: Sequence[jax.Array]) -> list[
     Returns:
         The results in the order of ``arrays``, the same up to rounding however they were run.
     """
+    function = _traced_once(function)
     # The abstract value holds shape, dtype and, on a mesh of explicit axes, the sharding: all that must agree to stack.
     groups: defaultdict[object, list[int]] = defaultdict(list)
     for position, array in enumerate(arrays):
@@ -66,6 +67,7 @@ def map_stacks(function: Orthogonalizer, stacks: Sequence[jax.Array]) -> list[ja
     Returns:
         The results in the order of ``stacks``.
     """
+    function = _traced_once(function)
     single = [position for position, stack in enumerate(stacks) if len(stack) == 1]
     alone = map_matrices(function, [stacks[position][0] for position in single])
     results = {position: matrix[None] for position, matrix in zip(single, alone, strict=True)}
@@ -73,6 +75,12 @@ def map_stacks(function: Orthogonalizer, stacks: Sequence[jax.Array]) -> list[ja
         results[position] if position in results else _run_stack(function, stack)
         for position, stack in enumerate(stacks)
     ]
+
+
+def _traced_once(function: Orthogonalizer) -> Orthogonalizer:
+    # JAX keeps what jit has traced: matrices of one shape and dtype share a trace and one function in the program, in
+    # all branches for platforms and in every later trace of the step. XLA inlines it, so the results are the same.
+    return jax.jit(function)
 
 
 def _run(function: Orthogonalizer, group: list[jax.Array]) -> Sequence[jax.Array]:

@@ -7,11 +7,11 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from muon_optax._orthogonalizers.checks import as_matrices, refuse_array
 from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients, check_coefficients
 from muon_optax._orthogonalizers.gram_newton_schulz import gram_newton_schulz, gram_products
-from muon_optax._orthogonalizers.precision import blend
-from muon_optax._orthogonalizers.start import Norm, Start, apply, gram, start
-from muon_optax._orthogonalizers.step import split_step
+from muon_optax._orthogonalizers.start import Norm, Start, start
+from muon_optax._orthogonalizers.step import apply, gram, polynomial
 
 Method = Literal["auto", "direct", "gram"]
 
@@ -32,8 +32,7 @@ def direct_newton_schulz(begin: Start, coefficients: Coefficients) -> jax.Array:
         if index > 0:
             X = Y.astype(X.dtype)
             A = gram(X)
-        d, B = split_step(step, A.astype(X.dtype))
-        Y = blend(d, X, apply(B, X))
+        Y = apply(*polynomial(step, A.astype(X.dtype)), X)
         if index == 0:
             Y = Y / norm
     return Y
@@ -83,10 +82,14 @@ def newton_schulz(
             orthogonal in four steps as ``KELLER`` in five.
 
     Returns:
-        A function ``(*batch, rows, cols) -> same shape and dtype``. The result does not depend on the scale of its
-        input; zero gives zero; a matrix with a NaN or an infinity becomes NaN and no other does.
+        A function ``(*batch, rows, cols) -> same shape and dtype`` of real floating matrices. The result does not
+        depend on the scale of its input; zero gives zero; a matrix with a NaN or an infinity becomes NaN and no other
+        does. Singular values end within :func:`muon_optax.coefficient_range`, up to rounding. It carries its ``dtype``
+        and a method ``flops(rows, cols)``, by which :func:`muon_optax.plan` plans a mesh.
 
     Raises:
+        TypeError: If a matrix is passed in place of coefficients; the function returned raises it for complex numbers
+            and integers, and ValueError for fewer than two axes.
         ValueError: If the coefficients are empty, no triples, not finite, or make some singular value in (0, 1] diverge
             or change its sign; if ``dtype`` is no floating type of at least 16 bits; if ``method`` or ``norm`` is
             unknown.
@@ -102,6 +105,7 @@ def newton_schulz(
         >>> bool(jnp.allclose(O @ O.T, jnp.eye(2), atol=1e-5))
         True
     """
+    refuse_array(coefficients)
     coefficients = check_coefficients(coefficients)
     dtype = _checked_dtype(dtype)
     for name, value, choices in (("method", method, get_args(Method)), ("norm", norm, get_args(Norm))):
@@ -122,6 +126,7 @@ class _NewtonSchulz:
 
     def __call__(self, matrices: jax.Array) -> jax.Array:
         """Orthogonalizes ``(*batch, rows, cols)``."""
+        matrices = as_matrices(matrices)
         if matrices.size == 0:
             return matrices
         gram = self._chosen(*matrices.shape[-2:]) == "gram"

@@ -1,14 +1,16 @@
 """The exact polar factor, by singular value decomposition: the oracle for every iteration, and a slow choice."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from muon_optax._orthogonalizers.checks import as_matrices
 from muon_optax._orthogonalizers.precision import accumulation_dtype, multiply, near_one
 
 
-def polar_factor() -> Callable[[jax.Array], jax.Array]:
+def polar_factor(*misplaced: Any) -> Callable[[jax.Array], jax.Array]:
     """An orthogonalizer that sets all singular values to exactly 1.
 
     ``U S V^T -> U V^T`` by a singular value decomposition in float32 (float64 for float64 input). Directions without a
@@ -16,8 +18,15 @@ def polar_factor() -> Callable[[jax.Array], jax.Array]:
     tests, for small models and to see what a better iteration could bring; tens to hundreds of times slower than
     :func:`muon_optax.newton_schulz` on an accelerator.
 
+    Args:
+        *misplaced: None are taken; a matrix is refused with the right call.
+
     Returns:
-        A function ``(*batch, rows, cols) -> same shape and dtype``, which does not depend on the scale of its input.
+        A function ``(*batch, rows, cols) -> same shape and dtype`` of real floating matrices, which does not depend on
+        the scale of its input.
+
+    Raises:
+        TypeError: If anything is passed.
 
     References:
         Nicholas J. Higham, "Functions of Matrices: Theory and Computation", SIAM, chapter 8, 2008.
@@ -28,6 +37,11 @@ def polar_factor() -> Callable[[jax.Array], jax.Array]:
         >>> bool(jnp.allclose(O, jnp.array([[1.0, 0.0], [0.0, -1.0]]), atol=1e-6))
         True
     """
+    if misplaced:
+        raise TypeError(
+            "polar_factor makes an orthogonalizer and takes no arguments. Call the function that it returns: "
+            "polar_factor()(matrix)."
+        )
     return _PolarFactor()
 
 
@@ -38,6 +52,7 @@ class _PolarFactor:
 
     def __call__(self, matrices: jax.Array) -> jax.Array:
         """Orthogonalizes ``(*batch, rows, cols)``."""
+        matrices = as_matrices(matrices)
         if matrices.size == 0:
             return matrices
         working = accumulation_dtype(matrices.dtype)

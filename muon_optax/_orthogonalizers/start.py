@@ -5,23 +5,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from muon_optax._orthogonalizers.precision import multiply, near_one
-
-
-def gram(matrices: jax.Array) -> jax.Array:
-    """The smaller of ``X X^T`` and ``X^T X``, accumulated in float32; rounded by the caller."""
-    transposed = jnp.swapaxes(matrices, -1, -2)
-    return multiply(matrices, transposed) if _is_wide(matrices) else multiply(transposed, matrices)
-
-
-def apply(factor: jax.Array, matrices: jax.Array) -> jax.Array:
-    """``factor`` times ``X`` from the side on which ``gram`` made it: ``F X`` if X is wide, ``X F`` if it is tall."""
-    # A tall matrix is multiplied as it lies: transposing it would cost a copy there and one back.
-    return multiply(factor, matrices) if _is_wide(matrices) else multiply(matrices, factor)
-
-
-def _is_wide(matrices: jax.Array) -> bool:
-    return matrices.shape[-2] <= matrices.shape[-1]
+from muon_optax._orthogonalizers.precision import near_one
+from muon_optax._orthogonalizers.step import gram
 
 
 def _squared_frobenius(product: jax.Array) -> jax.Array:

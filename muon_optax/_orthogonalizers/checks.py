@@ -1,0 +1,39 @@
+"""What the array functions refuse, with the call that was meant."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def as_matrices(given: Any) -> jax.Array:
+    """``given`` as an array of matrices ``(*batch, rows, cols)`` of real floats.
+
+    Raises:
+        TypeError: For complex numbers, integers and booleans.
+        ValueError: For fewer than two axes.
+    """
+    matrices = jnp.asarray(given)
+    # Complex numbers would lose their imaginary part and integers would come back rounded to zeros.
+    if not jnp.issubdtype(matrices.dtype, jnp.floating):
+        raise TypeError(
+            f"An orthogonalizer takes real floating matrices; got dtype {matrices.dtype}. Convert first, for example "
+            "with .astype(jnp.float32); orthogonalize real and imaginary parts separately."
+        )
+    if matrices.ndim < 2:
+        raise ValueError(
+            f"An orthogonalizer takes matrices (*batch, rows, cols); got shape {matrices.shape}. A vector can be "
+            "passed as a matrix of one row, x[None, :]."
+        )
+    return matrices
+
+
+def refuse_array(coefficients: Any) -> None:
+    """Raises TypeError if the matrix was passed to ``newton_schulz`` itself."""
+    shape = getattr(coefficients, "shape", None)
+    # Coefficients may come as an array, too: one row of three for each step.
+    if shape is not None and not (len(shape) == 2 and shape[1] == 3):
+        raise TypeError(
+            f"newton_schulz makes an orthogonalizer and takes no matrix; got an array of shape {tuple(shape)}. Call "
+            "the function that it returns: newton_schulz()(matrix)."
+        )
