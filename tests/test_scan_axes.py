@@ -4,12 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from models import LinenBlock, shown, under
+from models import LinenBlock, shown
 
-import muon_optax as mo
-
-INPUTS = {"query": "ioo", "key": "ioo", "value": "ioo", "out": "iio"}
-CORE = under("MultiHeadDotProductAttention_0", INPUTS) | {"up": "io", "down": "io"}
+ATTENTION = {"query": "ioo", "key": "ioo", "value": "ioo", "out": "iio"}
+CORE = {f"MultiHeadDotProductAttention_0/{name}": core for name, core in ATTENTION.items()} | {"up": "io", "down": "io"}
 
 
 @pytest.mark.parametrize("axis", [0, 1])
