@@ -12,7 +12,6 @@ import optax
 import pytest
 from models import (
     Table,
-    assert_updated_as_layers,
     clipped_muon,
     haiku_recurrent,
     haiku_stack,
@@ -141,9 +140,3 @@ def test_two_steps(name: str):
     }
     # A key's bias cancels in the softmax: its gradient is rounding, or nothing.
     assert set(case.table) - changed <= {"multi_head_attention/key/b"}
-
-
-def test_a_layer_stack_is_updated_as_its_layers_would_be():
-    case = CASES["4 layers of width 4, norms=True"]  # the shapes alone could be a general dense layer's
-    params = jax.jit(case.init)().items()
-    assert_updated_as_layers({path: value for path, value in params if path.startswith("__layer_stack")}, 4)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from models import (
@@ -256,11 +255,3 @@ def test_an_override_by_path_reaches_a_model():
     labels = mo.label_params(nnx.to_pure_dict(nnx.state(model, nnx.Param)), layouts)
     assert labels["blocks"][0]["up"]["kernel"] == "muon"
     assert labels["blocks"][1]["up"]["kernel"] == "adamw"
-
-
-def test_labels_have_the_structure_of_the_state():
-    params = nnx.state(NNXTransformer(11, 5, 12, 3, 2, True, nnx.Rngs(0)), nnx.Param)
-    labels = mo.label_params(params)
-    assert jax.tree.structure(labels) == jax.tree.structure(params)
-    state = optax.partition({"muon": optax.sgd(1.0), "adamw": optax.adamw(1e-3)}, labels).init(params)
-    assert set(state.inner_states) == {"muon", "adamw"}

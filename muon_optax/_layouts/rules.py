@@ -14,7 +14,7 @@ from muon_optax._layouts.evidence.heads import embedding, head, is_vocabulary
 from muon_optax._layouts.evidence.layer_types import kind_of, layout_by_type
 from muon_optax._layouts.evidence.siblings import by_attention, by_einsum, by_gates, by_gating
 from muon_optax._layouts.evidence.stacks import UNSTACKED, Stack
-from muon_optax._layouts.evidence.tree import Reading, Seen, Tree
+from muon_optax._layouts.evidence.tree import Reading, Seen, Tree, unwrapped
 from muon_optax._layouts.evidence.two_axes import by_orientation
 from muon_optax._layouts.evidence.vectors import is_bias_or_norm, is_norm
 from muon_optax._layouts.evidence.widths import by_width_of_inputs, by_width_of_outputs
@@ -95,8 +95,7 @@ def guess_layouts(leaves: Sequence[NamedLeaf]) -> tuple[dict[str, Layout | None]
 
 def decide(leaves: Sequence[NamedLeaf]) -> dict[str, Decision]:
     """The decision on every leaf, by path, in the order of the leaves."""
-    short = names.without_index([leaf.path for leaf in leaves])
-    seen = [leaf._replace(path=short[leaf.path]) if leaf.path in short else leaf for leaf in leaves]
+    seen = unwrapped(leaves)
     tree = Tree(seen)
     return {leaf.path: _decide(bare, tree) for leaf, bare in zip(leaves, seen, strict=True)}
 

@@ -11,7 +11,9 @@ def by_bias(seen: Seen) -> Reading | None:
         return None
     axes, outputs = len(core), len(bias)
     if seen.outputs_first:
-        return Reading("o" + "i" * (axes - 1), "bias") if bias == core[:1] else None
+        if bias == core[:outputs]:
+            return Reading("o" * outputs + "i" * (axes - outputs), "bias")
+        return Reading("i" * (axes - outputs) + "o" * outputs, "bias") if bias == core[-outputs:] else None
     if is_transposed(seen) and core[-1] == core[-2]:
         return None  # the bias fits both; the name tells
     if core[-outputs:] == bias:

@@ -1,7 +1,6 @@
 """What names mean, whole components of a path at a time."""
 
 import re
-from collections.abc import Collection
 from functools import cache
 
 EMBEDDING = re.compile(
@@ -61,14 +60,6 @@ _OTHER_WORD = re.compile(
 def clean(component: str) -> str:
     """Lower case and without a trailing number: "Dense_0" is "dense"."""
     return re.sub(r"_\d+$", "", component).lower()
-
-
-def without_index(paths: Collection[str]) -> dict[str, str]:
-    """Paths without the index under which a Haliax array holds its only part, "weight/0"; others are left out."""
-    ending = re.compile(r"(^|/)(weight|bias)/0$")
-    short = {path: path[:-2] for path in paths if path.endswith("/0") and ending.search(path)}
-    known = set(paths) if short else set()
-    return {path: bare for path, bare in short.items() if f"{bare}/1" not in known}
 
 
 @cache

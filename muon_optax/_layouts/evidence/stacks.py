@@ -46,6 +46,9 @@ class Pair(NamedTuple):
             return False
         if weight[-len(bias) :] == bias and not self.outputs_first:
             return True
+        # Haliax's layers have several output axes; without a stack one is likelier, and the other axis counts layers.
+        if self.outputs_first and stack.sizes and bias in (weight[: len(bias)], weight[-len(bias) :]):
+            return True
         return len(bias) == 1 and (weight[0] == bias[0] or weight[-2] == bias[0] or weight[-1] == bias[0])
 
 

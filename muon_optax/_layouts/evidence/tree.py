@@ -191,22 +191,34 @@ class Seen:
     @cached_property
     def width(self) -> int | None:
         """The axis of the residual stream, told by the nearest norms with the length of just one axis."""
-        return self._axis_of("widths")
-
-    @cached_property
-    def inner_width(self) -> int | None:
-        """The same with the norms of queries, keys and compressed ranks."""
-        return self._axis_of("norms")
-
-    def _axis_of(self, kind: str) -> int | None:
         for scope in self.scopes:
-            norms = getattr(scope, kind)
-            lengths = {core[-1] for core in self.cores({n for n in norms if len(n) > 1})}
-            lengths |= {norm[0] for norm in norms if len(norm) == 1}
+            lengths = self._lengths(scope.widths)
             axes = [axis for axis, size in enumerate(self.core) if size in lengths]
             if axes:
                 return axes[0] if len(axes) == 1 else None
         return None
+
+    @cached_property
+    def reads_normalized(self) -> bool:
+        """Whether the first axis has the length of any norm near, that of a compressed rank too."""
+        return any(self.core[0] in self._lengths(scope.norms) for scope in self.scopes[:3])
+
+    def _lengths(self, norms: set[Shape]) -> set[int]:
+        many = self.cores({norm for norm in norms if len(norm) > 1})
+        return {norm[0] for norm in norms if len(norm) == 1} | {core[-1] for core in many}
+
+
+_WRAPPED = re.compile(r"(.*/)?(weight|bias)/(args/)?\d+")
+
+
+def unwrapped(leaves: Sequence[NamedLeaf]) -> list[NamedLeaf]:
+    """The leaves with "weight" for "weight/0" of a Haliax array and "weight/args/1" of a wrapper: its largest part."""
+    wrapped: defaultdict[str, list[NamedLeaf]] = defaultdict(list)
+    for leaf in leaves:
+        if leaf.path[-1:].isdigit() and _WRAPPED.fullmatch(leaf.path):
+            wrapped[leaf.path.rpartition("/")[0].removesuffix("/args")].append(leaf)
+    largest = {max(parts, key=lambda leaf: math.prod(leaf.shape)).path: short for short, parts in wrapped.items()}
+    return [leaf._replace(path=largest[leaf.path]) if leaf.path in largest else leaf for leaf in leaves]
 
 
 def is_embedding(leaf: NamedLeaf) -> bool:

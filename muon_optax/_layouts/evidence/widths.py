@@ -11,9 +11,9 @@ def by_width_of_inputs(seen: Seen) -> Reading | None:
     if last < 2 or role == "writes" or "conv" in seen.module:
         return None
     axis = seen.width
-    if axis is None and names.ATTENTION_IN.fullmatch(seen.module):
-        axis = seen.inner_width  # from a compressed rank, which has a norm of its own
-    if axis == 0 and not seen.outputs_first:
+    if axis is None and names.ATTENTION_IN.fullmatch(seen.module) and seen.reads_normalized:
+        axis = 0  # from a compressed rank, which has a norm of its own
+    if axis == 0 and (role == "reads" or not seen.outputs_first):
         return Reading("i" + "o" * last, "width")
     return Reading("o" * last + "i", "width") if axis == last and seen.outputs_first and role == "reads" else None
 
@@ -27,7 +27,7 @@ def by_width_of_outputs(seen: Seen) -> Reading | None:
     path = seen.leaf.path.lower()
     attention = names.ATTENTION.fullmatch(path) is not None or any(scope.queries for scope in seen.scopes[:1])
     if names.role(seen.module) == "writes" and attention:
-        if axis == last and not seen.outputs_first:
+        if axis == last:
             return Reading("i" * last + "o", "name + width")
         return Reading("o" + "i" * last, "name + width") if axis == 0 and seen.outputs_first else None
     window = last == 3 and max(core[:2]) <= LARGEST_WINDOW and seen.name in ("kernel", "w") and not attention
