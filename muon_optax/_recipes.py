@@ -130,7 +130,8 @@ def muon_h(
         ValueError: At ``init``, for a matrix or head of zeros, with its path.
 
     References:
-        "Hyperball optimization", https://arxiv.org/abs/2606.16899, 2026.
+        Kaiyue Wen et al., "Fantastic Pretraining Optimizers and Where to Find Them II: Hyperball Optimization",
+        https://arxiv.org/abs/2606.16899, 2026.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo

@@ -60,7 +60,8 @@ def scale_by_hyperball(
             compiled ``init`` can't look at values: there a zero matrix gets NaN updates.
 
     References:
-        "Hyperball optimization", https://arxiv.org/abs/2606.16899, 2026.
+        Kaiyue Wen et al., "Fantastic Pretraining Optimizers and Where to Find Them II: Hyperball Optimization",
+        https://arxiv.org/abs/2606.16899, 2026.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo, optax
