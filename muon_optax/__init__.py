@@ -19,6 +19,7 @@ from muon_optax._orthogonalizers.coefficients import (
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 from muon_optax._orthogonalizers.polar_factor import polar_factor
 from muon_optax._summary import summarize
+from muon_optax._transforms.hold_idle_matrices import hold_idle_matrices
 from muon_optax._transforms.orthogonalize import orthogonalize, orthogonalize_via_newton_schulz
 from muon_optax._transforms.partition import partition_by_layout
 from muon_optax._transforms.scale_by_shape import scale_by_shape
@@ -36,6 +37,7 @@ __all__ = [
     "coefficient_range",
     "default_layouts",
     "diagnostics",
+    "hold_idle_matrices",
     "init_sharded",
     "label_params",
     "muon",

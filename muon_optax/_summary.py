@@ -11,7 +11,7 @@ import optax
 
 from muon_optax._layouts.assign import Layouts, assign_layouts
 from muon_optax._layouts.layout import Layout
-from muon_optax._layouts.paths import NamedLeaf, named_leaves, owner_of
+from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
 from muon_optax._transforms.scales import Scale, scale_factors
 
 _HEADINGS = ("path", "shape", "layout", "matrices", "label", "scale", "state bytes")
@@ -145,7 +145,7 @@ def _state_bytes(optimizer: optax.GradientTransformation, params: Any, leaves: l
     shapes = {leaf.path: leaf.shape for leaf in leaves}
     kept = dict.fromkeys(shapes, 0)
     for leaf in named_leaves(jax.eval_shape(optimizer.init, params)):
-        owner = owner_of(leaf.path, leaf.shape, shapes)
+        owner = parameter_of(leaf.path, leaf.shape, shapes)
         if owner is not None:
             kept[owner] += _bytes(leaf)
     return kept

@@ -7,7 +7,7 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from muon_optax._layouts.paths import named_leaves, owner_of
+from muon_optax._layouts.paths import named_leaves, parameter_of
 from muon_optax._mesh.placement import Plan, refuse_other_paths, refuse_other_shapes
 from muon_optax._mesh.shardings import dims_of, shardings_of, spread
 
@@ -61,7 +61,7 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
     mesh = next(iter(given.values())).mesh
     state = jax.eval_shape(optimizer.init, params)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    found = [own.get(owner_of(leaf.path, leaf.shape, shapes) or "", everywhere) for leaf in named_leaves(state)]
+    found = [own.get(parameter_of(leaf.path, leaf.shape, shapes) or "", everywhere) for leaf in named_leaves(state)]
     return jax.tree.unflatten(jax.tree.structure(state), found)
 
 
