@@ -143,11 +143,14 @@ def _match(globs: Mapping[str, Layout | str | None], tree: Any, leaves: list[Nam
 def _refuse_unmatched(unmatched: set[str], tree: Any, leaves: list[NamedLeaf]) -> None:
     unmatched = _not_out_of_sight(unmatched, tree) if unmatched else unmatched
     if unmatched:
+        # Of a layouts function that was called with a step count, the one path is that of the count.
+        hinted = unmatched == {""}
         paths = sorted(leaf.path for leaf in leaves)
         listed = ", ".join(map(repr, paths[:20])) + (f" and {len(paths) - 20} more" if len(paths) > 20 else "")
         raise ValueError(
             f"layouts names {', '.join(map(repr, sorted(unmatched)))}, which matches no parameter. The paths are: "
             f"{listed}."
+            + (" optax.inject_hyperparams calls a function as a schedule: name 'layouts' in static_args." * hinted)
         )
 
 

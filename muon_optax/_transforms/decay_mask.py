@@ -29,12 +29,19 @@ def as_mask_function(mask: Any | MaskFunction | None) -> MaskFunction | None:
     Flax boxes may differ from those of the parameters. A boolean holds for all parameters below its path.
 
     Raises:
-        TypeError: If a leaf of the tree is not a boolean.
+        TypeError: If a leaf of the tree is not a boolean, or the mask is a boolean alone.
     """
     is_function = callable(mask) and jax.tree_util.treedef_is_leaf(jax.tree.structure(mask))
     if mask is None or is_function:
         return mask
     refuse_injected_array("weight_decay_mask", mask)
+    if isinstance(mask, bool):
+        # A function that optax.inject_hyperparams called with its step count arrives as one boolean.
+        raise TypeError(
+            f"weight_decay_mask={mask} is not a tree of booleans like the parameters, or a function from parameters to "
+            "one. Under optax.inject_hyperparams name it in static_args=('weight_decay_mask',), since that calls every "
+            "function as a schedule; to decay nothing use weight_decay=0."
+        )
     decays = {leaf.path: leaf.value for leaf in named_leaves(mask)}
     for path, value in decays.items():
         if not isinstance(value, bool | np.bool_ | int) and getattr(value, "dtype", None) != np.bool_:
