@@ -26,6 +26,7 @@ from muon_optax._transforms.family.clip_qk import clip_qk
 from muon_optax._transforms.family.hyperball import scale_by_hyperball
 from muon_optax._transforms.family.normuon import scale_by_normuon
 from muon_optax._transforms.family.quantized_trace import quantized_trace
+from muon_optax._transforms.hold_idle_matrices import hold_idle_matrices
 from muon_optax._transforms.orthogonalize import orthogonalize, orthogonalize_via_newton_schulz
 from muon_optax._transforms.partition import partition_by_layout
 from muon_optax._transforms.scale_by_shape import scale_by_shape
@@ -45,6 +46,7 @@ __all__ = [
     "coefficient_range",
     "default_layouts",
     "diagnostics",
+    "hold_idle_matrices",
     "init_sharded",
     "label_params",
     "muon",

@@ -9,7 +9,7 @@ import optax
 from muon_optax._layouts.assign import Layouts
 from muon_optax._mesh.state import stay_spread
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
-from muon_optax._transforms.checks import check_momentum_dtype, check_number
+from muon_optax._transforms.checks import check_adamw, check_momentum_dtype, check_number, refuse_injected_array
 from muon_optax._transforms.decay_mask import as_mask_function, decay_mask
 from muon_optax._transforms.orthogonalize import orthogonalize
 from muon_optax._transforms.partition import partition_by_layout
@@ -28,6 +28,7 @@ def muon(
     scale: Scale = "moonlight",
     orthogonalizer: Callable[[jax.Array], jax.Array] | None = None,
     layouts: Layouts = None,
+    adamw_learning_rate: optax.ScalarOrSchedule | None = None,
     adamw: optax.GradientTransformation | None = None,
     shardings: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -54,8 +55,12 @@ def muon(
         orthogonalizer: From matrices ``(*batch, rows, cols)`` to matrices of the same shape. ``None`` for
             :func:`muon_optax.newton_schulz` with its defaults.
         layouts: Which leaves are matrices, and how: as in :func:`muon_optax.assign_layouts`.
-        adamw: Any transform, for the leaves without a layout, in place of ``optax.adamw(learning_rate, b1=0.9, b2=0.95,
-            eps=1e-8, weight_decay=weight_decay, mask=...)``; it brings its own learning rate, sign and decay.
+        adamw_learning_rate: For the AdamW branch alone, with the same decay and mask: a number >= 0, a scalar array or
+            a schedule. ``None`` for ``learning_rate``. Not together with ``adamw``.
+        adamw: Any transform, for the leaves without a layout, in place of ``optax.adamw(adamw_learning_rate, b1=0.9,
+            b2=0.95, eps=1e-8, weight_decay=weight_decay, mask=...)``; it brings its own learning rate, sign and decay.
+            To differentiate through the optimizer (MAML) pass ``optax.adamw(learning_rate, eps_root=1e-8)``: at a
+            gradient of zero the square root has no finite derivative otherwise.
         shardings: How the parameters lie on a mesh, as in :func:`muon_optax.orthogonalize`: a tree like them of
             ``NamedSharding``, or of arrays that carry one, or a :func:`muon_optax.plan`. Only needed where the mesh
             has Auto axes. With a plan made ``over`` a mesh axis the state stays spread over it (ZeRO-1).
@@ -65,14 +70,16 @@ def muon(
         needs ``params``. Updates come back in the dtypes of the gradients.
 
     Raises:
-        ValueError: At construction, for a number out of range, an unknown scale, an integer ``momentum_dtype`` or
-            shardings on several meshes; at ``init``, for layouts or shardings that do not fit and for leaves that can't
-            be trained; at ``update``, without ``params``, with another tree or with another optimizer's state. Paths
-            are named.
-        TypeError: At ``init``, for a leaf that is no array; at construction, if ``shardings`` holds something else.
+        ValueError: At construction, for a number out of range, an unknown scale, an integer ``momentum_dtype``,
+            shardings on several meshes, or ``adamw_learning_rate`` beside ``adamw``; at ``init``, for layouts or
+            shardings that do not fit and for leaves that can't be trained; at ``update``, without ``params``, with
+            another tree or with another optimizer's state. Paths are named.
+        TypeError: At ``init``, for a leaf that is not an array; at construction, for an argument of another type, also
+            where ``optax.inject_hyperparams`` called it as a schedule because ``static_args`` does not name it.
 
     Warns:
-        UserWarning: At ``init``, with the paths of arrays of three or more axes that no rule knows; AdamW trains them.
+        UserWarning: At ``init``, with the paths of arrays that no rule knows, which AdamW trains, or if no parameter is
+            seen as a matrix at all.
 
     References:
         Keller Jordan, "Muon: An optimizer for hidden layers in neural networks",
@@ -94,6 +101,13 @@ def muon(
         check_number("weight_decay", weight_decay, "use a finite number >= 0, such as 0.1", 0.0)
     check_number("momentum", momentum, "use a number in [0, 1), such as 0.95", 0.0, 1.0)
     check_momentum_dtype(momentum_dtype)
+    check_adamw(adamw, adamw_learning_rate)
+    if adamw_learning_rate is None:
+        adamw_learning_rate = learning_rate
+    elif not callable(adamw_learning_rate):
+        check_number("adamw_learning_rate", adamw_learning_rate, "use a finite number >= 0, or a schedule", 0.0)
+    for name, value in {"orthogonalizer": orthogonalizer, "scale": scale, "layouts": layouts}.items():
+        refuse_injected_array(name, value)
     mask = as_mask_function(weight_decay_mask)
     matrices = optax.chain(
         optax.trace(momentum, nesterov=nesterov, accumulator_dtype=momentum_dtype),
@@ -104,6 +118,6 @@ def muon(
     )
     if adamw is None:
         adamw = optax.adamw(
-            learning_rate, b1=0.9, b2=0.95, eps=1e-8, weight_decay=weight_decay, mask=mask or decay_mask
+            adamw_learning_rate, b1=0.9, b2=0.95, eps=1e-8, weight_decay=weight_decay, mask=mask or decay_mask
         )
     return stay_spread(partition_by_layout(matrices, adamw, layouts), shardings)

@@ -1,7 +1,8 @@
-"""The table a person reads before training: which parameter goes where, seen as which matrices, scaled by what."""
+"""The table a person reads before training: which parameter goes where, seen as which matrices, and why."""
 
+import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._layouts.assign import Layouts, assign_layouts
+from muon_optax._layouts.assign import Layouts, resolve
 from muon_optax._layouts.layout import Layout
-from muon_optax._layouts.paths import NamedLeaf, named_leaves, owner_of
+from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
+from muon_optax._layouts.repeated import natural_order, pattern, without_numbers
+from muon_optax._layouts.rules import decide
+from muon_optax._layouts.unknown import warn_unknown
 from muon_optax._transforms.scales import Scale, scale_factors
 
-_HEADINGS = ("path", "shape", "layout", "matrices", "label", "scale", "state bytes")
+_HEADINGS = ("path", "shape", "layout", "matrices", "label", "why", "scale", "state bytes")
+_RIGHT_ALIGNED = 6  # columns from here on hold numbers
+_LEGEND = "layout: i input, o output, b each index is a matrix of its own, - not a matrix, ? no rule knows"
+# Below this share of all elements under Muon a person should look; embeddings rarely hold as much as the rest does.
+_SMALL_SHARE = 1 / 3
+_LARGEST_LISTED = 3
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,8 @@ class Row:
     shape: tuple[int, ...]
     layout: Layout | None
     label: str
+    why: str
+    known: bool
     scale: tuple[float, ...]
     state_bytes: int
 
@@ -32,21 +43,6 @@ class Row:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
-
-    def cells(self) -> tuple[str, ...]:
-        """The row as text."""
-        matrices = " + ".join(map(_show_matrices, self.layout.matrix_shapes(self.shape))) if self.layout else ""
-        scale = ", ".join(f"{factor:.4g}" for factor in dict.fromkeys(self.scale))
-        layout = str(self.layout) if self.layout else "-"
-        return (
-            self.path,
-            str(list(self.shape)),
-            layout,
-            matrices,
-            self.label,
-            scale,
-            f"{self.state_bytes:,}",
-        )
 
 
 @dataclass(frozen=True)
@@ -58,28 +54,99 @@ class Summary:
     @property
     def muon_share(self) -> float:
         """Share of all elements that Muon trains, 0 to 1."""
-        return self._elements("muon") / max(1, sum(row.size for row in self.rows))
+        return _elements(row for row in self.rows if row.label == "muon") / max(1, _elements(self.rows))
 
-    def _elements(self, label: str) -> int:
-        return sum(row.size for row in self.rows if row.label == label)
+    def table(self, every_row: bool = False) -> str:
+        """The rows in columns, a legend and the totals.
+
+        Args:
+            every_row: Whether equal parameters of repeated layers have a row each. By default they share one.
+        """
+        lines = [_HEADINGS, *map(_cells, self._groups(every_row))]
+        widths = [max(len(cells[column]) for cells in lines) for column in range(len(_HEADINGS))]
+        texts = [_line(cells, widths) for cells in lines]
+        texts.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join([*texts, _LEGEND, self._totals(), *self._alarms()])
 
     def __str__(self) -> str:
-        """The rows in columns, then the totals."""
-        table = [_HEADINGS, *(row.cells() for row in self.rows)]
-        widths = [max(len(cells[column]) for cells in table) for column in range(len(_HEADINGS))]
-        lines = [_line(cells, widths) for cells in table]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        totals = (
-            f"{len(self.rows)} parameters, {sum(row.size for row in self.rows):,} elements: "
-            f"{self._elements('muon'):,} by Muon ({self.muon_share:.1%}), {self._elements('adamw'):,} by AdamW. "
+        """The table with repeated layers collapsed."""
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        lines = [_HEADINGS, *map(_cells, self._groups(every_row=False))]
+        head, *body = (
+            "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+            for tag, cells in zip(["th", *["td"] * len(lines)], lines, strict=False)
+        )
+        rows = "".join(f"<tr>{cells}</tr>" for cells in body)
+        notes = "".join(f"<p>{html.escape(text)}</p>" for text in (_LEGEND, self._totals(), *self._alarms()))
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{notes}"
+
+    def _groups(self, every_row: bool) -> list[list[Row]]:
+        """Rows that are shown as one: those that differ in the numbers of their paths alone."""
+        groups: dict[tuple, list[Row]] = {}
+        for row in self.rows:
+            same = (row.shape, row.layout, row.label, row.why, row.scale, row.state_bytes)
+            groups.setdefault((row.path if every_row else without_numbers(row.path), same), []).append(row)
+        return list(groups.values())
+
+    def _totals(self) -> str:
+        by_muon, unknown = ([row for row in self.rows if own(row)] for own in (_by_muon, _is_unknown))
+        total = _elements(self.rows)
+        left = f", {_elements(unknown):,} of them in {len(unknown)} arrays that no rule knows" if unknown else ""
+        return (
+            f"{len(self.rows)} parameters, {total:,} elements: {_elements(by_muon):,} by Muon ({self.muon_share:.1%}), "
+            f"{total - _elements(by_muon):,} by AdamW{left}. "
             f"Optimizer state: {sum(row.state_bytes for row in self.rows):,} bytes."
         )
-        return "\n".join([*lines, totals])
+
+    def _alarms(self) -> list[str]:
+        """What a person should not overlook."""
+        alarms = []
+        unknown = [row for row in self.rows if _is_unknown(row)]
+        candidates = [row for row in self.rows if _by_muon(row) or _is_unknown(row)]
+        if 2 * _elements(unknown) > _elements(candidates):
+            alarms.append(
+                "ATTENTION: no rule knows most of the arrays that may be matrices. Pass their layouts, or AdamW trains "
+                "them."
+            )
+        if self.rows and self.muon_share < _SMALL_SHARE:
+            others = sorted((row for row in self.rows if not _by_muon(row)), key=lambda row: -row.size)
+            largest = ", ".join(f"{row.path} ({row.why})" for row in others[:_LARGEST_LISTED])
+            alarms.append(
+                f"ATTENTION: Muon trains {self.muon_share:.1%} of the elements. The largest that AdamW trains: "
+                f"{largest}."
+            )
+        return alarms
+
+
+def _by_muon(row: Row) -> bool:
+    return row.label == "muon"
+
+
+def _is_unknown(row: Row) -> bool:
+    return not row.known
+
+
+def _elements(rows: Iterable[Row]) -> int:
+    return sum(row.size for row in rows)
+
+
+def _cells(group: Sequence[Row]) -> tuple[str, ...]:
+    """A group of equal rows as text; state bytes are those of all of them."""
+    first = group[0]
+    path = pattern([row.path for row in group]) + (f" x{len(group)}" if len(group) > 1 else "")
+    matrices = " + ".join(map(_show_matrices, first.layout.matrix_shapes(first.shape))) if first.layout else ""
+    layout = str(first.layout) if first.layout else "-" if first.known else "?"
+    scale = ", ".join(f"{factor:.4g}" for factor in dict.fromkeys(first.scale))
+    kept = f"{sum(row.state_bytes for row in group):,}"
+    return (path, str(list(first.shape)), layout, matrices, first.label, first.why, scale, kept)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     aligned = [
-        cell.rjust(width) if column > 4 else cell.ljust(width)
+        cell.rjust(width) if column >= _RIGHT_ALIGNED else cell.ljust(width)
         for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
     ]
     return "  ".join(aligned).rstrip()
@@ -87,8 +154,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def _show_matrices(shape: tuple[int, ...]) -> str:
     *batch, rows, cols = shape
-    count = math.prod(batch)
-    return f"{rows} x {cols}" if not batch else f"{count} of {rows} x {cols}"
+    return f"{math.prod(batch)} of {rows} x {cols}" if batch else f"{rows} x {cols}"
 
 
 def summarize(
@@ -98,7 +164,7 @@ def summarize(
     scale: Scale = "moonlight",
     optimizer: optax.GradientTransformation | None = None,
 ) -> Summary:
-    """A table of which parameter goes where, seen as which matrices, scaled by what.
+    """A table of which parameter goes where, seen as which matrices, scaled by what, and why.
 
     Args:
         params: Any tree of arrays or ``ShapeDtypeStruct``; nothing is computed on them.
@@ -108,31 +174,41 @@ def summarize(
             a matrix and two moments for any other parameter, in the parameter's dtype.
 
     Returns:
-        A summary: ``print`` it for columns path, shape, layout, matrices, label, scale and optimizer state in bytes,
-        with totals below; ``.rows`` for the values; ``.muon_share`` for the share of elements under Muon. Matrices are
-        written ``fan_in x fan_out``.
+        A summary: ``print`` it for columns path, shape, layout, matrices, label, why (which evidence decided), scale
+        and optimizer state in bytes, with totals below. Equal parameters of repeated layers share a row, as in
+        ``layers/{0..25}/attn/w x26``; ``.table(every_row=True)`` lists all, ``.rows`` has the values, ``.muon_share``
+        the share of elements under Muon. Matrices are written ``fan_in x fan_out``. In a notebook it shows as HTML.
 
     Raises:
         ValueError: As :func:`muon_optax.assign_layouts`, and for an unknown scale.
 
+    Warns:
+        UserWarning: As :func:`muon_optax.assign_layouts`.
+
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
         >>> print(mo.summarize({"dense": {"kernel": jnp.ones((8, 32)), "bias": jnp.ones(32)}}))
-        path          shape    layout  matrices  label  scale  state bytes
-        ------------  -------  ------  --------  -----  -----  -----------
-        dense/bias    [32]     -                 adamw                 256
-        dense/kernel  [8, 32]  io      8 x 32    muon   1.131        1,024
+        path          shape    layout  matrices  label  why   scale  state bytes
+        ------------  -------  ------  --------  -----  ----  -----  -----------
+        dense/bias    [32]     -                 adamw  bias                 256
+        dense/kernel  [8, 32]  io      8 x 32    muon   bias  1.131        1,024
+        layout: i input, o output, b each index is a matrix of its own, - not a matrix, ? no rule knows
         2 parameters, 288 elements: 256 by Muon (88.9%), 32 by AdamW. Optimizer state: 1,280 bytes.
     """
-    resolved = assign_layouts(params, layouts)
     leaves = named_leaves(params)
+    resolved, unknown = resolve(params, leaves, layouts)
+    warn_unknown(unknown, leaves)
+    unknown_paths, decisions = {leaf.path for leaf in unknown}, decide(leaves)
     measured = None if optimizer is None else _state_bytes(optimizer, params, leaves)
     rows = []
-    for leaf in leaves:
-        layout = resolved[leaf.path]
+    for leaf in sorted(leaves, key=lambda leaf: natural_order(leaf.path)):
+        layout, decision = resolved[leaf.path], decisions[leaf.path]
+        known = leaf.path not in unknown_paths
+        # Where `layouts` says something else than the rules, or answers what they don't know, the user has decided.
+        why = decision.why if decision.layout == layout and decision.known == known else "given"
         kept = (1 if layout else 2) * _bytes(leaf) if measured is None else measured[leaf.path]
         factors = scale_factors(scale, layout, leaf.shape) if layout else ()
-        rows.append(Row(leaf.path, leaf.shape, layout, "muon" if layout else "adamw", factors, kept))
+        rows.append(Row(leaf.path, leaf.shape, layout, "muon" if layout else "adamw", why, known, factors, kept))
     return Summary(tuple(rows))
 
 
@@ -146,9 +222,9 @@ def _state_bytes(optimizer: optax.GradientTransformation, params: Any, leaves: l
     kept = dict.fromkeys(shapes, 0)
     for leaf in named_leaves(jax.eval_shape(optimizer.init, params)):
         # A statistic of a parameter, such as a number for each neuron, has another shape; a counter has none.
-        owner = owner_of(leaf.path, leaf.shape, shapes)
+        owner = parameter_of(leaf.path, leaf.shape, shapes)
         if owner is None and leaf.shape:
-            owner = owner_of(leaf.path, (), dict.fromkeys(shapes, ()))
+            owner = parameter_of(leaf.path, (), dict.fromkeys(shapes, ()))
         if owner is not None:
             kept[owner] += _bytes(leaf)
     return kept

@@ -343,6 +343,59 @@ def test_equinox_model_under_filter_jit(subject: Subject) -> None:
     assert_trees_equal(moved, {name: want[name] for name in trees.SHAPES}, subject.same)
 
 
+# Optax's own wrappers around whole optimizers: each takes muon, moves all leaves, and keeps its state's structure.
+WRAPPERS: dict[str, Callable[[Any], Any]] = {
+    "mechanize": lambda muon: optax.contrib.mechanize(muon),
+    "sam": lambda muon: optax.contrib.sam(muon, optax.sgd(0.01), sync_period=2),
+    "schedule-free": lambda muon: optax.contrib.schedule_free(muon, 0.1),
+    "split-complex": optax.contrib.split_real_and_imaginary,
+    "conditionally-transform": lambda muon: optax.conditionally_transform(muon, lambda step: step >= 0),
+    "conditionally-mask": lambda muon: optax.conditionally_mask(muon, lambda step: step >= 0),
+    "skip-not-finite": lambda muon: optax.MultiSteps(muon, 1, should_skip_update_fn=optax.skip_not_finite),
+    "reduce-on-plateau": lambda muon: optax.chain(muon, optax.contrib.reduce_on_plateau(patience=2)),
+    "snapshot": lambda muon: optax.chain(muon, optax.snapshot("norm", optax.tree.norm)),
+    "monitor": lambda muon: optax.chain(muon, optax.monitor({"norm": optax.tree.norm})),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_optax_wrappers_take_muon(wrapper: str) -> None:
+    plain = mo.muon(0.1, orthogonalizer=FLOAT32)
+    optimizer, params = WRAPPERS[wrapper](plain), trees.with_vectors()
+    extra = {"value": jnp.asarray(1.0)} if wrapper == "reduce-on-plateau" else {}
+    state, moved, update = optimizer.init(params), params, jax.jit(optimizer.update)
+    for gradient in gradients_of(SUBJECTS["muon"], 2):
+        before = state
+        updates, state = update(gradient, state, moved, **extra)
+        # Optax's monitor itself starts without measurements: there muon's own state, the first, is compared.
+        both = (before[0], state[0]) if wrapper == "monitor" else (before, state)
+        assert jax.tree.structure(both[0]) == jax.tree.structure(both[1])
+        moved = optax.apply_updates(moved, updates)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(moved))
+    if wrapper not in ("mechanize", "sam", "schedule-free"):  # these change the steps on purpose
+        want = run(plain, params, gradients_of(SUBJECTS["muon"], 2)).moved
+        assert_trees_equal(jax.tree.map(jnp.subtract, moved, params), want, 1e-4)
+    elif wrapper != "mechanize":  # which learns its own rate, from nearly zero
+        assert all(bool((new != old).any()) for new, old in zip(*map(jax.tree.leaves, (moved, params)), strict=True))
+
+
+def test_lookahead_takes_muon() -> None:
+    optimizer = optax.lookahead(mo.muon(0.1, orthogonalizer=FLOAT32), sync_period=3, slow_step_size=0.5)
+    params = optax.LookaheadParams.init_synced(trees.with_vectors())
+    (gradient,) = gradients_of(SUBJECTS["muon"], 1)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    want = run(mo.muon(0.1, orthogonalizer=FLOAT32), trees.with_vectors(), [gradient]).updates
+    assert_trees_equal(updates.fast, want, 1e-4)
+
+
+def test_tree_map_params_reaches_momenta_and_no_counters() -> None:
+    optimizer = mo.muon(0.1)
+    state = optimizer.init(trees.with_vectors())
+    marked = optax.tree_map_params(optimizer, lambda leaf: leaf + 1, state)
+    values = {leaf.ndim > 0: float(leaf.max()) for leaf in jax.tree.leaves(marked)}
+    assert values == {True: 1.0, False: 0.0}
+
+
 # The learning rate and the decay, which only muon has.
 
 

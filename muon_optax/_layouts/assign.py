@@ -1,19 +1,19 @@
 """From rules and overrides to the layout of every leaf, and from layouts to labels."""
 
 import fnmatch
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from muon_optax._layouts.layout import Layout, as_layout
-from muon_optax._layouts.paths import NamedLeaf, is_hidden, named_leaves, show
+from muon_optax._layouts.paths import HIDDEN, NamedLeaf, is_hidden, named_leaves, show
 from muon_optax._layouts.rules import guess_layouts
+from muon_optax._layouts.unknown import warn_unknown
 
 LayoutMap: TypeAlias = Mapping[str, Layout | None]
 Layouts: TypeAlias = Mapping[str, Layout | str | None] | Callable[[Any], Mapping[str, Layout | str | None]] | None
@@ -34,8 +34,9 @@ def assign_layouts(params: Any, layouts: Layouts = None) -> dict[str, Layout | N
         goes to AdamW.
 
     Raises:
-        ValueError: If a glob matches no path, a layout does not fit a leaf's shape, or a leaf with a layout is
-            complex or integer; the message names the path.
+        ValueError: If a glob matches no path, a layout does not fit a leaf's shape, or a leaf with a layout is complex
+            or integer; the message names the path. In a part of a model globs may also match what is out of sight: the
+            path of a ``None``, or anything where ``optax.masked`` hides leaves.
         TypeError: If ``layouts`` is neither a mapping nor a function that returns one.
 
     Warns:
@@ -50,13 +51,7 @@ def assign_layouts(params: Any, layouts: Layouts = None) -> dict[str, Layout | N
     """
     leaves = named_leaves(params)
     resolved, unknown = resolve(params, leaves, layouts)
-    if unknown:
-        listed = ", ".join(f"{show(leaf.path)} {leaf.dtype}{list(leaf.shape)}" for leaf in unknown)
-        warnings.warn(
-            f"No rule knows which axes of these arrays are inputs and outputs, so AdamW trains them: {listed}. Give "
-            f"their layout, for example layouts={{{unknown[0].path!r}: 'bio'}}, or None to leave them to AdamW.",
-            stacklevel=2,
-        )
+    warn_unknown(unknown, leaves)
     return resolved
 
 
@@ -78,12 +73,15 @@ def label_params(params: Any, layouts: Layouts = None) -> Any:
         >>> mo.label_params({"dense": {"kernel": jnp.ones((8, 4)), "bias": jnp.ones(4)}})
         {'dense': {'bias': 'adamw', 'kernel': 'muon'}}
     """
-    return labels_of(params, assign_layouts(params, layouts))
+    leaves = named_leaves(params)
+    resolved, unknown = resolve(params, leaves, layouts)
+    warn_unknown(unknown, leaves)
+    return labels_of(params, leaves, resolved)
 
 
-def labels_of(tree: Any, resolved: LayoutMap) -> Any:
-    """The tree of labels that belongs to resolved layouts."""
-    labels = ["adamw" if resolved[leaf.path] is None else "muon" for leaf in named_leaves(tree)]
+def labels_of(tree: Any, leaves: list[NamedLeaf], resolved: LayoutMap) -> Any:
+    """The tree of labels that belongs to the resolved layouts of the ``leaves`` of ``tree``."""
+    labels = ["adamw" if resolved[leaf.path] is None else "muon" for leaf in leaves]
     return jax.tree.unflatten(jax.tree.structure(tree), labels)
 
 
@@ -106,13 +104,13 @@ def resolve(
                 f"The layouts function must return a mapping from path to layout; got {type(given).__name__}."
             )
         base, unknown = {path: as_layout(layout) for path, layout in given.items()}, []
-        _refuse_unmatched(set(base) - {leaf.path for leaf in leaves}, leaves)
+        _refuse_unmatched(set(base) - {leaf.path for leaf in leaves}, tree, leaves)
     elif known is not None:
         base, unknown, globs = dict(known), [], layouts or {}
     else:
         base, unknown = guess_layouts(leaves)
         globs = layouts or {}
-    overrides = _match(globs, leaves)
+    overrides = _match(globs, tree, leaves)
     if len({leaf.path for leaf in leaves}) < len(leaves):
         guessed = set() if callable(layouts) else base.keys() - overrides.keys()
         _refuse_shared_paths(leaves, base | overrides, guessed)
@@ -127,7 +125,7 @@ def resolve(
     return resolved, [leaf for leaf in unknown if leaf.path not in overrides]
 
 
-def _match(globs: Mapping[str, Layout | str | None], leaves: list[NamedLeaf]) -> dict[str, Layout | None]:
+def _match(globs: Mapping[str, Layout | str | None], tree: Any, leaves: list[NamedLeaf]) -> dict[str, Layout | None]:
     """The override of each leaf: its exact path, or else the first glob that matches."""
     paths = {leaf.path for leaf in leaves}
     # A mapping of exact paths, such as default_layouts returns, costs one look-up each: only the rest are patterns.
@@ -138,18 +136,36 @@ def _match(globs: Mapping[str, Layout | str | None], leaves: list[NamedLeaf]) ->
         unmatched.update(() if matched else (glob,))
         for path in matched:
             overrides.setdefault(path, as_layout(globs[glob]))
-    _refuse_unmatched(unmatched, leaves)
+    _refuse_unmatched(unmatched, tree, leaves)
     return overrides
 
 
-def _refuse_unmatched(unmatched: set[str], leaves: list[NamedLeaf]) -> None:
+def _refuse_unmatched(unmatched: set[str], tree: Any, leaves: list[NamedLeaf]) -> None:
+    unmatched = _not_out_of_sight(unmatched, tree) if unmatched else unmatched
     if unmatched:
+        # Of a layouts function that was called with a step count, the one path is that of the count.
+        hinted = unmatched == {""}
         paths = sorted(leaf.path for leaf in leaves)
         listed = ", ".join(map(repr, paths[:20])) + (f" and {len(paths) - 20} more" if len(paths) > 20 else "")
         raise ValueError(
             f"layouts names {', '.join(map(repr, sorted(unmatched)))}, which matches no parameter. The paths are: "
             f"{listed}."
+            + (" optax.inject_hyperparams calls a function as a schedule: name 'layouts' in static_args." * hinted)
         )
+
+
+def _not_out_of_sight(unmatched: set[str], tree: Any) -> set[str]:
+    """The globs that match nothing, even if ``tree`` is a part: layouts of a whole model name leaves it lacks."""
+    if any(map(is_hidden, jax.tree.leaves(tree, is_leaf=is_hidden))):
+        # A hidden node may stand for a whole subtree, whose paths are not known.
+        return set()
+    marked = jax.tree.map(lambda leaf: HIDDEN if leaf is None else leaf, tree, is_leaf=lambda leaf: leaf is None)
+    absent = [leaf.path for leaf in named_leaves(marked) if leaf.value is HIDDEN]
+    return {
+        glob
+        for glob in unmatched
+        if not any(fnmatch.fnmatchcase(path, glob) or glob.startswith(f"{path}/") for path in absent)
+    }
 
 
 def _refuse_misfit(leaf: NamedLeaf, layout: Layout | None) -> None:
@@ -179,7 +195,14 @@ def _refuse_shared_paths(leaves: list[NamedLeaf], layouts: LayoutMap, guessed: S
             )
 
 
-_handed_on: ContextVar[LayoutMap | None] = ContextVar("layouts resolved on the whole tree", default=None)
+class _HandedOn(NamedTuple):
+    """The layouts of the whole tree, and what parts of it have been seen as: pairs of a structure and its matrices."""
+
+    layouts: LayoutMap
+    seen: list[tuple[Any, list[tuple[NamedLeaf, Layout]]]]
+
+
+_handed_on: ContextVar[_HandedOn | None] = ContextVar("layouts resolved on the whole tree", default=None)
 
 
 @contextmanager
@@ -189,11 +212,20 @@ def handing_on(resolved: LayoutMap) -> Iterator[None]:
     A context and not an argument: ``init`` of an Optax transform takes none, and wrappers drop those of ``update``. The
     layouts are static, so it holds while a step is traced, which is when they are asked for.
     """
-    token = _handed_on.set(resolved)
+    token = _handed_on.set(_HandedOn(resolved, []))
     try:
         yield
     finally:
         _handed_on.reset(token)
+
+
+def resolve_quietly(tree: Any, layouts: Layouts) -> list[tuple[NamedLeaf, Layout | None]]:
+    """Each leaf with its layout, or ``None``, without the warning that ``init`` gives."""
+    leaves, handed = named_leaves(tree), _handed_on.get()
+    if handed is not None and layouts is None:
+        return [(leaf, handed.layouts[leaf.path]) for leaf in leaves]
+    resolved, _ = resolve(tree, leaves, layouts, None if handed is None else handed.layouts)
+    return [(leaf, resolved[leaf.path]) for leaf in leaves]
 
 
 def matrices_of(tree: Any, layouts: Layouts) -> list[tuple[NamedLeaf, Layout]]:
@@ -202,9 +234,19 @@ def matrices_of(tree: Any, layouts: Layouts) -> list[tuple[NamedLeaf, Layout]]:
     Raises:
         ValueError: If a leaf has no layout, naming it and ``partition_by_layout``.
     """
-    leaves = named_leaves(tree)
-    resolved, _ = resolve(tree, leaves, layouts, _handed_on.get())
-    return [(leaf, _need_layout(leaf, resolved[leaf.path])) for leaf in leaves]
+    handed, structure = _handed_on.get(), jax.tree.structure(tree)
+    # The parts of a chain see one tree after another of the same structure, whose paths need no second walk.
+    if handed is not None and layouts is None:
+        for known, matrices in handed.seen:
+            if known == structure:
+                values = jax.tree.leaves(tree)
+                return [
+                    (leaf._replace(value=value), layout) for (leaf, layout), value in zip(matrices, values, strict=True)
+                ]
+    found = [(leaf, _need_layout(leaf, layout)) for leaf, layout in resolve_quietly(tree, layouts)]
+    if handed is not None and layouts is None:
+        handed.seen.append((structure, found))
+    return found
 
 
 def check_matrices(params: Any, layouts: Layouts) -> None:

@@ -119,7 +119,7 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def owner_of(path: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def parameter_of(path: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """The parameter that a leaf of an optimizer's state belongs to: of its shape, with a path that ends the leaf's."""
     parts = path.split("/")
     # The longest ending first: ".../trace/block/w" belongs to "block/w" and not to "w".

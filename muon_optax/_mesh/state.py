@@ -7,7 +7,7 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from muon_optax._layouts.paths import named_leaves, owner_of
+from muon_optax._layouts.paths import named_leaves, parameter_of
 from muon_optax._mesh.checks import refuse_other_paths, refuse_other_shapes, require_mesh
 from muon_optax._mesh.plan import Plan
 from muon_optax._mesh.shardings import dims_of, inside_shard_map, shardings_of, spread, typed_sharding
@@ -121,7 +121,7 @@ def _places(state: Any, params: Any, own: Mapping[str, NamedSharding]) -> Any:
     shapes = {leaf.path: leaf.shape for leaf in named_leaves(params)}
     # By path and shape, since any Optax transform may hold a tree like the parameters somewhere in its state.
     everywhere = NamedSharding(next(iter(own.values())).mesh, PartitionSpec())
-    found = [own.get(owner_of(leaf.path, leaf.shape, shapes) or "", everywhere) for leaf in named_leaves(state)]
+    found = [own.get(parameter_of(leaf.path, leaf.shape, shapes) or "", everywhere) for leaf in named_leaves(state)]
     return jax.tree.unflatten(jax.tree.structure(state), found)
 
 

@@ -1,9 +1,10 @@
-"""Refusing numbers that are wrong, where they can be known: at construction, if they are concrete."""
+"""Refusing arguments that are wrong, where they can be known: at construction, if they are concrete."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check_number(name: str, value: Any, allowed: str, low: float, below: float = float("inf")) -> None:
@@ -21,5 +22,32 @@ def check_number(name: str, value: Any, allowed: str, low: float, below: float =
 
 def check_momentum_dtype(dtype: jax.typing.DTypeLike | None) -> None:
     """Raises ValueError unless ``dtype`` is ``None`` or a floating type."""
+    refuse_injected_array("momentum_dtype", dtype)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"momentum_dtype={dtype!r} is not allowed: use a floating type such as jnp.bfloat16, or None.")
+
+
+def check_adamw(adamw: Any, learning_rate: Any) -> None:
+    """Raises TypeError unless ``adamw`` is ``None`` or a transform, ValueError if it comes with a learning rate."""
+    if adamw is None:
+        return
+    if not (callable(getattr(adamw, "init", None)) and callable(getattr(adamw, "update", None))):
+        shown = getattr(adamw, "__name__", None) or repr(adamw)
+        raise TypeError(
+            f"adamw={shown} is not a gradient transformation: call the factory, as in adamw=optax.adamw(3e-4), or give "
+            "a number as adamw_learning_rate=3e-4 to keep the default decay and mask."
+        )
+    if learning_rate is not None:
+        raise ValueError(
+            f"adamw_learning_rate={learning_rate!r} and adamw= exclude each other: a transform in adamw brings its own "
+            "learning rate."
+        )
+
+
+def refuse_injected_array(name: str, value: Any) -> None:
+    """Raises TypeError for an array where a function or a type belongs."""
+    if isinstance(value, jax.Array | np.ndarray | np.generic) and not isinstance(value, np.bool_):
+        raise TypeError(
+            f"{name} is the array {value!r}. optax.inject_hyperparams takes every function and type for a schedule and "
+            f"passes on what it returns: name the argument there, inject_hyperparams(muon, static_args=({name!r},))."
+        )

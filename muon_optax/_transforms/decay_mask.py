@@ -1,12 +1,14 @@
 """Which parameters decay: the default of the AdamW branch, and masks that a user gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
-from muon_optax._layouts.paths import named_leaves, unhide
+from muon_optax._layouts.paths import HIDDEN, named_leaves, show, unhide
 from muon_optax._layouts.rules import is_bias_or_norm
+from muon_optax._transforms.checks import refuse_injected_array
 
 MaskFunction: TypeAlias = Callable[[Any], Any]
 
@@ -14,13 +16,50 @@ MaskFunction: TypeAlias = Callable[[Any], Any]
 def decay_mask(params: Any) -> Any:
     """``True`` for every leaf of two or more axes that is no bias and no norm, as a tree like ``params``."""
     # Leaves hidden by a partition still have a path, which is all that is asked of siblings here.
-    paths = frozenset(leaf.path for leaf in named_leaves(unhide(params)))
-    decays = [len(leaf.shape) > 1 and not is_bias_or_norm(leaf, paths) for leaf in named_leaves(params)]
+    leaves = named_leaves(unhide(params))
+    paths = frozenset(leaf.path for leaf in leaves)
+    decays = [len(leaf.shape) > 1 and not is_bias_or_norm(leaf, paths) for leaf in leaves if leaf.value is not HIDDEN]
     return jax.tree.unflatten(jax.tree.structure(params), decays)
 
 
 def as_mask_function(mask: Any | MaskFunction | None) -> MaskFunction | None:
-    """``mask`` as a function: a tree of booleans that is an Equinox module is callable, and Optax would call it."""
-    if mask is None or jax.tree_util.treedef_is_leaf(jax.tree.structure(mask)):
+    """``mask`` as a function from parameters to a tree of booleans.
+
+    A tree is read by path: one that is an Equinox module is callable, and Optax would call it, and containers and
+    Flax boxes may differ from those of the parameters. A boolean holds for all parameters below its path.
+
+    Raises:
+        TypeError: If a leaf of the tree is not a boolean, or the mask is a boolean alone.
+    """
+    is_function = callable(mask) and jax.tree_util.treedef_is_leaf(jax.tree.structure(mask))
+    if mask is None or is_function:
         return mask
-    return lambda _: mask
+    refuse_injected_array("weight_decay_mask", mask)
+    if isinstance(mask, bool):
+        # A function that optax.inject_hyperparams called with its step count arrives as one boolean.
+        raise TypeError(
+            f"weight_decay_mask={mask} is not a tree of booleans like the parameters, or a function from parameters to "
+            "one. Under optax.inject_hyperparams name it in static_args=('weight_decay_mask',), since that calls every "
+            "function as a schedule; to decay nothing use weight_decay=0."
+        )
+    decays = {leaf.path: leaf.value for leaf in named_leaves(mask)}
+    for path, value in decays.items():
+        if not isinstance(value, bool | np.bool_ | int) and getattr(value, "dtype", None) != np.bool_:
+            raise TypeError(
+                f"weight_decay_mask has {value!r} at {show(path)}: give a tree of booleans like the parameters, or a "
+                "function from parameters to one."
+            )
+
+    def mask_function(params: Any) -> Any:
+        found = [bool(_decision(decays, leaf.path)) for leaf in named_leaves(params)]
+        return jax.tree.unflatten(jax.tree.structure(params), found)
+
+    return mask_function
+
+
+def _decision(decays: Mapping[str, Any], path: str) -> Any:
+    parts = path.split("/")
+    for end in range(len(parts), -1, -1):
+        if (prefix := "/".join(parts[:end])) in decays:
+            return decays[prefix]
+    raise ValueError(f"weight_decay_mask has no entry for {show(path)}: give a boolean for every parameter.")
