@@ -1,4 +1,4 @@
-"""Matrices of one shape, orthogonalized one by one or together: what the limits in _orthogonalizers/batching.py are from.
+"""Matrices of one shape, orthogonalized one by one or together: where the limits in batching.py come from.
 
     python benchmarks/grouping.py                  # on this device, a minute
     python benchmarks/grouping.py --quick          # seconds
