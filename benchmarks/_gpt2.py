@@ -21,6 +21,11 @@ def loss(params: Tree, tokens: jax.Array, heads: int) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
 
+def loss_gradient(params: Tree, tokens: jax.Array, heads: int) -> Tree:
+    """The gradient of :func:`loss`."""
+    return jax.grad(loss)(params, tokens, heads)
+
+
 def _block(params: Tree, x: jax.Array, heads: int) -> jax.Array:
     query, key, value = (
         part.reshape(*x.shape[:2], heads, -1)

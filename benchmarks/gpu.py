@@ -9,18 +9,18 @@ Without an installed muon_optax, put PYTHONPATH=. in front. What no longer fits 
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from _budget import Budget, Contender
-from _gpt2 import loss
+from _gpt2 import loss_gradient
 from _grouping import REFERENCE as ONE_BY_ONE
 from _grouping import Case, Way, propose_limits, running, step_with, ways
-from _measure import compile_afresh, compile_program
-from _optimizers import LEARNING_RATE, Tree, adamw, gpt2, layers, muon, optax_muon, optax_newton_schulz, training_step
+from _measure import Program, compile_afresh, compile_program
+from _optimizers import Tree, adamw, gpt2, layers, muon, optax_newton_schulz, square_leaves, training_step
 from _report import Report, Row, device_name, finish, parser
 from _updates import REFERENCE, Training, contestants, draw
 
@@ -46,10 +46,10 @@ GROUPS = [
 UPDATES = {"6 layers of d=384": layers(6, 384), "GPT-2 small": gpt2(12, 768), "GPT-2 medium": gpt2(24, 1024)}
 # Parameters, heads, batch and length of the text.
 MODELS = {"GPT-2 small": (gpt2(12, 768), 12, 8, 1024), "GPT-2 medium": (gpt2(24, 1024), 16, 8, 1024)}
-QUICK_GROUPS = [Case(6, 16, 16), Case(4, 24, 48)]
-QUICK_UPDATES = {"1 layer of d=16": layers(1, 16)}
+QUICK_GROUPS = [Case(3, 16, 16)]
+QUICK_UPDATES = {"2 leaves of 16 x 16": square_leaves(2, 16)}
 QUICK_MODELS = {"GPT-2, 1 layer of 16": (gpt2(1, 16, vocabulary=64, context=16), 2, 2, 16)}
-OPTAX, SGD = "optax.contrib bfloat16", "optax.sgd"
+OPTAX, ALONE = "optax.contrib bfloat16", "forward and backward"
 
 NOTES = [
     "ms: median over interleaved rounds after a warm-up; ratio: median of those to the section's reference.",
@@ -57,8 +57,8 @@ NOTES = [
     f"the ratio is to {OPTAX}.",
     "grouping: one step of Muon on matrices of one shape, as in grouping.py; the ratio is to one by one.",
     "updates: optimizer.update and optax.apply_updates, as in optimizer_step.py; the ratio is to optax.contrib.muon.",
-    "step share: forward, backward and update on random tokens, products of the model in bfloat16; the ratio is to "
-    "optax.sgd, and a share of 1 - 1 / ratio is what the optimizer takes beyond SGD.",
+    "step share: forward and backward on random tokens, the model's products in bfloat16, then the update, in two "
+    "programs; the ratio is to the first alone, the optimizer's share is 1 - 1 / ratio, costs are the second's.",
     "State and parameters are donated wherever there are any. compile s: once, from an empty cache.",
 ]
 
@@ -103,48 +103,59 @@ def updates(budget: Budget, trees: dict[str, Tree], rounds: int) -> None:
     """Whole updates beside Optax's."""
     for case, params in trees.items():
         contenders = {
-            name: partial(_prepared_training, training_step(optimizer), optimizer, params, partial(draw, params, 1))
-            for name, optimizer in contestants(params).items()
+            name: partial(_prepared_update, optimizer, params) for name, optimizer in contestants(params).items()
         }
         budget.compare("updates", case, contenders, REFERENCE, rounds)
 
 
 def step_share(budget: Budget, models: dict[str, tuple[Tree, int, int, int]], rounds: int) -> None:
-    """Whole training steps beside those of SGD."""
+    """Forward, backward and update, beside forward and backward alone."""
     for case, (params, heads, batch, length) in models.items():
         vocabulary = params["wte"]["embedding"].shape[0]
-        tokens = partial(jax.random.randint, jax.random.key(2), (batch, length + 1), 0, vocabulary)
-        optimizers = {
-            SGD: optax.sgd(LEARNING_RATE),
-            "muon_optax.muon": muon(),
-            REFERENCE: optax_muon(params),
-            "optax.adamw": adamw(),
+        tokens = jax.random.randint(jax.random.key(2), (batch, length + 1), 0, vocabulary)
+
+        gradient = _Gradient(params, tokens, heads)
+        contenders = {ALONE: gradient.alone} | {
+            name: partial(gradient.with_update, optimizer)
+            for name, optimizer in {"muon_optax.muon": muon(), "optax.adamw": adamw()}.items()
         }
-        contenders = {
-            name: partial(_prepared_training, _whole_step(optimizer, heads), optimizer, params, tokens)
-            for name, optimizer in optimizers.items()
-        }
-        measured = budget.compare("step share", f"{case}, {batch} x {length} tokens", contenders, SGD, rounds)
+        measured = budget.compare("step share", f"{case}, {batch} x {length} tokens", contenders, ALONE, rounds)
         for row in measured:
             row["share"] = None if row["ratio"] is None else 1 - 1 / row["ratio"]
 
 
-def _whole_step(optimizer: optax.GradientTransformation, heads: int) -> Callable[..., tuple[Tree, Any]]:
-    def step(tokens: jax.Array, state: Any, params: Tree) -> tuple[Tree, Any]:
-        gradients = jax.grad(loss)(params, tokens, heads)
-        return training_step(optimizer)(gradients, state, params)
+class _Gradient:
+    """A model's forward and backward pass, compiled once for all contenders: on a GPU that takes longest."""
 
-    return step
+    def __init__(self, params: Tree, tokens: jax.Array, heads: int) -> None:
+        self._params, self._tokens, self._heads = params, tokens, heads
+
+    @cached_property
+    def _program(self) -> Program:
+        return compile_program(partial(loss_gradient, heads=self._heads), self._params, self._tokens)
+
+    def alone(self) -> Contender:
+        run = partial(self._program.run, draw(self._params, 0), self._tokens)
+        return Contender(run, _costs(self._program.costs))
+
+    def with_update(self, optimizer: optax.GradientTransformation) -> Contender:
+        gradient, params = self._program, self._params
+        update = compile_program(
+            training_step(optimizer), params, jax.eval_shape(optimizer.init, params), params, donate=(1, 2)
+        )
+
+        def step(tokens: jax.Array, state: Any, params: Tree) -> tuple[Tree, Any]:
+            return update.run(gradient.run(params, tokens), state, params)
+
+        values = draw(params, 0)
+        return Contender(Training(step, self._tokens, optimizer.init(values), values), _costs(update.costs))
 
 
-def _prepared_training(
-    step: Callable[..., Any], optimizer: optax.GradientTransformation, params: Tree, given: Callable[[], Any]
-) -> Contender:
-    """``given`` makes the step's first argument, gradients or tokens; the step consumes the other two."""
+def _prepared_update(optimizer: optax.GradientTransformation, params: Tree) -> Contender:
     state = jax.eval_shape(optimizer.init, params)
-    program = compile_program(step, jax.eval_shape(given), state, params, donate=(1, 2))
+    program = compile_program(training_step(optimizer), params, state, params, donate=(1, 2))
     values = draw(params, 0)
-    return Contender(Training(program.run, given(), optimizer.init(values), values), _costs(program.costs))
+    return Contender(Training(program.run, draw(params, 1), optimizer.init(values), values), _costs(program.costs))
 
 
 def _costs(costs: Row) -> Row:

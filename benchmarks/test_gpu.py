@@ -1,0 +1,93 @@
+"""gpu.py and step_parts.py: they run with --quick, keep to their time, and survive a lack of memory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+from _budget import Budget, Contender
+from _grouping import Case, propose_limits
+from _report import Report
+
+FOLDER = Path(__file__).parent
+
+
+def run(name: str, output: Path) -> dict[str, Any]:
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--output", str(output)]
+    environment = os.environ | {"PYTHONPATH": str(FOLDER.parent), "JAX_PLATFORMS": "cpu"}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    (written,) = output.glob("*.json")
+    return json.loads(written.read_text())
+
+
+@pytest.mark.slow
+def test_gpu_writes_its_tables(tmp_path: Path) -> None:
+    report = run("gpu", tmp_path)
+    assert report["left_out"] == []
+    sections = {row["section"] for row in report["rows"]}
+    assert sections == {"grouping", "orthogonalization", "updates", "step share"}
+    assert all(row["result"] == "ok" and row["ms"] > 0 for row in report["rows"])
+    shares = {row["contender"]: row["share"] for row in report["rows"] if row["section"] == "step share"}
+    assert shares.keys() == {"forward and backward", "muon_optax.muon", "optax.adamw"}
+    assert shares["forward and backward"] == 0 < shares["muon_optax.muon"] < 1
+    assert "_Limits(matrix=" in report["notes"][-1]
+
+
+@pytest.mark.slow
+def test_step_parts_writes_its_table(tmp_path: Path) -> None:
+    rows = run("step_parts", tmp_path)["rows"]
+    whole = rows.pop()
+    assert [row["part"] for row in rows] == ["momentum", "orthogonalization", "scale", "decay", "rate", "apply"]
+    assert (whole["part"], whole["of the whole"]) == ("whole update", 1)
+    assert sum(row["of the parts"] for row in rows) == pytest.approx(1)
+
+
+def failing(message: str) -> Any:
+    def prepare() -> Contender:
+        raise jax.errors.JaxRuntimeError(message)
+
+    return prepare
+
+
+def adding() -> Contender:
+    return Contender(lambda: jnp.ones(3) + 1, {"compile s": 0.5})
+
+
+def test_a_lack_of_memory_is_a_row_and_the_others_are_timed(tmp_path: Path) -> None:
+    report = Report("trial", "cpu", [])
+    budget = Budget(report, tmp_path, 60, {"one": 1})
+    contenders = {"large": failing("RESOURCE_EXHAUSTED: 99 GB"), "small": adding, "broken": failing("INTERNAL: a | b")}
+    large, small, broken = budget.compare("one", "case", contenders, "small", 2)
+    assert (large["result"], large["ms"]) == ("out of memory", None)
+    assert (small["result"], small["ratio"], small["compile s"]) == ("ok", 1, 0.5)
+    assert (broken["result"], budget.failures) == ("INTERNAL: a / b", 1)
+    (written,) = tmp_path.glob("*.json")
+    assert len(json.loads(written.read_text())["rows"]) == 3
+
+
+def test_what_does_not_fit_is_said_and_the_next_section_has_its_time(tmp_path: Path) -> None:
+    report = Report("trial", "cpu", [])
+    budget = Budget(report, tmp_path, 60, {"first": 0, "second": 1})
+    assert budget.compare("first", "case", {"small": adding}, "small", 2) == []
+    assert report.left_out == ["first, case, small: the section's time was spent"]
+    assert len(budget.compare("second", "case", {"small": adding}, "small", 2)) == 1
+
+
+def test_limits_end_where_a_batch_stops_to_pay() -> None:
+    ratios = {
+        Case(32, 64, 64): {"one batch": 0.2, "loop": 1.0},
+        Case(24, 512, 512): {"one batch": 0.8, "loop": 1.2},
+        Case(16, 1024, 1024): {"one batch": 1.1, "loop": 1.3},
+        Case(8, 2048, 2048): {"one batch": 0.9, "loop": 1.0},
+    }
+    expected = {"matrix": 512**2, "batch": 24 * 512**2, "written_out": 16}
+    assert propose_limits(ratios, written_out=4) == expected
+    assert propose_limits({Case(4, 8, 8): {"loop": 1.0}}, written_out=4) is None
