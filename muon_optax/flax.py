@@ -209,7 +209,8 @@ def _linen_conv_lstm(cell: linen.ConvLSTMCell, inputs: Any) -> Arrays:
 
 def _linen_vectors(layer: linen.Module, inputs: Any) -> Arrays:
     del inputs
-    return dict.fromkeys(_own_arrays(layer))
+    arrays = layer.variables.get("params", {})  # a WeightNorm's hold those of the layer in it, too
+    return {name: None for name, value in arrays.items() if not isinstance(value, Mapping)}
 
 
 # As above, later lines overrule earlier ones.
