@@ -1,17 +1,14 @@
 """From what layers say of their arrays to the layouts of a whole model, stacks of layers included."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeAlias
-
-import jax
-import jax.numpy as jnp
 
 from muon_optax._layouts.assign import assign_layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import named_leaves
-from muon_optax._layouts.rules import guess_layouts
+from muon_optax._layouts.rules import decide
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -27,15 +24,18 @@ def combine(
     params: Any, known: Mapping[str, Known], globs: Mapping[str, Layout | str | None] | None
 ) -> dict[str, Layout | None]:
     """The layouts of ``params``: what the user's globs say, then the layers, then the default rules."""
-    shapes = {leaf.path: leaf.shape for leaf in named_leaves(params)}
-    exact = _stacked({path: known[path] for path in shapes if path in known}, shapes)
+    leaves = named_leaves(params)
+    shapes = {leaf.path: leaf.shape for leaf in leaves}
+    # No layer knows that it is the last one: heads are told by the rules.
+    heads = {path for path, decision in decide(leaves).items() if decision.why.startswith("head")}
+    exact = _stacked({path: known[path] for path in shapes if path in known}, shapes, heads)
     # Exact paths go before globs, so what the user's globs match is left to them.
     globs = dict(globs or {})
     exact = {path: layout for path, layout in exact.items() if not any(fnmatchcase(path, glob) for glob in globs)}
     return assign_layouts(params, exact | globs)
 
 
-def _stacked(known: Mapping[str, Known], shapes: Mapping[str, Shape]) -> dict[str, Layout | None]:
+def _stacked(known: Mapping[str, Known], shapes: Mapping[str, Shape], heads: Set[str]) -> dict[str, Layout | None]:
     """The layouts of whole arrays: ``b`` for each axis that counts layers, and ``None`` for heads and vectors."""
     stacks = {path: _stack_axes(shapes[path], leaf.shape) for path, leaf in known.items() if leaf.shape}
     layouts: dict[str, Layout | None] = {path: None for path, leaf in known.items() if leaf.layout is None}
@@ -46,7 +46,7 @@ def _stacked(known: Mapping[str, Known], shapes: Mapping[str, Shape]) -> dict[st
         axes, letters = _agreed(path, stacks), iter(layout.axes)
         whole = "".join("b" if axis in axes else next(letters) for axis in range(len(shapes[path])))
         vector = 1 in (layout.fan_in(known[path].shape), layout.fan_out(known[path].shape))
-        layouts[path] = None if vector or _is_head(path) else Layout(whole, layout.split)
+        layouts[path] = None if vector or path in heads else Layout(whole, layout.split)
     return dict(sorted(layouts.items()))
 
 
@@ -65,15 +65,6 @@ def _agreed(path: str, stacks: Mapping[str, set[Shape]]) -> Shape:
             if other.startswith(f"{scope}/" if scope else "") and fits & found:
                 fits = fits & found
     return min(fits)
-
-
-def _is_head(path: str) -> bool:
-    """Whether the default rules, which know heads by their names, leave even a plain kernel of this path to AdamW."""
-    tree: Any = jax.ShapeDtypeStruct((2, 3), jnp.float32)
-    for name in reversed(path.split("/")):
-        tree = {name: tree}
-    layouts, unknown = guess_layouts(named_leaves(tree))
-    return layouts[path] is None and not unknown
 
 
 def einsum_layout(equation: str) -> Layout | None:
