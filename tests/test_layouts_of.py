@@ -124,9 +124,9 @@ def assert_no_other_matrix(params: Any, exact: dict[str, mo.Layout | None]) -> N
 @pytest.mark.parametrize("name", NNX)
 def test_nnx_layers(name: str) -> None:
     build, expected = NNX[name]
-    model = nnx.eval_shape(build)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the array of "tied" that is no layer's
+        warnings.simplefilter("ignore")  # Flax's own of forked keys; and of the array of "tied" that is no layer's
+        model = nnx.eval_shape(build)
         exact = layouts_of(model)
     assert shown(exact) == dict(sorted(expected.items()))
     if name not in UNTOLD["NNX"]:
