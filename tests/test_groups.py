@@ -175,3 +175,19 @@ def test_the_program_grows_with_shapes_and_not_with_layers():
         return len(re.findall("dot_general", text))
 
     assert dots(2) == dots(12) == 2 * 15
+
+
+def test_matrices_of_one_shape_share_a_trace() -> None:
+    """A jit around the orthogonalizer keeps what was traced, for all platforms' branches and all matrices."""
+    shapes = {"q": (16, 16), "up": (16, 48), "down": (48, 16)}
+    params = {f"{layer}/{name}": jnp.ones(shape) for layer in range(12) for name, shape in shapes.items()}
+    traced = []
+
+    def orthogonalizer(matrices: jax.Array) -> jax.Array:
+        traced.append(matrices.shape)
+        return mo.newton_schulz()(matrices)
+
+    transform = mo.orthogonalize(orthogonalizer)
+    text = jax.jit(transform.update).lower(params, transform.init(params)).as_text()
+    assert len(traced) == len(set(traced)) <= 6  # alone and in a batch, for each of three shapes
+    assert len(text.splitlines()) <= 1200

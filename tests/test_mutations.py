@@ -132,7 +132,7 @@ def with_two_gram_matrices(patch: pytest.MonkeyPatch) -> None:
                 X = Y.astype(X.dtype)
                 exact = _step.gram(X)
             A = exact.astype(X.dtype)
-            center = _step._center(b, c)
+            center = _step.center(b, c)
             identity = jnp.eye(A.shape[-1], dtype=exact.dtype)
             B = (b * exact + c * _precision.multiply(A, A) - center * identity).astype(X.dtype)
             Y = _step.apply(a + center, B, X)
@@ -145,8 +145,8 @@ def with_two_gram_matrices(patch: pytest.MonkeyPatch) -> None:
 
 def with_the_center_on_the_wrong_side(patch: pytest.MonkeyPatch) -> None:
     """The same polynomial, of which a larger part is rounded."""
-    center = _step._center
-    patch.setattr(_step, "_center", lambda b, c: -center(b, c))
+    center = _step.center
+    patch.setattr(_step, "center", lambda b, c: -center(b, c))
 
 
 def with_the_center_added_twice(patch: pytest.MonkeyPatch) -> None:

@@ -7,24 +7,9 @@ import jax.numpy as jnp
 
 from muon_optax._orthogonalizers.coefficients import Coefficients
 from muon_optax._orthogonalizers.precision import accumulation_dtype, blend, multiply
+from muon_optax._orthogonalizers.restarts import restart_steps
 from muon_optax._orthogonalizers.start import Start
 from muon_optax._orthogonalizers.step import apply, gram, is_wide, polynomial
-
-
-def restart_steps(coefficients: Coefficients, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:
-    """The steps (counted from 0) before which the Gram matrix is formed again from X.
-
-    Between restarts ``R`` drifts from the Gram matrix of ``Q X``. A step multiplies the drift of small eigenvalues by
-    ``a^2``, up to 68, and rounding ``Q`` leaves an error of one rounding times the product of the ``a``. In bfloat16,
-    with its 8 bits, two steps keep both small; float32 bears five, a usual schedule. One step of an odd number stays
-    alone: the third, since the first and last pairs drift least, ``R`` being small at first and its factors small at
-    last; of cubic steps the first, which takes the largest eigenvalues almost to 0.
-    """
-    steps = len(coefficients)
-    if jnp.finfo(dtype).bits >= 32:
-        return tuple(range(5, steps, 5))
-    alone = 2 if any(c for _, _, c in coefficients) else 0
-    return tuple(step for step in range(1, steps) if step % 2 == (steps % 2 and step > alone))
 
 
 def gram_newton_schulz(begin: Start, coefficients: Coefficients) -> jax.Array:

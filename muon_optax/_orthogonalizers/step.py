@@ -38,12 +38,12 @@ def polynomial(coefficients: tuple[float, float, float], A: jax.Array) -> tuple[
         The number ``d`` and the matrices ``B``, ``(*batch, n, n)``.
     """
     a, b, c = coefficients
-    center = _center(b, c)
+    middle = center(b, c)
     wide = accumulation_dtype(A.dtype)
     square = c * multiply(A, A) if c else jnp.zeros_like(A, wide)
     identity = jnp.broadcast_to(jnp.eye(A.shape[-1], dtype=wide), A.shape)
-    B = blend(b, A, square) - center * identity
-    return a + center, B.astype(A.dtype)
+    B = blend(b, A, square) - middle * identity
+    return a + middle, B.astype(A.dtype)
 
 
 def apply(d: float, B: jax.Array, X: jax.Array) -> jax.Array:
@@ -57,7 +57,7 @@ def is_wide(X: jax.Array) -> bool:
     return X.shape[-2] <= X.shape[-1]
 
 
-def _center(b: float, c: float) -> float:
+def center(b: float, c: float) -> float:
     """The middle of the values of ``b s + c s^2`` for ``s`` in [0, 1.3]."""
     vertex = -b / (2 * c) if c else 0.0
     ends = [s for s in (0.0, vertex, _LARGEST_SQUARE) if 0 <= s <= _LARGEST_SQUARE]
