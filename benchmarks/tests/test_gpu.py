@@ -10,13 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
 from _budget import Budget, Contender
 from _grouping import Case, propose_limits
 from _report import Report
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]
 
 
 def run(name: str, output: Path) -> dict[str, Any]:
