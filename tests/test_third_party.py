@@ -45,9 +45,16 @@ CASES = {
     "equimo": (
         "equimo.models",
         equimo_transformer,
-        {"/attn/qkv/weight": "oi", "/mlp/fc2/weight": "oi", "patch_embed/proj/weight": "oiii", "head/weight": None},
+        {
+            "/attn/qkv/weight": "oi",
+            "/mlp/fc2/weight": "oi",
+            "patch_embed/proj/weight": "oiii",
+            "head/weight": None,
+            "pos_embed/weight": None,
+            "reg_tokens": None,
+        },
     ),
-    "flowjax": ("flowjax.flows", flowjax_flow, {"/layers/0/bias": None}),
+    "flowjax": ("flowjax.flows", flowjax_flow, {"/layers/0/bias": None, "/layers/0/weight/args/1": "boi"}),
     "e3nn": ("e3nn_jax", e3nn_linear, {"w[0,0] 8x0e,4x0e": "io", "w[1,1] 3x1o,2x1o": "io"}),
 }
 
