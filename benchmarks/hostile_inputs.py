@@ -28,7 +28,7 @@ from hostile import row as hostile
 from hostile.attempts import GENTLE, second_step
 from hostile.inputs import SHAPE, of_dtype, plain
 from hostile.oracles import B2, LEARNING_RATE, MOMENTUM
-from hostile.table import ROWS
+from hostile.table import MASK, ROWS
 
 PAGE = ROOT / "docs" / "hostile_inputs.md"
 OUTCOMES = ("works", "clear error", "unclear error", "wrong")
@@ -98,6 +98,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Keller Jordan's coefficients": {"ns_coeffs": "muon"},  # the documented preset
     "coefficients of four steps": {"ns_coeffs": mo.polar_express(4)},
     "coefficients of ten steps": {"ns_coeffs": mo.DEEPSEEK_V4},
+    "a decay mask": MASK | {"adam_weight_decay": 0.5},
 }
 
 

@@ -59,8 +59,8 @@ def exact(coefficients: Coefficients, aspect: int) -> np.ndarray:
 def test_float32_is_close_to_direct(preset: str, aspect: int, spectrum: str) -> None:
     index = SPECTRA.index(spectrum)
     gram, direct = (result(PRESETS[preset], "float32", method, aspect)[index] for method in ("gram", "direct"))
-    # The largest is of near-rank-1 with polar_express, whose small singular values grow a thousandfold: 1.03e-2 on a
-    # processor with AVX2 alone, less than 1e-2 on one with AVX-512.
+    # The largest is of near-rank-1 with polar_express, whose small singular values grow a thousandfold: 1.03e-2 was seen
+    # on a processor with AVX2. Others sum in another order.
     assert oracle.relative_error(gram, direct) <= 2e-2
 
 
