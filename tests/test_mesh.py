@@ -333,8 +333,8 @@ def test_a_tree_of_one_array_and_a_tree_without_matrices():
         updated(mo.orthogonalize(ONE_STEP, shardings=place), kernel), updated(mo.orthogonalize(ONE_STEP), kernel)
     )
     bias = {"bias": jax.device_put(GRADIENTS["bias"], place)}
-    updates, _ = run(mo.muon(0.1, shardings={"bias": place}), bias, bias, steps=1)
-    assert_near(updates, run(mo.muon(0.1), on_one_device(bias), on_one_device(bias), steps=1)[0])
+    updates, _ = run(mo.muon(0.1, layouts={}, shardings={"bias": place}), bias, bias, steps=1)
+    assert_near(updates, run(mo.muon(0.1, layouts={}), on_one_device(bias), on_one_device(bias), steps=1)[0])
 
 
 @pytest.mark.parametrize("passed", [None, "shardings"])

@@ -338,7 +338,7 @@ def test_a_poisoned_matrix_of_a_stack_harms_no_other() -> None:
 @pytest.mark.parametrize("shape", [(0, 4), (1, 7), (7, 1), (1, 1)], ids=str)
 def test_degenerate_matrices_train(shape: tuple[int, int]) -> None:
     params, gradient = {"w": jnp.zeros(shape)}, {"w": oracle.gaussian(*shape).astype(np.float32)}
-    optimizer = mo.muon(1.0, scale="naive", orthogonalizer=mo.polar_factor())
+    optimizer = mo.muon(1.0, scale="naive", orthogonalizer=mo.polar_factor(), layouts={"w": "io"})
     (updates,) = updates_of(optimizer, params, [gradient])
     np.testing.assert_allclose(
         updates["w"], -oracle.polar_factor(gradient["w"]) if updates["w"].size else gradient["w"], rtol=1e-5

@@ -189,7 +189,7 @@ def test_stacked_equals_vmap_equals_leaf_by_leaf(case: Case) -> None:
     stacked = case.run()
     leaves = [jnp.asarray(matrix) for matrix in case.matrices]
     mapped = jax.jit(jax.vmap(case.function))(jnp.asarray(case.matrices))
-    transform = mo.orthogonalize(case.function)
+    transform = mo.orthogonalize(case.function, layouts={"*": "io"})  # also those with a side of 1
     grouped, _ = transform.update(leaves, transform.init(leaves))
     assert_near(case, np.asarray(mapped, np.float64), stacked)
     assert_near(case, np.stack([case.run(matrix) for matrix in case.matrices]), stacked)

@@ -82,7 +82,7 @@ def test_muon_h_keeps_matrices_and_head_on_their_spheres() -> None:
         assert oracle.relative_error(moved[path], params[path]) > 0.05
     assert oracle.relative_error(moved["lm_head"]["kernel"], params["lm_head"]["kernel"]) > 0.05
     with pytest.raises(ValueError, match=r"'lm_head/kernel' .* holds a matrix of zeros"):
-        optimizer.init({"lm_head": {"kernel": jnp.zeros((8, 10))}})
+        optimizer.init({"up": jnp.ones((4, 8)), "lm_head": {"kernel": jnp.zeros((8, 10))}})
 
 
 def test_muon_clip_is_muon_then_clip_qk() -> None:

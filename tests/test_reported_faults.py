@@ -154,9 +154,12 @@ def test_the_warning_groups_layers_and_blames_the_users_line(entry: str) -> None
     assert [warning.filename for warning in caught] == [__file__]
 
 
-def test_integers_are_not_said_to_be_trained() -> None:
-    with pytest.warns(UserWarning, match=r"^An optimizer cannot train .*'table' int32\[3, 4\]"):
-        mo.assign_layouts({"table": jnp.ones((3, 4), jnp.int32)})
+def test_integers_are_refused_in_one_voice(recwarn: pytest.WarningsRecorder) -> None:
+    params = {"table": jnp.ones((3, 4), jnp.int32), "kernel": jnp.ones((4, 4))}
+    assert mo.assign_layouts(params)["table"] is None
+    with pytest.raises(ValueError, match="'table' has dtype int32"):
+        mo.muon(0.1).init(params)
+    assert not recwarn.list
 
 
 def test_raveled_parameters_are_warned_about_once() -> None:

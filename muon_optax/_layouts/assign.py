@@ -245,7 +245,8 @@ def matrices_of(tree: Any, layouts: Layouts) -> list[tuple[NamedLeaf, Layout]]:
                 ]
     found = [(leaf, _need_layout(leaf, layout)) for leaf, layout in resolve_quietly(tree, layouts)]
     if handed is not None and layouts is None:
-        handed.seen.append((structure, found))
+        # Without the arrays: those of an inner trace must not outlive it.
+        handed.seen.append((structure, [(leaf._replace(value=None), layout) for leaf, layout in found]))
     return found
 
 

@@ -1,6 +1,5 @@
 """The default layouts: evidence of each kind is asked in its order, the strongest first."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -103,7 +102,7 @@ def decide(leaves: Sequence[NamedLeaf]) -> dict[str, Decision]:
 def _decide(leaf: NamedLeaf, tree: Tree) -> Decision:
     if leaf.path in tree.vectors:
         return Decision(None, "norm" if is_norm(leaf) else "bias", True)
-    if math.prod(leaf.shape) == max(leaf.shape, default=1):
+    if sum(size != 1 for size in leaf.shape) < 2:
         return Decision(None, "vector" if leaf.shape else "scalar", True)
     kind, name = kind_of(leaf), embedding(leaf)
     if kind == "embedding" or name is not None:

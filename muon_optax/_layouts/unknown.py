@@ -22,22 +22,15 @@ def is_trainable(leaf: NamedLeaf) -> bool:
 
 def warn_unknown(unknown: Sequence[NamedLeaf], leaves: Sequence[NamedLeaf]) -> None:
     """Names the ``unknown`` among ``leaves`` in one warning, with a layout for the first of them."""
-    trained = _groups([leaf for leaf in unknown if is_trainable(leaf)])
-    untrainable = _groups([leaf for leaf in unknown if not is_trainable(leaf)])
-    parts = []
-    if trained:
-        parts.append(
+    # What can't be trained is refused by `init`, and a warning that AdamW trains it would contradict that.
+    groups = _groups([leaf for leaf in unknown if is_trainable(leaf)])
+    if groups:
+        warnings.warn(
             "No rule knows which axes of these arrays are inputs and outputs, so AdamW trains them: "
-            f"{_listed(trained)}. Give their layout, for example layouts={{{_remedy(trained[0], leaves)}}}, or None to "
-            "leave them to AdamW."
+            f"{_listed(groups)}. Give their layout, for example layouts={{{_remedy(groups[0], leaves)}}}, or None to "
+            "leave them to AdamW.",
+            stacklevel=_level_of_user(),
         )
-    if untrainable:
-        parts.append(
-            f"An optimizer cannot train these arrays, and its init refuses them: {_listed(untrainable)}. Leave them "
-            "out of what the optimizer sees (equinox.filter, flax.nnx's wrt, optax.masked)."
-        )
-    if parts:
-        warnings.warn(" ".join(parts), stacklevel=_level_of_user())
 
 
 def warn_without_matrices(leaves: Sequence[NamedLeaf]) -> None:
