@@ -53,7 +53,7 @@ PRESETS = {
 
 
 def sample_batch(text: np.ndarray, preset: Preset, seed: int, step: int) -> np.ndarray:
-    """The batch of a step: of seed and step alone, so that each optimizer and a resumed run see the same."""
+    """The batch of a step: of seed and step alone. Each optimizer and a resumed run see the same."""
     starts = np.random.default_rng((seed, step)).integers(len(text) - preset.context, size=preset.batch)
     return text[starts[:, None] + np.arange(preset.context + 1)]
 

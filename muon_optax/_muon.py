@@ -44,10 +44,10 @@ def muon(
         learning_rate: Step size, for both branches: a number >= 0, a scalar array or an Optax schedule. With the
             default scale, AdamW's own learning rate is a safe start, and a few times that is often better.
         weight_decay: Decoupled decay, for both branches: a number >= 0, a scalar array or a schedule. Multiplied by the
-            learning rate and by no scale. Default 0.1, what the large published runs with AdamW and Muon used.
+            learning rate, not by the scale. Default 0.1, what the large published runs with AdamW and Muon used.
         weight_decay_mask: A tree of booleans like the parameters, or a function from parameters to one, for both
             branches: decay where ``True``. Default: all matrices, and of AdamW's leaves those of two or more axes
-            that are no bias and no norm.
+            that are neither biases nor norms.
         momentum: In [0, 1). Default 0.95, everyone's.
         nesterov: Whether to orthogonalize ``g + momentum m`` (default) or ``m``.
         momentum_dtype: Of the stored momentum; ``None`` for each parameter's own.

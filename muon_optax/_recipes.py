@@ -118,7 +118,7 @@ def muon_h(
     Args:
         learning_rate: Of the matrices, relative to their norms, as in :func:`muon_optax.scale_by_hyperball`.
         adam_learning_rate: Of Adam, and of the head relative to its norm.
-        heads: Path globs of the heads among the parameters that are no matrices for Muon.
+        heads: Path globs of the heads among the parameters that Muon does not train.
         momentum: Of ``optax.trace`` with Nesterov.
         layouts: As in :func:`muon_optax.assign_layouts`.
         shardings: As in :func:`muon_optax.orthogonalize`.

@@ -107,7 +107,7 @@ def predicted_update_rms(
 
     Raises:
         ValueError: For an unknown scale, a learning rate out of range, and as :func:`muon_optax.assign_layouts`.
-        TypeError: For a learning rate that is no number, such as a schedule.
+        TypeError: For a learning rate that is not a number, such as a schedule.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
@@ -259,7 +259,7 @@ def _by_path(measured: Iterator[tuple[str, Any]]) -> dict[str, Any]:
     by_path: dict[str, Any] = {}
     for path, value in measured:
         if path in by_path:
-            raise ValueError(f"Two leaves have the path {show(path)}: rename one, so that both can be reported.")
+            raise ValueError(f"Two leaves have the path {show(path)}: rename one, and both can be reported.")
         by_path[path] = value
     return by_path
 
@@ -278,7 +278,7 @@ _count_on_device = jax.jit(_count_nonfinite)
 
 def _count(chosen: Any) -> jax.Array:
     rows = jnp.sum(jnp.atleast_1d(chosen), axis=-1, dtype=jnp.int32)
-    # Bounded, so that the sum of the rows can't wrap around to zero.
+    # Bounded: the sum of the rows can't wrap around to zero.
     return jnp.sum(jnp.minimum(rows, _LARGEST_COUNT // max(1, rows.size)), dtype=jnp.int32)
 
 

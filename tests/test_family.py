@@ -244,7 +244,7 @@ def test_scan_donation_and_bfloat16_parameters(name: str) -> None:
         (lambda: mo.quantized_trace(0.9, bits=2), "bits=2 is not allowed: use 8 or 4"),
         (lambda: mo.quantized_trace(0.9, block_size=7), "block_size=7 is not allowed: use an even"),
         (lambda: mo.quantized_trace(0.9).init({"w": jnp.ones(2, int)}), "'w' has dtype int32.*use optax.trace"),
-        (lambda: mo.scale_by_normuon().init({"bias": jnp.ones(3)}), "'bias' of shape .3,. has no matrix layout"),
+        (lambda: mo.scale_by_normuon().init({"bias": jnp.ones(3)}), "'bias' of shape .3,. has no layout"),
     ],
 )
 def test_refusals(build: Callable[[], Any], message: str) -> None:

@@ -191,7 +191,7 @@ def _refuse_shared_paths(leaves: list[NamedLeaf], layouts: LayoutMap, guessed: S
         may_be_matrix = layouts.get(leaf.path) is not None or (leaf.path in guessed and len(leaf.shape) > 1)
         if times[leaf.path] > 1 and may_be_matrix:
             raise ValueError(
-                f"Two parameters have the path {show(leaf.path)}: rename one, so that its layout is its own."
+                f"Two parameters have the path {show(leaf.path)}: rename one, and each has a layout of its own."
             )
 
 
@@ -260,7 +260,7 @@ def check_matrices(params: Any, layouts: Layouts) -> None:
 def _need_layout(leaf: NamedLeaf, layout: Layout | None) -> Layout:
     if layout is None:
         raise ValueError(
-            f"{show(leaf.path)} of shape {leaf.shape} has no matrix layout, and this transform takes nothing but "
+            f"{show(leaf.path)} of shape {leaf.shape} has no layout, and this transform takes only "
             "matrices. Send such parameters elsewhere with muon_optax.partition_by_layout(matrices, others), or give a "
             f"layout: layouts={{{leaf.path!r}: 'io'}}."
         )

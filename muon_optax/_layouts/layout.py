@@ -25,7 +25,7 @@ class Layout:
     Raises:
         ValueError: For other letters, no ``i`` or no ``o``, or a split that is empty, not positive, or given with
             several output axes.
-        TypeError: If ``axes`` is no string.
+        TypeError: If ``axes`` is not a string.
 
     Example:
         >>> from muon_optax import Layout
@@ -104,7 +104,7 @@ class Layout:
 
     def to_matrices(self, array: jax.Array) -> tuple[jax.Array, ...]:
         """``array`` as matrices ``(*batch, fan_in, fan_out)``, one for each block."""
-        # Rows are always inputs, whatever the framework stores, so that "oi" and "io" give the same bits.
+        # Rows are always inputs, whatever the framework stores: "oi" and "io" give the same bits.
         ordered = jnp.transpose(array, self._order())
         batch = self._sizes("b", array.shape)
         matrices = ordered.reshape((*batch, self.fan_in(array.shape), self.fan_out(array.shape)))

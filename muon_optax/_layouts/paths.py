@@ -28,7 +28,7 @@ class NamedLeaf(NamedTuple):
 
     @property
     def dtype(self) -> Any:
-        """Data type; Python numbers get the one JAX would give them. Raises TypeError for what is no array."""
+        """Data type; Python numbers get the one JAX would give them. Raises TypeError for anything but an array."""
         # A string is not asked: JAX would take "float32" for the name of a type.
         if hasattr(self.value, "dtype") or isinstance(self.value, Number):
             with suppress(TypeError):
@@ -141,5 +141,5 @@ HIDDEN = object()
 
 
 def unhide(tree: Any) -> Any:
-    """``tree`` with ``HIDDEN`` for every leaf that is hidden, so that it has a path."""
+    """``tree`` with ``HIDDEN`` for every leaf that is hidden: then it has a path."""
     return jax.tree.map(lambda node: HIDDEN if is_hidden(node) else node, tree, is_leaf=is_hidden)

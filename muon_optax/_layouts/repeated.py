@@ -14,7 +14,7 @@ def without_numbers(path: str) -> str:
 
 def natural_order(path: str) -> tuple[tuple[str | int, ...], ...]:
     """A key that sorts ``layers/2`` before ``layers/10``."""
-    # Texts and numbers take turns, so that two keys never compare a text with a number.
+    # Texts and numbers take turns: two keys never compare a text with a number.
     return tuple(
         tuple(int(part) if position % 2 else part for position, part in enumerate(re.split(r"(\d+)", component)))
         for component in path.split("/")

@@ -33,7 +33,7 @@ from muon_optax._mesh.shardings import (
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 
 Orthogonalizer: TypeAlias = Callable[[jax.Array], jax.Array]
-# Bytes of matrices that travel at once in any case. What is more is cut, so that not all is in memory at once.
+# Bytes of matrices that travel at once in any case. More is cut into batches, to bound memory.
 BATCH_BYTES = 2**28
 
 

@@ -119,7 +119,7 @@ def coefficient_range(coefficients: Coefficients, lower: float, upper: float = 1
         (smallest, largest) final value, exact to float64 rounding.
 
     Raises:
-        ValueError: If `coefficients` is no schedule, not 0 <= lower <= upper < inf, or a value overflows.
+        ValueError: If `coefficients` is not a schedule, not 0 <= lower <= upper < inf, or a value overflows.
 
     Example:
         >>> import muon_optax as mo

@@ -91,7 +91,7 @@ def newton_schulz(
         TypeError: If a matrix is passed in place of coefficients; the function returned raises it for complex numbers
             and integers, and ValueError for fewer than two axes.
         ValueError: If the coefficients are empty, no triples, not finite, or make some singular value in (0, 1] diverge
-            or change its sign; if ``dtype`` is no floating type of at least 16 bits; if ``method`` or ``norm`` is
+            or change its sign; if ``dtype`` is not a floating type of at least 16 bits; if ``method`` or ``norm`` is
             unknown.
 
     References:

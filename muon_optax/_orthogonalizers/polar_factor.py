@@ -14,7 +14,7 @@ def polar_factor(*misplaced: Any) -> Callable[[jax.Array], jax.Array]:
     """An orthogonalizer that sets all singular values to exactly 1.
 
     ``U S V^T -> U V^T`` by a singular value decomposition in float32 (float64 for float64 input). Directions without a
-    singular value (below ``max(rows, cols) * eps`` of the largest) stay zero, so that zero gives zero. For
+    singular value (below ``max(rows, cols) * eps`` of the largest) stay zero, and zero gives zero. For
     tests, for small models and to see what a better iteration could bring; tens to hundreds of times slower than
     :func:`muon_optax.newton_schulz` on an accelerator.
 

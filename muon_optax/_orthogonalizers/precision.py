@@ -32,7 +32,7 @@ def blend(scale: float, matrices: jax.Array, product: jax.Array) -> jax.Array:
 def near_one(matrices: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     """Each matrix times a power of two that brings its largest entry near 1, in ``dtype``.
 
-    Exact but for the rounding to ``dtype``, so that a gradient times 2^k gives the same result bit for bit. An added
+    Exact but for the rounding to ``dtype``: a gradient times 2^k gives the same result bit for bit. An added
     epsilon would drown small gradients, and a sum of squares of large ones overflows.
 
     Args:
@@ -56,7 +56,7 @@ def near_one(matrices: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
 
 def _scaled_by_power_of_two(matrices: jax.Array) -> jax.Array:
     # On the bits, because XLA flushes subnormal numbers to zero on CPU and TPU. Matrices below 2^-95 are lifted by
-    # 2^100 first, so that their power of two is a normal number too.
+    # 2^100 first: then their power of two is a normal number too.
     bits = _bits(matrices)
     magnitude = bits & 0x7FFFFFFF
     largest = jnp.max(magnitude, axis=(-2, -1), keepdims=True)

@@ -14,7 +14,7 @@ MaskFunction: TypeAlias = Callable[[Any], Any]
 
 
 def decay_mask(params: Any) -> Any:
-    """``True`` for every leaf of two or more axes that is no bias and no norm, as a tree like ``params``."""
+    """``True`` for every leaf of two or more axes that is neither a bias nor a norm's, as a tree like ``params``."""
     # Leaves hidden by a partition still have a path, which is all that is asked of siblings here.
     leaves = named_leaves(unhide(params))
     paths = frozenset(leaf.path for leaf in leaves)

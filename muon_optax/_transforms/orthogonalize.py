@@ -49,7 +49,7 @@ def orthogonalize(
     Raises:
         ValueError: At ``init``, if a leaf has no layout (its path is named) or one that does not fit; at construction,
             for shardings on several meshes; at ``init`` or ``update``, for shardings or a plan of another tree.
-        TypeError: At construction, if ``orthogonalizer`` is no function or ``shardings`` holds anything else; at
+        TypeError: At construction, if ``orthogonalizer`` is not a function or ``shardings`` holds anything else; at
             ``update``, if the orthogonalizer changes a shape.
 
     Warns:

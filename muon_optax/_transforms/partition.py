@@ -37,7 +37,7 @@ def partition_by_layout(
             be trained (integers, booleans, keys, floats of eight bits and fewer); at ``update``, for such gradients,
             if the tree of the updates is not the one of ``init`` or of ``params``, or if the state is another
             optimizer's. Messages name the path.
-        TypeError: At ``init``, for a leaf that is no array.
+        TypeError: At ``init``, for a leaf that is not an array.
 
     Warns:
         UserWarning: At ``init``, as :func:`muon_optax.assign_layouts`.
@@ -91,7 +91,7 @@ def partition_by_layout(
 
 
 def _lacks_matrices(params: Any, resolved: LayoutMap) -> bool:
-    """Whether a whole tree that has arrays has no matrix; in a part of a model that is nothing unusual."""
+    """Whether a whole tree that has arrays has no matrix; in a part of a model that is usual."""
     whole = not any(map(is_hidden, jax.tree.leaves(params, is_leaf=is_hidden)))
     arrays = any(jnp.ndim(leaf) for leaf in jax.tree.leaves(params))
     return whole and arrays and all(layout is None for layout in resolved.values())

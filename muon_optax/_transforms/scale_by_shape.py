@@ -74,7 +74,7 @@ def _apply(variant: Scale, array: jax.Array, layout: Layout) -> jax.Array:
     widened = array.astype(accumulation_dtype(array.dtype))
     if len(factors) == 1:
         return (factors[0] * widened).astype(array.dtype)
-    # One factor for each output, so that nothing is split where devices hold parts of several blocks.
+    # One factor for each output: nothing is split where devices hold parts of several blocks.
     outputs = [-1 if letter == "o" else 1 for letter in layout.axes]
     factor = np.repeat(factors, layout.blocks(array.shape)).reshape(outputs)
     return (jnp.asarray(factor, widened.dtype) * widened).astype(array.dtype)

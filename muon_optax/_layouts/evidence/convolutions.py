@@ -1,4 +1,4 @@
-"""Convolutions: by name, or by a square window; a single channel for each group is no matrix."""
+"""Convolutions: by name, or by a square window; a filter for each channel is not a matrix."""
 
 import math
 import re

@@ -71,7 +71,7 @@ class Scope:
         self.pairs: set[Pair] = set()
         self.has_convolution = False
         self.has_flat_weight = False
-        self.has_unnamed = False  # a kernel whose name is no weight's
+        self.has_unnamed = False  # a kernel whose name is not a weight's
         self.queries: set[Shape] = set()
         self.outs: set[Shape] = set()
         self.inputs: dict[int, int] = {}  # how many weights take so many inputs

@@ -231,7 +231,7 @@ def is_embedding(leaf: NamedLeaf) -> bool:
 
 
 def module_of(path: str) -> tuple[str, str]:
-    """The scope and the name of what a leaf belongs to: its module, or itself where it is no mere "kernel"."""
+    """The scope and the name of what a leaf belongs to: its module, or itself if its name says more than "kernel"."""
     scope, _, name = path.rpartition("/")
     if scope and names.clean(name) in names.MODULE_ARRAY:
         scope, _, name = scope.rpartition("/")

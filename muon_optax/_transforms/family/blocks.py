@@ -18,7 +18,7 @@ def axes_of(layout: Layout, letters: str) -> tuple[int, ...]:
 
 
 def split_blocks(array: jax.Array, layout: Layout) -> list[jax.Array]:
-    """The blocks of a split, or the array alone; nothing is transposed, so that sums run where shards lie."""
+    """The blocks of a split, or the array alone; nothing is transposed: sums run where shards lie."""
     if layout.split is None:
         return [array]
     edges = [sum(layout.split[:block]) for block in range(1, len(layout.split))]

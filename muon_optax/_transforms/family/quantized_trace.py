@@ -59,7 +59,7 @@ def quantized_trace(
         next step and harms no other.
 
     Raises:
-        ValueError: At construction, for arguments out of range; at ``init``, for a leaf that is no real float, with its
+        ValueError: At construction, for arguments out of range; at ``init``, for a leaf that is not a real float, by
             path.
 
     References:
