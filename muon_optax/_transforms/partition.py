@@ -57,6 +57,9 @@ def partition_by_layout(
         labels = labels_of(tree, leaves, resolved)
         return optax.partition({"muon": matrices, "adamw": others}, lambda _: labels)
 
+    # What the last update was given: without jit every step would trace `init` again to check the same state.
+    accepted: list[Any] = []
+
     def init(params: optax.Params) -> optax.OptState:
         leaves = named_leaves(params)
         for leaf in leaves:
@@ -82,12 +85,20 @@ def partition_by_layout(
         branches = partition(updates, leaves, resolved)
         # Optax multiplies Python floats by integer counters, which a user's strict promotion would refuse.
         with handing_on(resolved), jax.numpy_dtype_promotion("standard"):
-            same = jax.tree.structure(params) == jax.tree.structure(updates)
-            refuse_other_state(state, branches.init, params if same else updates)
+            if _signature(state, updates) not in accepted:
+                same = jax.tree.structure(params) == jax.tree.structure(updates)
+                refuse_other_state(state, branches.init, params if same else updates)
+                accepted[:] = [_signature(state, updates)]
             results, new_state = branches.update(updates, state, params, **extra_args)
             return _like_before(results, updates), _like_before(new_state, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _signature(state: Any, updates: Any) -> Any:
+    """Structures and shapes: all that the check of a state looks at."""
+    leaves, structure = jax.tree.flatten((state, updates))
+    return structure, [jnp.shape(leaf) for leaf in leaves]
 
 
 def _lacks_matrices(params: Any, resolved: LayoutMap) -> bool:
