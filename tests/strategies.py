@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import oracle
 import pytest
+from flax.traverse_util import unflatten_dict
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tolerances import RTOL
@@ -81,17 +82,10 @@ class Recipe:
         return optax.linear_schedule(0.1, 0.05, 4) if self.schedule else 0.1
 
     def muon(self, layouts: Any, factory: Callable[..., Any] = mo.muon, **options: Any) -> Any:
-        return factory(
-            self.learning_rate(),
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            momentum_dtype=self.momentum_dtype and jnp.dtype(self.momentum_dtype),
-            scale=self.scale,
-            orthogonalizer=self.orthogonalizer(),
-            layouts=layouts,
-            **options,
-        )
+        given = {name: getattr(self, name) for name in ("weight_decay", "momentum", "nesterov", "scale")}
+        given["momentum_dtype"] = self.momentum_dtype and jnp.dtype(self.momentum_dtype)
+        given |= {"orthogonalizer": self.orthogonalizer(), "layouts": layouts}
+        return factory(self.learning_rate(), **given, **options)
 
     def chain(self, layouts: Any, **options: Any) -> Any:
         parts = {
@@ -149,14 +143,14 @@ class Problem:
         return self.recipe.build(self.layouts, **options)
 
     def params(self) -> dict[str, Any]:
-        return nest({leaf.path: self._array(leaf, 0) for leaf in self.leaves})
+        return unflatten_dict({leaf.path: self._array(leaf, 0) for leaf in self.leaves}, sep="/")
 
     def gradients(self, step: int, powers: dict[str, float] | None = None) -> dict[str, Any]:
         """Those of a step counted from 1, each times its power in ``powers``."""
         flat = {leaf.path: self._array(leaf, step) for leaf in self.leaves}
         for path, power in (powers or {}).items():
             flat[path] = (flat[path].astype(jnp.float32) * power).astype(flat[path].dtype)
-        return nest(flat)
+        return unflatten_dict(flat, sep="/")
 
     def _array(self, leaf: Leaf, step: int) -> jax.Array | None:
         if leaf.shape is None:
@@ -192,20 +186,8 @@ def well_conditioned(leaf: Leaf, seed: int) -> np.ndarray:
     return np.asarray(leaf.layout.from_matrices(tuple(matrices), leaf.shape))
 
 
-def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """``{"a/b": x}`` as ``{"a": {"b": x}}``."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *scopes, name = path.split("/")
-        node = tree
-        for scope in scopes:
-            node = node.setdefault(scope, {})
-        node[name] = value
-    return tree
-
-
 def flat(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves in float64 by their paths: the inverse of :func:`nest`, but for ``None``."""
+    """The leaves in float64 by their paths."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, np.float64)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -10,10 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import oracle
 import pytest
-from hostile.inputs import filled, plain, with_entry
-from hostile.row import OURS, Contender, Inputs, Row, Train, outcome
+from hostile.inputs import Change, filled, plain, steps, times, with_entry
+from hostile.oracles import B2, LEARNING_RATE, MOMENTUM, on_matrices
+from hostile.row import OURS, Contender, Inputs, Row, Train, check_numbers, outcome
 from hostile.table import ROWS
+
+import muon_optax as mo
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +34,59 @@ ROOT = Path(__file__).parents[1]
 )
 def test_what_is_promised_is_kept(row: Row, contender: Contender) -> None:
     assert outcome(row, contender) == ("clear error" if row.words else "works")
+
+
+def hand_chained(layouts: Any, params: Any) -> optax.GradientTransformation:
+    del params
+    matrices = optax.chain(
+        optax.trace(MOMENTUM),
+        mo.orthogonalize_via_newton_schulz(),
+        mo.scale_by_shape("keller"),
+        optax.scale_by_learning_rate(LEARNING_RATE),
+    )
+    return mo.partition_by_layout(matrices, optax.adamw(LEARNING_RATE, b2=B2, weight_decay=0.0), layouts)
+
+
+BY_HAND = (
+    "NaN in one matrix of a stack",
+    "largest entry 1e+38, float32",
+    "a stack of no matrices, (0, 3, 4)",
+    "experts in raw arrays (expert, in, out), nothing said",
+    "two matrices of one path",
+)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_parts_chained_by_hand_keep_it_too(name: str) -> None:
+    (row,) = (row for row in ROWS if row.name == name)
+    assert outcome(row, Contender("parts", hand_chained)) == ("clear error" if row.words else "works")
+
+
+ORTHOGONALIZERS = {
+    "direct": (mo.newton_schulz(dtype=jnp.float32, method="direct"), oracle.newton_schulz),
+    "gram": (mo.newton_schulz(dtype=jnp.float32, method="gram"), oracle.newton_schulz),
+    "polar": (mo.polar_factor(), oracle.polar_factor),
+}
+VALUES = {
+    "zero": filled(0.0),
+    "NaN": with_entry(np.nan),
+    "infinite": with_entry(-np.inf),
+    "enormous": times(3e38),
+    "tiny": times(1e-30),
+    "subnormal": times(1e-40),
+}
+
+
+@pytest.mark.parametrize("name", ORTHOGONALIZERS)
+@pytest.mark.parametrize("change", VALUES.values(), ids=VALUES)
+def test_a_bare_orthogonalizer_takes_the_values_of_one_matrix(change: Change, name: str) -> None:
+    orthogonalizer, exact = ORTHOGONALIZERS[name]
+    clean = np.float32([steps(seed)[0] for seed in range(3)])
+    given = np.float32([clean[0], change(clean[1]), clean[2]])
+    got, unharmed = map(jax.jit(orthogonalizer), (given, clean))
+    for index, want in enumerate(on_matrices(exact, given, "bio")):
+        check_numbers(f"matrix {index}", got[index], want, 1e-5)
+    np.testing.assert_array_equal(got[::2], unharmed[::2])
 
 
 def test_no_row_stands_twice() -> None:

@@ -27,21 +27,12 @@ SCHEDULES = {f"keller-{steps}": mo.KELLER[:1] * steps for steps in (1, 2, 5, 8, 
     "cubic-5": mo.CUBIC,
     "polar-express-8": mo.polar_express(8),
 }
-# As largest values that a run may show: Keller's polynomial peaks at 1.2024, the cubic one at 1.3030.
-LARGEST = 1.35
+both_methods = pytest.mark.parametrize("method", ["direct", "gram"])
 
 
 @cache
 def jitted(coefficients: Coefficients, dtype: str, method: str) -> Callable[[jax.Array], jax.Array]:
     return jax.jit(mo.newton_schulz(coefficients, dtype=DTYPES[dtype], method=method))
-
-
-def stack_of_spectra(rows: int, cols: int) -> dict[str, np.ndarray]:
-    spectra = {name: oracle.with_spectrum(values, rows, cols) for name, values in oracle.spectra(rows).items()}
-    return {
-        name: matrix.astype(np.float32)
-        for name, matrix in (spectra | {"gaussian": oracle.gaussian(rows, cols)}).items()
-    }
 
 
 @pytest.mark.parametrize(
@@ -62,7 +53,7 @@ def test_any_number_of_steps(schedule: str) -> None:
     assert oracle.relative_error(got, oracle.newton_schulz(given, coefficients)) <= 1e-5
 
 
-@pytest.mark.parametrize("method", ["direct", "gram"])
+@both_methods
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_batched_equals_vmap_equals_one_by_one(dtype: str, method: str) -> None:
     orthogonalizer = jitted(mo.KELLER, dtype, method)
@@ -76,36 +67,16 @@ def test_batched_equals_vmap_equals_one_by_one(dtype: str, method: str) -> None:
     assert oracle.relative_error(alone, batched) <= limit
 
 
-@pytest.mark.parametrize("method", ["direct", "gram"])
-@pytest.mark.parametrize("shape", [(8, 20), (20, 8), (8, 8)], ids=str)
-def test_transpose_equivariance(shape: tuple[int, int], method: str) -> None:
-    orthogonalizer = jitted(mo.KELLER, "float32", method)
-    given = oracle.gaussian(*shape).astype(np.float32)
-    # A square matrix is not turned, so X^T X takes the place of X X^T.
-    assert oracle.relative_error(orthogonalizer(given.T), np.asarray(orthogonalizer(given)).T) <= 5e-6
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", ["direct", "gram"])
-@pytest.mark.parametrize("shape", [(8, 20), (20, 8)], ids=str)
+@both_methods
+@pytest.mark.parametrize("shape", [(8, 20), (20, 8), (8, 8)], ids=str)
 def test_works_between_transposes(shape: tuple[int, int], method: str, dtype: str) -> None:
     """As the layout "oi" calls it: XLA folds the transposes into products, which not every backend then knows."""
     orthogonalizer = mo.newton_schulz(dtype=DTYPES[dtype], method=method)
     given = oracle.gaussian(*shape).astype(np.float32)
     got = jax.jit(lambda matrix: orthogonalizer(matrix.T).T)(given)
-    assert oracle.relative_error(got, oracle.newton_schulz(given)) <= {"float32": 2e-6, "float16": 1e-2}.get(
-        dtype, 4e-2
-    )
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", ["direct", "gram"])
-@pytest.mark.parametrize("preset", PRESETS)
-def test_no_singular_value_escapes(preset: str, method: str, dtype: str) -> None:
-    given = stack_of_spectra(16, 32)  # other aspects: test_gram_newton_schulz.py
-    result = np.asarray(jitted(PRESETS[preset], dtype, method)(np.stack([*given.values()])), np.float64)
-    largest = dict(zip(given, np.linalg.norm(result, ord=2, axis=(-2, -1)), strict=True))
-    assert all(value <= LARGEST for value in largest.values()), largest
+    limit = {"float32": 2e-6, "float16": 1e-2, "bfloat16": 4e-2}[dtype]
+    assert oracle.relative_error(got, oracle.newton_schulz(given)) <= limit
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -122,7 +93,7 @@ def test_singular_values_lie_in_the_certified_range(preset: str, dtype: str) -> 
     assert values.max() <= largest + allowance
 
 
-@pytest.mark.parametrize("method", ["direct", "gram"])
+@both_methods
 def test_no_coefficient_is_rounded_in_bfloat16(method: str) -> None:
     """Roundings err to both sides and average out over many matrices; a coefficient always errs to the same side."""
     values = np.random.default_rng(0).uniform(0.25, 1.0, (50_000, 2)).astype(jnp.bfloat16).astype(np.float32)
@@ -140,7 +111,7 @@ POWERS = {
 }
 
 
-@pytest.mark.parametrize("method", ["direct", "gram"])
+@both_methods
 @pytest.mark.parametrize("multiplied_in", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", POWERS)
 def test_any_power_of_two_gives_the_same_bits(dtype: str, multiplied_in: str, method: str) -> None:
@@ -161,7 +132,7 @@ def test_subnormal_input_counts_as_it_is(dtype: str, tiny: float) -> None:
     assert oracle.relative_error(got, want) <= max(RTOL["float32"], float(jnp.finfo(DTYPES[dtype]).eps))
 
 
-@pytest.mark.parametrize("method", ["direct", "gram"])
+@both_methods
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zero_gives_zero(dtype: str, method: str) -> None:
     zero = jnp.zeros((2, 4, 6), DTYPES[dtype])
@@ -171,7 +142,7 @@ def test_zero_gives_zero(dtype: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("method", ["direct", "gram"])
+@both_methods
 @pytest.mark.parametrize("preset", ["keller", "cubic"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_poisoned_matrix_is_nan_and_harms_no_other(dtype: str, preset: str, method: str, poison: float) -> None:
@@ -191,7 +162,7 @@ def test_empty_matrices_come_back(shape: tuple[int, ...], method: str) -> None:
     assert (got.shape, got.dtype) == (shape, jnp.float32)
 
 
-@pytest.mark.parametrize("method", ["direct", "gram"])
+@both_methods
 @pytest.mark.parametrize("shape", [(1, 7), (7, 1), (1, 1), (3, 1, 7)], ids=str)
 def test_a_vector_is_normalized(shape: tuple[int, ...], method: str) -> None:
     given = oracle.gaussian(*shape).astype(np.float32)
@@ -212,7 +183,7 @@ def test_the_input_dtype_comes_back(dtype: str, multiplied_in: str) -> None:
         assert oracle.relative_error(got, oracle.newton_schulz(np.asarray(given, np.float64))) <= limit
 
 
-@pytest.mark.parametrize("method", ["direct", "gram"])
+@both_methods
 def test_float64_multiplies_in_float64(method: str) -> None:
     with jax.enable_x64(True):
         given = oracle.gaussian(8, 24)
@@ -220,7 +191,7 @@ def test_float64_multiplies_in_float64(method: str) -> None:
         assert oracle.relative_error(got, oracle.newton_schulz(given)) <= RTOL["float64"]
 
 
-@pytest.mark.parametrize("method", ["direct", "gram"])
+@both_methods
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_take_the_stated_dtype_and_give_float32(dtype: str, method: str) -> None:
     products = matrix_products(mo.newton_schulz(dtype=DTYPES[dtype], method=method), (6, 30))
@@ -275,9 +246,4 @@ def test_a_saving_of_fifteen_percent_decides(long: int, want: str) -> None:
 def test_it_says_what_it_multiplies(method: str, shape: tuple[int, int]) -> None:
     orthogonalizer = mo.newton_schulz(method=method)
     counted = sum(product.multiplications for product in matrix_products(orthogonalizer, shape))
-    assert orthogonalizer.flops(*shape) == pytest.approx(2 * counted, rel=1e-12)
-
-
-def test_a_tall_matrix_is_multiplied_on_its_short_side() -> None:
-    tall, wide = (matrix_products(mo.newton_schulz(method="direct"), shape) for shape in ((30, 6), (6, 30)))
-    assert sum(product.multiplications for product in tall) == sum(product.multiplications for product in wide)
+    assert orthogonalizer.flops(*shape) == orthogonalizer.flops(*shape[::-1]) == pytest.approx(2 * counted, rel=1e-12)

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax.traverse_util import unflatten_dict
 from hypothesis import settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -25,7 +26,6 @@ from strategies import (
     Problem,
     Recipe,
     flat,
-    nest,
     placements,
     problems,
     property_of,
@@ -127,9 +127,9 @@ def test_sharded_equals_unsharded(
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = jax.make_mesh(sizes, tuple("xyz"[: len(sizes)]), axis_types=(kind,) * len(sizes), devices=devices)
     entries = data.draw(placements(problem.leaves, sizes))
-    paths = [leaf.path for leaf in problem.leaves]
-    named = {path: NamedSharding(mesh, PartitionSpec(*axes)) for path, axes in entries.items()}
-    shardings = nest({path: named.get(path) for path in paths})
+    named: dict[str, Any] = {leaf.path: None for leaf in problem.leaves}
+    named |= {path: NamedSharding(mesh, PartitionSpec(*axes)) for path, axes in entries.items()}
+    shardings = unflatten_dict(named, sep="/")
 
     def place(tree: Tree) -> Tree:
         return jax.tree.map(jax.device_put, tree, shardings)
@@ -188,22 +188,20 @@ def bits(tree: Tree) -> list[tuple[str, Any, bytes]]:
 class Resumed(stateful.RuleBasedStateMachine):
     """A run that is saved and resumed at random steps, by a new optimizer, as after a restart of the machine."""
 
+    problems = st.sampled_from(RESUMED)
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.saves = 0
 
     def teardown(self) -> None:
         self.folder.cleanup()
 
-    def begin(self, problem: Problem) -> None:
-        self.problem, self.history, self.mode, self.saved = problem, (), "jit", None
-        self.run = uninterrupted(problem, ())
-        self.updates = programs(problem)
-
-    @stateful.initialize(problem=st.sampled_from(RESUMED))
-    def start(self, problem: Problem) -> None:
-        self.begin(problem)
+    @stateful.initialize(data=st.data())
+    def start(self, data: st.DataObject) -> None:
+        self.problem = data.draw(self.problems)
+        self.history, self.mode, self.saved = (), "jit", None
+        self.run, self.updates = uninterrupted(self.problem, ()), programs(self.problem)
 
     @stateful.rule(poisoned=st.booleans())
     def step(self, poisoned: bool) -> None:
@@ -218,19 +216,19 @@ class Resumed(stateful.RuleBasedStateMachine):
 
     @stateful.rule()
     def save_as_bytes(self) -> None:
-        leaves = [(leaf.dtype, leaf.shape, np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(self.run)]
+        leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(self.run)]
+
+        def read(data: bytes, like: jax.ShapeDtypeStruct) -> jax.Array:
+            return jnp.asarray(np.frombuffer(data, like.dtype).reshape(like.shape))
+
         self.saved = (
             self.history,
-            lambda structure: jax.tree.unflatten(
-                jax.tree.structure(structure),
-                [jnp.asarray(np.frombuffer(data, dtype).reshape(shape)) for dtype, shape, data in leaves],
-            ),
+            lambda like: jax.tree.unflatten(jax.tree.structure(like), map(read, leaves, jax.tree.leaves(like))),
         )
 
     @stateful.rule()
     def save_with_orbax(self) -> None:
-        self.saves += 1
-        path = Path(self.folder.name) / str(self.saves)
+        path = Path(tempfile.mkdtemp(dir=self.folder.name)) / "run"
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path, self.run)
             checkpointer.wait_until_finished()
@@ -258,9 +256,7 @@ class Resumed(stateful.RuleBasedStateMachine):
 
 
 class AnyResumed(Resumed):
-    @stateful.initialize(problem=problems(largest=3))
-    def start(self, problem: Problem) -> None:
-        self.begin(problem)
+    problems = problems(largest=3)
 
 
 @pytest.mark.parametrize("machine, examples", [(Resumed, 6), pytest.param(AnyResumed, 10, marks=pytest.mark.slow)])

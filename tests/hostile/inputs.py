@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+from flax.traverse_util import unflatten_dict
 
 from hostile.row import Inputs
 
@@ -112,14 +113,11 @@ def arrays(leaves: dict[str, tuple[tuple[int, ...], str | None]]) -> Build:
     """From paths to shapes and layouts to a nested dict of normal numbers; AdamW's parameters are zero."""
 
     def drawn(seed: int) -> Any:
-        result: dict[str, Any] = {}
-        for index, (path, (shape, layout)) in enumerate(leaves.items()):
-            *scopes, name = path.split("/")
-            inner = result
-            for scope in scopes:
-                inner = inner.setdefault(scope, {})
-            inner[name] = oracle.gaussian(*shape, seed=seed + 10 * index) * (seed > 0 or layout is not None)
-        return as_arrays(result)
+        flat = {
+            path: oracle.gaussian(*shape, seed=seed + 10 * index) * (seed > 0 or layout is not None)
+            for index, (path, (shape, layout)) in enumerate(leaves.items())
+        }
+        return as_arrays(unflatten_dict(flat, sep="/"))
 
     return lambda: Inputs(drawn(0), [drawn(1), drawn(2)], {path: layout for path, (_, layout) in leaves.items()})
 
