@@ -99,22 +99,33 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def undisturbed(output: Path, steps: int, cache: Path) -> Run:
-    run = Run(output, steps, cache)
+def goes_on(run: Run, like: Run | None = None) -> str:
+    """What a run prints that ends well, with the results of another."""
     status, printed, errors = run.finish()
     assert (status, errors) == (0, "")
-    assert "final validation loss" in printed
+    assert like is None or run.results() == like.results()
+    return printed
+
+
+def assert_stopped(result: tuple[int, str, str], message: str, left: Run, stopped: Run) -> None:
+    """It says in one line why it can't write, and leaves the checkpoint as it was."""
+    status, _, errors = result
+    assert errors == "train_gpt.py: error: " + message
+    assert status == 2
+    assert left.contents() == stopped.contents()
+
+
+def undisturbed(steps: int) -> Callable[..., Run]:
+    @pytest.fixture(scope="module")
+    def run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Run:
+        run = Run(tmp_path_factory.mktemp("undisturbed") / "run", steps, cache)
+        assert "final validation loss" in goes_on(run)
+        return run
+
     return run
 
 
-@pytest.fixture(scope="module")
-def long(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Run:
-    return undisturbed(tmp_path_factory.mktemp("long") / "run", LONG, cache)
-
-
-@pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Run:
-    return undisturbed(tmp_path_factory.mktemp("short") / "run", SHORT, cache)
+long, short = undisturbed(LONG), undisturbed(SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +136,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, cache: Path, short: Run) -
     wait(process, lambda: run.last() >= SHORT // 2)
     process.terminate()
     assert processes.finish(process)[0] == 128 + signal.SIGTERM
-    ended = duplicate(run, run.output.with_name("copy"))
-    assert ended.finish()[::2] == (0, "")
-    assert ended.results() == short.results()
+    goes_on(duplicate(run, run.output.with_name("copy")), like=short)
     return run
 
 
@@ -195,41 +204,34 @@ def test_sigterm_loses_nothing(long: Run, tmp_path: Path) -> None:
         assert run.last() == optimizer * LONG + step + 1
         assert run.rows()[-1][:2] == [title.lower(), str(step)]
         assert not run.writing()
-    assert run.finish()[::2] == (0, "")
-    assert run.results() == long.results()
+    goes_on(run, like=long)
 
 
 @pytest.mark.parametrize("kibibytes", [1, 100], ids=["for metrics.csv", "for the arrays"])
 def test_a_file_that_can_not_be_written(stopped: Run, short: Run, tmp_path: Path, kibibytes: int) -> None:
     run = duplicate(stopped, tmp_path / "run")
-    status, _, errors = run.finish(under=processes.no_larger_files_than(kibibytes * 1024))
-    assert errors == f"train_gpt.py: error: can't write to {run.output}: File too large; {ADVICE}"
-    assert status == 2
-    assert run.contents() == stopped.contents()
+    result = run.finish(under=processes.no_larger_files_than(kibibytes * 1024))
+    assert_stopped(result, f"can't write to {run.output}: File too large; {ADVICE}", run, stopped)
     assert run.rows()[: len(stopped.rows())] == stopped.rows()
-    assert run.finish()[::2] == (0, "")
-    assert run.results() == short.results()
+    goes_on(run, like=short)
 
 
-@pytest.mark.parametrize(
-    ("folder", "message"),
-    [
-        ("", "can't write to --output {}: Permission denied; give another folder"),
-        ("checkpoints", "can't write to {}: Permission denied; " + ADVICE),
-    ],
-    ids=["all", "checkpoints"],
-)
-def test_a_read_only_folder(stopped: Run, tmp_path: Path, folder: str, message: str) -> None:
+LOCKED = {
+    "": "can't write to --output {}: Permission denied; give another folder",
+    "checkpoints": f"can't write to {{}}: Permission denied; {ADVICE}",
+}
+
+
+@pytest.mark.parametrize("folder", LOCKED)
+def test_a_read_only_folder(stopped: Run, tmp_path: Path, folder: str) -> None:
     run = duplicate(stopped, tmp_path / "run")
     locked = [run.output / folder, *(run.output / folder).rglob("*")]
     for path in locked:
         path.chmod(path.stat().st_mode & ~0o222)
-    status, _, errors = run.finish(under=processes.obeying_permissions())
+    result = run.finish(under=processes.obeying_permissions())
     for path in locked:
         path.chmod(path.stat().st_mode | 0o200)
-    assert errors == "train_gpt.py: error: " + message.format(run.output)
-    assert status == 2
-    assert run.contents() == stopped.contents()
+    assert_stopped(result, LOCKED[folder].format(run.output), run, stopped)
 
 
 # In a file system of 4 MiB that these commands have to themselves: spoil it, run the example, mend it, run it again.
@@ -248,25 +250,17 @@ exit $status
 """
 
 
-@pytest.mark.parametrize(
-    ("spoil", "mend", "message"),
-    [
-        (
-            "cat /dev/zero > filler 2> /dev/null || truncate --size=-100K filler",
-            "rm filler",
-            "can't write to {}: No space left on device; " + ADVICE,
-        ),
-        (
-            'mount -o remount,ro "$disk"',
-            'mount -o remount,rw "$disk"',
-            "can't write to --output {}: Read-only file system; give another folder",
-        ),
-    ],
-    ids=["full", "read-only"],
-)
-def test_a_disk_that_takes_no_more(
-    stopped: Run, short: Run, tmp_path: Path, spoil: str, mend: str, message: str
-) -> None:
+FILL = "cat /dev/zero > filler 2> /dev/null || truncate --size=-100K filler"
+READ_ONLY, WRITABLE = (f'mount -o remount,{mode} "$disk"' for mode in ("ro", "rw"))
+DISKS = {
+    "full": (FILL, "rm filler", f"can't write to {{}}: No space left on device; {ADVICE}"),
+    "read-only": (READ_ONLY, WRITABLE, "can't write to --output {}: Read-only file system; give another folder"),
+}
+
+
+@pytest.mark.parametrize("disk_is", DISKS)
+def test_a_disk_that_takes_no_more(stopped: Run, short: Run, tmp_path: Path, disk_is: str) -> None:
+    spoil, mend, message = DISKS[disk_is]
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     kept.mkdir()
@@ -276,8 +270,6 @@ def test_a_disk_that_takes_no_more(
         pytest.skip("this machine lets nobody mount a file system in a namespace")
     run = Run(disk / "run", SHORT, short.cache)
     under = (*alone, "sh", "-ec", DISK, "sh", disk, stopped.output, spoil, mend, kept)
-    status, _, errors = processes.finish(run.start("--resume", under=under))
-    assert errors == "train_gpt.py: error: " + message.format(run.output)
-    assert status == 2
-    assert Run(kept / "spoiled", SHORT, short.cache).contents() == stopped.contents()
+    result = processes.finish(run.start("--resume", under=under))
+    assert_stopped(result, message.format(run.output), Run(kept / "spoiled", SHORT, short.cache), stopped)
     assert Run(kept / "mended", SHORT, short.cache).results() == short.results()
