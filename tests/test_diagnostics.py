@@ -162,7 +162,7 @@ COLLIDING = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(3)}}
 
 @pytest.mark.parametrize("measure", [diagnostics.nonfinite_counts, diagnostics.update_rms], ids=lambda f: f.__name__)
 def test_two_leaves_of_one_path_are_refused(measure: Callable[[Any], Any]) -> None:
-    with pytest.raises(ValueError, match="Two leaves have the path 'a/b': rename one, so that both can be reported"):
+    with pytest.raises(ValueError, match="Two leaves have the path 'a/b': rename one, and both can be reported"):
         measure(COLLIDING)
     diagnostics.raise_if_nonfinite(COLLIDING)
 

@@ -54,17 +54,6 @@ def with_factors_in_the_other_order(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_gram_newton_schulz, "_beside", lambda X, B, Q: beside(X, Q, B))
 
 
-def with_a_rounded_gram_matrix(patch: pytest.MonkeyPatch) -> None:
-    """What rounding takes off R is lost."""
-    factor = _gram_newton_schulz._factor
-
-    def rounding(X: jax.Array, R: jax.Array, coefficients: Coefficients) -> tuple:
-        bits = jnp.finfo(X.dtype)
-        return factor(X, jax.lax.reduce_precision(R, bits.nexp, bits.nmant), coefficients)
-
-    patch.setattr(_gram_newton_schulz, "_factor", rounding)
-
-
 def with_a_rounded_coefficient(index: int, dtype: str) -> Mutation:
     """Only where products are of ``dtype``."""
 
@@ -172,27 +161,19 @@ MUTATIONS: dict[str, tuple[Mutation, Check]] = (
         ),
     }
     | {
-        f"factors-in-the-other-order-{side}": (
+        # Of wide matrices R is formed the other way round as well, and nothing shows.
+        "factors-in-the-other-order": (
             with_factors_in_the_other_order,
             partial(
                 test_gram_newton_schulz.test_every_schedule_keeps_its_range,
                 "polar_express-8",
                 "bfloat16",
                 "frobenius",
-                side,
+                "tall",
                 32,
                 4,
             ),
         )
-        for side in ("wide", "tall")
-    }
-    | {
-        "rounded-gram-matrix": (
-            with_a_rounded_gram_matrix,
-            partial(
-                test_gram_newton_schulz.test_bfloat16_is_about_as_exact_as_direct_in_every_draw, "polar_express", 2
-            ),
-        ),
     }
     | {f"rounded-{'abc'[index]}": (with_a_rounded_coefficient(index, "float32"), exact_direct) for index in range(3)}
     | {
