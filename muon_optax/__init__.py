@@ -24,8 +24,10 @@ from muon_optax._transforms.family.adamuon import scale_by_adamuon
 from muon_optax._transforms.family.cautious_decay import add_cautious_decayed_weights
 from muon_optax._transforms.family.clip_qk import clip_qk
 from muon_optax._transforms.family.hyperball import scale_by_hyperball
+from muon_optax._transforms.family.nesterov_ema import nesterov_ema
 from muon_optax._transforms.family.normuon import scale_by_normuon
 from muon_optax._transforms.family.quantized_trace import quantized_trace
+from muon_optax._transforms.family.scheduled_trace import scheduled_trace
 from muon_optax._transforms.hold_idle_matrices import hold_idle_matrices
 from muon_optax._transforms.orthogonalize import orthogonalize, orthogonalize_via_newton_schulz
 from muon_optax._transforms.partition import partition_by_layout
@@ -53,6 +55,7 @@ __all__ = [
     "muon_clip",
     "muon_h",
     "muon_speedrun",
+    "nesterov_ema",
     "newton_schulz",
     "normuon",
     "orthogonalize",
@@ -67,6 +70,7 @@ __all__ = [
     "scale_by_hyperball",
     "scale_by_normuon",
     "scale_by_shape",
+    "scheduled_trace",
     "state_shardings",
     "summarize",
 ]

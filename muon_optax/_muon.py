@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax.typing
+import jax
 import optax
 
 from muon_optax._layouts.assign import Layouts
 from muon_optax._mesh.state import stay_spread
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
-from muon_optax._transforms.checks import check_adamw, check_momentum_dtype, check_number, refuse_injected_array
+from muon_optax._transforms.checks import check_adamw, check_number, refuse_injected_array
 from muon_optax._transforms.decay_mask import as_mask_function, decay_mask
+from muon_optax._transforms.momentum import Momentum, keep_momentum
 from muon_optax._transforms.orthogonalize import orthogonalize
 from muon_optax._transforms.partition import partition_by_layout
 from muon_optax._transforms.scale_by_shape import scale_by_shape
@@ -22,7 +23,7 @@ def muon(
     *,
     weight_decay: optax.ScalarOrSchedule = 0.1,
     weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
-    momentum: jax.typing.ArrayLike = 0.95,
+    momentum: Momentum = 0.95,
     nesterov: bool = True,
     momentum_dtype: jax.typing.DTypeLike | None = None,
     scale: Scale = "moonlight",
@@ -48,7 +49,10 @@ def muon(
         weight_decay_mask: A tree of booleans like the parameters, or a function from parameters to one, for both
             branches: decay where ``True``. Default: all matrices, and of AdamW's leaves those of two or more axes
             that are neither biases nor norms.
-        momentum: In [0, 1). Default 0.95, everyone's.
+        momentum: A number in [0, 1), kept by ``optax.trace``; a schedule, kept by :func:`muon_optax.scheduled_trace`;
+            or a transform in their place, such as :func:`muon_optax.quantized_trace`, with its own Nesterov and dtype.
+            Default 0.95, everyone's. ``optax.inject_hyperparams`` reads a schedule itself and hands on the number of
+            the step, in the parameters' dtype; ``static_args=("momentum",)`` leaves it to ``scheduled_trace``.
         nesterov: Whether to orthogonalize ``g + momentum m`` (default) or ``m``.
         momentum_dtype: Of the stored momentum; ``None`` for each parameter's own.
         scale: As ``variant`` in :func:`muon_optax.scale_by_shape`.
@@ -99,8 +103,7 @@ def muon(
         check_number("learning_rate", learning_rate, "use a finite number >= 0, or a schedule", 0.0)
     if not callable(weight_decay):
         check_number("weight_decay", weight_decay, "use a finite number >= 0, such as 0.1", 0.0)
-    check_number("momentum", momentum, "use a number in [0, 1), such as 0.95", 0.0, 1.0)
-    check_momentum_dtype(momentum_dtype)
+    trace = keep_momentum(momentum, nesterov, momentum_dtype)
     check_adamw(adamw, adamw_learning_rate)
     if adamw_learning_rate is None:
         adamw_learning_rate = learning_rate
@@ -110,7 +113,7 @@ def muon(
         refuse_injected_array(name, value)
     mask = as_mask_function(weight_decay_mask)
     matrices = optax.chain(
-        optax.trace(momentum, nesterov=nesterov, accumulator_dtype=momentum_dtype),
+        trace,
         orthogonalize(newton_schulz() if orthogonalizer is None else orthogonalizer, shardings=shardings),
         scale_by_shape(scale),
         optax.add_decayed_weights(weight_decay, mask=mask),

@@ -5,7 +5,6 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from muon_optax._layouts.assign import Layouts
@@ -18,6 +17,7 @@ from muon_optax._transforms.family.cautious_decay import add_cautious_decayed_we
 from muon_optax._transforms.family.clip_qk import clip_qk
 from muon_optax._transforms.family.hyperball import scale_by_hyperball
 from muon_optax._transforms.family.normuon import Axis, scale_by_normuon
+from muon_optax._transforms.momentum import Momentum, keep_momentum
 from muon_optax._transforms.orthogonalize import orthogonalize_via_newton_schulz
 from muon_optax._transforms.partition import partition_by_layout
 from muon_optax._transforms.scale_by_shape import scale_by_shape
@@ -27,7 +27,7 @@ def normuon(
     learning_rate: optax.ScalarOrSchedule,
     *,
     weight_decay: optax.ScalarOrSchedule = 0.1,
-    momentum: jax.typing.ArrayLike = 0.95,
+    momentum: Momentum = 0.95,
     b2: jax.typing.ArrayLike = 0.95,
     axis: Axis = "output",
     layouts: Layouts = None,
@@ -38,7 +38,7 @@ def normuon(
     Args:
         learning_rate: As in :func:`muon_optax.muon`: AdamW's.
         weight_decay: As in :func:`muon_optax.muon`.
-        momentum: Of ``optax.trace`` with Nesterov.
+        momentum: As in :func:`muon_optax.muon`.
         b2: As in :func:`muon_optax.scale_by_normuon`.
         axis: As in :func:`muon_optax.scale_by_normuon`.
         layouts: As in :func:`muon_optax.assign_layouts`.
@@ -57,7 +57,7 @@ def normuon(
         >>> updates, state = optimizer.update(params, optimizer.init(params), params)
     """
     matrices = optax.chain(
-        optax.trace(momentum, nesterov=True),
+        keep_momentum(momentum),
         orthogonalize_via_newton_schulz(shardings=shardings),
         scale_by_normuon(b2, axis=axis),
         scale_by_shape("moonlight"),
@@ -107,7 +107,7 @@ def muon_h(
     adam_learning_rate: optax.ScalarOrSchedule,
     *,
     heads: Sequence[str] = ("*head/kernel", "*head/weight", "*head/w"),
-    momentum: jax.typing.ArrayLike = 0.95,
+    momentum: Momentum = 0.95,
     layouts: Layouts = None,
     shardings: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -119,7 +119,7 @@ def muon_h(
         learning_rate: Of the matrices, relative to their norms, as in :func:`muon_optax.scale_by_hyperball`.
         adam_learning_rate: Of Adam, and of the head relative to its norm.
         heads: Path globs of the heads among the parameters that Muon does not train.
-        momentum: Of ``optax.trace`` with Nesterov.
+        momentum: As in :func:`muon_optax.muon`.
         layouts: As in :func:`muon_optax.assign_layouts`.
         shardings: As in :func:`muon_optax.orthogonalize`.
 
@@ -140,7 +140,7 @@ def muon_h(
         >>> updates, state = optimizer.update(params, optimizer.init(params), params)
     """
     matrices = optax.chain(
-        optax.trace(momentum, nesterov=True),
+        keep_momentum(momentum),
         orthogonalize_via_newton_schulz(YOU_JIACHENG, shardings=shardings),
         scale_by_hyperball(learning_rate),
     )
@@ -157,7 +157,7 @@ def muon_speedrun(
     adamw_learning_rate: optax.ScalarOrSchedule,
     *,
     weight_decay: float = 1.2,
-    momentum: optax.Schedule | None = None,
+    momentum: Momentum | None = None,
     layouts: Layouts = None,
     shardings: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -172,7 +172,7 @@ def muon_speedrun(
         adamw_learning_rate: Of AdamW for everything else.
         weight_decay: Times the learning rate, it is the decay of the matrices: ``weight_decay * learning_rate^2 * W``
             a step. Default 1.2, the speed runs'.
-        momentum: A schedule. Default: linear from 0.85 to 0.95 over 300 steps.
+        momentum: As in :func:`muon_optax.muon`. Default: a schedule, linear from 0.85 to 0.95 over 300 steps.
         layouts: As in :func:`muon_optax.assign_layouts`.
         shardings: As in :func:`muon_optax.orthogonalize`.
 
@@ -193,7 +193,7 @@ def muon_speedrun(
         return weight_decay * (learning_rate(step) if callable(learning_rate) else learning_rate)
 
     matrices = optax.chain(
-        _scheduled_trace(momentum or optax.linear_schedule(0.85, 0.95, 300)),
+        keep_momentum(optax.linear_schedule(0.85, 0.95, 300) if momentum is None else momentum),
         orthogonalize_via_newton_schulz(polar_express(5), shardings=shardings),
         scale_by_normuon(0.9, axis="longer"),
         scale_by_shape("keller"),
@@ -202,14 +202,6 @@ def muon_speedrun(
     )
     adamw = optax.adamw(adamw_learning_rate, b1=0.9, b2=0.95, mask=decay_mask)
     return partition_by_layout(matrices, adamw, layouts)
-
-
-def _scheduled_trace(momentum: optax.Schedule) -> optax.GradientTransformation:
-    # In float32: Optax would round the momentum to the dtype of bfloat16 gradients, 0.95 to 0.949.
-    inject = optax.inject_hyperparams(
-        optax.trace, static_args=("nesterov", "accumulator_dtype"), hyperparam_dtype=jnp.dtype(jnp.float32)
-    )
-    return inject(decay=momentum, nesterov=True)
 
 
 def _labels(params: Any, heads: Sequence[str]) -> Any:

@@ -76,7 +76,15 @@ SUBJECTS = {
     "muon-bfloat16-momentum": Subject(
         lambda: mo.muon(0.1, momentum_dtype=jnp.bfloat16, orthogonalizer=FLOAT32), True, 2e-2
     ),
-    "muon-schedule": Subject(lambda: mo.muon(optax.linear_schedule(0.1, 0.0, 10), orthogonalizer=FLOAT32), True),
+    "muon-average": Subject(
+        lambda: mo.muon(0.1, momentum=mo.nesterov_ema(0.9, debias=True), orthogonalizer=FLOAT32), True
+    ),
+    "muon-schedule": Subject(
+        lambda: mo.muon(
+            optax.linear_schedule(0.1, 0.0, 10), momentum=optax.linear_schedule(0.8, 0.9, 3), orthogonalizer=FLOAT32
+        ),
+        True,
+    ),
 }
 WHOLE = [name for name, subject in SUBJECTS.items() if subject.whole]
 DTYPES = ["float16", "bfloat16", "float32", "float64"]

@@ -136,6 +136,8 @@ MESH_PARTS = {
     "cautious": lambda: mo.add_cautious_decayed_weights(0.3),
     "hyperball": lambda: mo.scale_by_hyperball(0.1, layouts=MESH_LAYOUTS),
     "quantized-8": lambda: mo.quantized_trace(0.9, nesterov=True, block_size=8),
+    "average": lambda: mo.nesterov_ema(0.9, debias=True),
+    "scheduled": lambda: mo.scheduled_trace(optax.linear_schedule(0.5, 0.9, 3), nesterov=True),
     "quantized-4": lambda: mo.quantized_trace(0.9, nesterov=True, bits=4, block_size=8),
 }
 PLACEMENTS = {

@@ -1,0 +1,35 @@
+"""What keeps the momentum: a number, a schedule or any transform as one part of a chain."""
+
+from typing import TypeAlias
+
+import jax
+import optax
+
+from muon_optax._transforms.checks import check_momentum_dtype, check_number
+from muon_optax._transforms.family.scheduled_trace import scheduled_trace
+
+Momentum: TypeAlias = optax.ScalarOrSchedule | optax.GradientTransformation
+
+
+def keep_momentum(
+    momentum: Momentum, nesterov: bool = True, dtype: jax.typing.DTypeLike | None = None
+) -> optax.GradientTransformation:
+    """``optax.trace`` for a number, :func:`muon_optax.scheduled_trace` for a schedule, a transform as it is.
+
+    Raises:
+        ValueError: For a number out of [0, 1), an integer ``dtype``, or a transform beside arguments of its own.
+        TypeError: For what is none of these.
+    """
+    check_momentum_dtype(dtype)
+    if isinstance(momentum, optax.GradientTransformation):
+        if not nesterov or dtype is not None:
+            raise ValueError(
+                f"nesterov={nesterov!r} and momentum_dtype={dtype!r} say nothing beside a transform in momentum=, "
+                "which brings its own: give them to that transform and leave them out here."
+            )
+        return momentum
+    if callable(momentum):
+        return scheduled_trace(momentum, nesterov, dtype)
+    # A plain number keeps no step: checkpoints of constant momentum hold the momentum alone.
+    check_number("momentum", momentum, "use a number in [0, 1), such as 0.95, a schedule or a transform", 0.0, 1.0)
+    return optax.trace(momentum, nesterov=nesterov, accumulator_dtype=dtype)
