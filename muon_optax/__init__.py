@@ -5,6 +5,7 @@ from muon_optax._layouts.assign import assign_layouts, label_params
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.per_head import per_head
 from muon_optax._layouts.rules import default_layouts
+from muon_optax._layouts.split_fused import split_fused
 from muon_optax._mesh.plan import Plan, plan
 from muon_optax._mesh.state import init_sharded, state_shardings
 from muon_optax._muon import muon
@@ -74,6 +75,7 @@ __all__ = [
     "scale_by_normuon",
     "scale_by_shape",
     "scheduled_trace",
+    "split_fused",
     "state_shardings",
     "summarize",
 ]

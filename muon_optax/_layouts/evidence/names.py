@@ -43,6 +43,7 @@ EXPERTS = re.compile(r"(routed_|local_)?experts?|.*moe.*")
 SHARED = re.compile(r".*shared.*")
 ROUTER = re.compile(r".*(router|gate|gating).*")
 FUSED = re.compile(r"c_attn|(\w+_)?qkv(_(proj|projection|linear|dense))?")
+HALVES = re.compile(r"(to_)?(kv|gate_up|up_gate|gate_and_up|w13)(_(proj|projection|linear|dense))?")
 
 MODULE_ARRAY = frozenset({"kernel", "w", "weight", "weights"})
 _WEIGHT_WORD = re.compile(
