@@ -11,7 +11,20 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from meshes import AUTO_FIRST, FLOAT32, LAYOUTS, ONE_STEP, SHAPES, assert_near, mesh_of, random_tree, shardings, types
+from meshes import (
+    AUTO_FIRST,
+    EXPLICIT,
+    FLOAT32,
+    LAYOUTS,
+    ONE_STEP,
+    SHAPES,
+    assert_near,
+    lie_alike,
+    mesh_of,
+    random_tree,
+    shardings,
+    types,
+)
 
 import muon_optax as mo
 
@@ -184,6 +197,18 @@ def test_sharded_equals_unsharded(name: str, placement: str, kind: Any) -> None:
     params, *gradients = (jax.device_put(random_tree(ON_MESH, seed), places) for seed in range(3))
     got, _ = two_steps(MESH_PARTS[name](), params, gradients)
     assert_near(got, on_one_device(name), 1e-4)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("name", MESH_PARTS)
+def test_types_and_state_shardings_agree(name: str, placement: str) -> None:
+    """Where a state comes to lie by itself under Explicit axes, there ``state_shardings`` places it."""
+    axes, specs = PLACEMENTS[placement]
+    params = jax.device_put(random_tree(ON_MESH, 0), shardings(mesh_of(EXPLICIT, **axes), specs))
+    part = MESH_PARTS[name]()
+    state, places = part.init(params), mo.state_shardings(part, params)
+    on_mesh = [(leaf, place) for leaf, place in zip(*map(jax.tree.leaves, (state, places)), strict=True) if leaf.ndim]
+    assert lie_alike(*map(list, zip(*on_mesh, strict=True))) if on_mesh else name == "cautious"
 
 
 # Hostile inputs, dtypes, transformations.

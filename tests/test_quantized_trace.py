@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from meshes import lie_alike, mesh_of
+from meshes import KINDS, ONE_STEP, assert_near, lie_alike, mesh_of, random_tree, shardings, types
 from trees import assert_trees_equal
 
 import muon_optax as mo
@@ -115,8 +115,47 @@ def test_orbax_round_trip_continues_identically(bits: Any, tmp_path: Path) -> No
     assert_trees_equal(transform.update(gradient, restored), transform.update(gradient, state))
 
 
-def test_the_codes_lie_as_their_parameter() -> None:
-    places = {"w": NamedSharding(mesh_of(data=4), P("data"))}
-    params = jax.device_put({"w": jnp.ones((8, 256))}, places)
-    state = mo.init_sharded(mo.quantized_trace(0.9), params)
+def test_codes_and_scales_lie_as_their_parameter() -> None:
+    places = {"w": NamedSharding(mesh_of(data=4), P("data")), "n": NamedSharding(mesh_of(data=4), P(None, "data"))}
+    params = jax.device_put({"w": jnp.ones((8, 256)), "n": jnp.ones((3, 256))}, places)
+    state = mo.init_sharded(mo.quantized_trace(0.9, block_size=64), params)
     assert lie_alike(state.codes, places)
+    assert lie_alike(state.scales, places)
+    # Blocks of 128 would lie on two devices each.
+    straddling = mo.state_shardings(mo.quantized_trace(0.9), params)
+    assert (straddling.codes["n"].spec, straddling.scales["n"].spec) == (P(None, "data"), P())
+
+
+# The longest axis that eight devices divide: the last, the first, none, and the last with half a block on each.
+SPREAD = {"kernel": (16, 2048), "query": (16, 4, 8), "odd": (3, 5), "half": (3, 512)}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_zero1_keeps_codes_and_scales_once(bits: Any, kind: Any) -> None:
+    layouts = {"query": "ioo", "odd": "io", "half": "io"}
+    values, slopes = (random_tree(SPREAD, seed) for seed in (0, 1))
+    places = shardings(mesh_of(kind, data=8), dict.fromkeys(SPREAD, P()))
+    params, gradients = jax.device_put(values, places), jax.device_put(slopes, places)
+    plan = mo.plan(params, places, layouts, orthogonalizer=ONE_STEP, over="data")
+    momentum = mo.quantized_trace(0.9, nesterov=True, bits=bits)
+
+    def muon(passed: Any = None) -> Any:
+        return mo.muon(0.1, momentum=momentum, layouts=layouts, orthogonalizer=ONE_STEP, shardings=passed)
+
+    one, other = mo.init_sharded(muon(plan), params, plan), muon().init(values)
+    first, update, plain = one, jax.jit(muon(plan).update), jax.jit(muon().update)
+    for _ in range(2):
+        updates, one = update(gradients, one, params)
+        want, other = plain(slopes, other, values)
+    assert_near(updates, want)
+    assert lie_alike(one, first)
+    assert types(one) == types(first)
+
+    kept = one.inner_states["muon"].inner_state[0]
+    shares = {
+        name: (kept.codes[name].nbytes / kept.codes[name].addressable_shards[0].data.nbytes,
+               kept.scales[name].nbytes / kept.scales[name].addressable_shards[0].data.nbytes)
+        for name in SPREAD
+    }  # fmt: skip
+    assert shares == {"kernel": (8, 8), "query": (8, 8), "odd": (1, 1), "half": (8, 1)}

@@ -7,16 +7,25 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from muon_optax._layouts.paths import named_leaves, parameter_of
+from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
 from muon_optax._mesh.checks import refuse_other_paths, refuse_other_shapes, require_mesh
 from muon_optax._mesh.plan import Plan
-from muon_optax._mesh.shardings import dims_of, inside_shard_map, shardings_of, spread, typed_sharding
+from muon_optax._mesh.shardings import (
+    count,
+    dims_of,
+    inside_shard_map,
+    mesh_sizes,
+    shardings_of,
+    spread,
+    typed_sharding,
+)
 
 
 def state_shardings(optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None) -> Any:
     """A ``NamedSharding`` for every leaf of ``optimizer``'s state, to give to ``jax.jit`` or to a checkpoint.
 
-    What belongs to a parameter and has its shape (momentum, AdamW's moments) lies as the parameter does. With a plan
+    What belongs to a parameter and has its shape (momentum, AdamW's moments) lies as the parameter does; a statistic
+    of its rows or blocks does so on the axes whose shards hold whole ones. With a plan
     made ``over`` a mesh axis it is spread over that axis too (ZeRO-1): parameters are whole on every device, momentum
     lives once, gradients arrive by reduce-scatter, and the update leaves by an all-gather. Counters are everywhere.
 
@@ -119,10 +128,29 @@ def _constrain(array: Any, place: NamedSharding) -> Any:
 def _places(state: Any, params: Any, own: Mapping[str, NamedSharding]) -> Any:
     """For every leaf of a state the sharding of what it belongs to; for others that of being everywhere."""
     shapes = {leaf.path: leaf.shape for leaf in named_leaves(params)}
-    # By path and shape, since any Optax transform may hold a tree like the parameters somewhere in its state.
     everywhere = NamedSharding(next(iter(own.values())).mesh, PartitionSpec())
-    found = [own.get(parameter_of(leaf.path, leaf.shape, shapes) or "", everywhere) for leaf in named_leaves(state)]
-    return jax.tree.unflatten(jax.tree.structure(state), found)
+
+    def place(leaf: NamedLeaf) -> NamedSharding:
+        # By path and shape, since any Optax transform may hold a tree like the parameters somewhere in its state.
+        path = parameter_of(leaf.path, leaf.shape, shapes)
+        if path is not None:
+            return own.get(path, everywhere)
+        path = parameter_of(leaf.path, (), dict.fromkeys(shapes, ()))
+        return everywhere if path is None else _place_of_statistic(leaf, own.get(path, everywhere), shapes[path])
+
+    return jax.tree.unflatten(jax.tree.structure(state), [place(leaf) for leaf in named_leaves(state)])
+
+
+def _place_of_statistic(leaf: NamedLeaf, own: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    """As the parameter on every axis whose shards hold whole entries of the statistic; everywhere for other axes."""
+    same_axes, spec = len(leaf.shape) == len(shape), list(own.spec)
+    for axis, part in enumerate(dims_of(leaf.path, own, len(shape))[: len(spec)]):
+        entries = leaf.shape[axis] if same_axes else 0
+        if entries == 0 or shape[axis] % entries or entries % count(part, mesh_sizes(own.mesh)):
+            spec[axis] = None
+    while spec and spec[-1] is None:
+        spec.pop()
+    return NamedSharding(own.mesh, PartitionSpec(*spec))
 
 
 def _own_shardings(params: Any, shardings: Any) -> dict[str, NamedSharding]:

@@ -102,7 +102,8 @@ def quantized_trace(
         momenta = jax.tree.map(accumulated, updates, state.codes, state.scales)
         steps = jax.tree.map(lambda g, m: g + decay * m, updates, momenta) if nesterov else momenta
         steps = jax.tree.map(lambda g, step: step.astype(jnp.asarray(g).dtype), updates, steps)
-        return steps, kept(momenta)
+        # Where blocks lie on several devices they are gathered, and what is kept must lie as it did.
+        return steps, jax.tree.map(laid_out_like, kept(momenta), state)
 
     return optax.GradientTransformation(init, update)
 
@@ -132,6 +133,7 @@ def _restored(codes: jax.Array, scales: jax.Array, shape: tuple[int, ...], bits:
     """The float32 array ``shape`` that codes and scales stand for."""
     codes = codes if bits == 8 else _unpacked(codes, shape)
     blocks = _in_blocks(codes, block_size)
+    scales = laid_out_like(scales, blocks[..., 0])
     values = jnp.where(blocks == -(2 ** (bits - 1)), jnp.nan, blocks.astype(jnp.float32) * scales[..., None])
     return _out_of_blocks(values, shape)
 
