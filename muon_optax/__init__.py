@@ -22,6 +22,7 @@ from muon_optax._orthogonalizers.polar_factor import polar_factor
 from muon_optax._recipes import muon_clip, muon_h, muon_speedrun, normuon
 from muon_optax._summary import summarize
 from muon_optax._transforms.family.adamuon import scale_by_adamuon
+from muon_optax._transforms.family.block_periodic import orthogonalize_block_periodic
 from muon_optax._transforms.family.cautious_decay import add_cautious_decayed_weights
 from muon_optax._transforms.family.clip_qk import clip_qk
 from muon_optax._transforms.family.hyperball import scale_by_hyperball
@@ -63,6 +64,7 @@ __all__ = [
     "newton_schulz",
     "normuon",
     "orthogonalize",
+    "orthogonalize_block_periodic",
     "orthogonalize_via_newton_schulz",
     "partition_by_layout",
     "per_head",

@@ -69,6 +69,11 @@ SUBJECTS = {
     # Scales of 20 blocks, second moments of 24 neurons; two radii.
     "family": Subject(_family, True, numbers=NUMBERS + 20 + 24),
     "adamuon-hyperball": Subject(_adaptive_on_spheres, True, numbers=NUMBERS + 2),
+    "block-periodic": Subject(
+        lambda: mo.partition_by_layout(mo.orthogonalize_block_periodic(FLOAT32), optax.adam(0.1)),
+        True,
+        numbers=2 * (12 + 80),
+    ),
     "muon-keller": Subject(
         lambda: mo.muon(0.1, nesterov=False, scale="keller", orthogonalizer=mo.polar_factor()), True
     ),
