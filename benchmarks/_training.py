@@ -128,6 +128,7 @@ def programs(size: str, contender: str) -> Programs:
     return Programs(start, jax.jit(step, donate_argnums=0), evaluate)
 
 
+@cache
 def parameters(size: str) -> int:
     """How many a size has."""
     abstract = nnx.split(nnx.eval_shape(lambda: GPT(SIZES[size], nnx.Rngs(0))))[1]
