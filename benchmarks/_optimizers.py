@@ -121,12 +121,12 @@ def optax_muon(params: Tree, **arguments: Any) -> optax.GradientTransformation:
         adam_b2=0.95,
         adam_weight_decay=WEIGHT_DECAY,
         consistent_rms=0.2,
-        muon_weight_dimension_numbers=_dimension_numbers(params),
+        muon_weight_dimension_numbers=dimension_numbers(params),
         **arguments,
     )
 
 
-def _dimension_numbers(params: Tree) -> Tree:
+def dimension_numbers(params: Tree) -> Tree:
     """The layouts of ``muon_optax`` in Optax's words."""
 
     def positions(layout: mo.Layout, letter: str) -> tuple[int, ...]:

@@ -1,0 +1,108 @@
+"""The optimizers that the convergence benchmark compares, each from the same few settings."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from _optimizers import dimension_numbers
+
+import muon_optax as mo
+
+
+class Settings(NamedTuple):
+    """What every contender is made from. Numbers may be traced: one compiled step then serves all of them."""
+
+    rate: optax.Schedule  # of the matrices, or of everything
+    adamw_rate: optax.Schedule  # of what Muon leaves to AdamW
+    decay: Any
+    b2: Any  # of AdamW, of all leaves or of those that Muon leaves to it
+
+
+Contender = Callable[[Settings, Any], optax.GradientTransformation]
+
+
+def matrices_of_two_axes(params: Any) -> Any:
+    """Where the main job decays AdamW's weights: everything but the norms."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def adamw(settings: Settings, params: Any) -> optax.GradientTransformation:
+    """The baseline, as the main job has it."""
+    del params
+    return others(settings, settings.rate)
+
+
+def others(settings: Settings, rate: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW for what is not orthogonalized."""
+    return optax.adamw(rate, b2=settings.b2, weight_decay=settings.decay, mask=matrices_of_two_axes)
+
+
+def muon(settings: Settings, params: Any, **changes: Any) -> optax.GradientTransformation:
+    """``mo.muon`` with ``changes`` of its arguments."""
+    del params
+    return mo.muon(settings.rate, weight_decay=settings.decay, adamw=others(settings, settings.adamw_rate), **changes)
+
+
+def optax_muon(settings: Settings, params: Any) -> optax.GradientTransformation:
+    """``optax.contrib.muon`` with Moonlight's scale, on the matrices that ``mo.muon`` takes."""
+    return optax.contrib.muon(
+        settings.rate,
+        weight_decay=settings.decay,
+        consistent_rms=0.2,
+        adam_b2=settings.b2,
+        adam_weight_decay=settings.decay,
+        adam_learning_rate=settings.adamw_rate,
+        muon_weight_dimension_numbers=dimension_numbers(params),
+    )
+
+
+def chained(settings: Settings, params: Any, *after: optax.GradientTransformation, cautious: bool = False) -> Any:
+    """Muon from its parts, with ``after`` behind the orthogonalizer."""
+    del params
+    decay = mo.add_cautious_decayed_weights if cautious else optax.add_decayed_weights
+    matrices = optax.chain(
+        optax.trace(0.95, nesterov=True),
+        mo.orthogonalize_via_newton_schulz(),
+        *after,
+        mo.scale_by_shape("moonlight"),
+        decay(settings.decay),
+        optax.scale_by_learning_rate(settings.rate),
+    )
+    return mo.partition_by_layout(matrices, others(settings, settings.adamw_rate))
+
+
+def normuon(settings: Settings, params: Any) -> optax.GradientTransformation:
+    """As ``mo.normuon``, which has no second rate for AdamW."""
+    return chained(settings, params, mo.scale_by_normuon())
+
+
+def muon_h(settings: Settings, params: Any) -> optax.GradientTransformation:
+    """The recipe, which decays nothing."""
+    del params
+    return mo.muon_h(settings.rate, settings.adamw_rate)
+
+
+def muon_speedrun(settings: Settings, params: Any) -> optax.GradientTransformation:
+    """The recipe, with its own decay."""
+    del params
+    return mo.muon_speedrun(settings.rate, settings.adamw_rate)
+
+
+CONTENDERS: dict[str, Contender] = {
+    "adamw": adamw,
+    "muon": muon,
+    "muon, keller scale": partial(muon, scale="keller"),
+    "muon, mup scale": partial(muon, scale="mup"),
+    "muon, naive scale": partial(muon, scale="naive"),
+    "muon, You Jiacheng": partial(muon, orthogonalizer=mo.newton_schulz(mo.YOU_JIACHENG)),
+    "muon, Polar Express": partial(muon, orthogonalizer=mo.newton_schulz(mo.polar_express(5))),
+    "muon, four steps": partial(muon, orthogonalizer=mo.newton_schulz(mo.polar_express(4, 4e-3), norm="schatten4")),
+    "muon, per head": partial(muon, layouts=mo.per_head),
+    "muon, cautious decay": partial(chained, cautious=True),
+    "optax.contrib.muon": optax_muon,
+    "normuon": normuon,
+    "muon_h": muon_h,
+    "muon_speedrun": muon_speedrun,
+}

@@ -1,0 +1,116 @@
+"""Does Muon need fewer steps than AdamW? Trains byte-level GPTs with every contender, each at its best settings.
+
+    python benchmarks/convergence.py                  # the grid: hours on two CPU cores; run again to go on
+    python benchmarks/convergence.py --budget 30      # begins no run after 30 minutes
+    python benchmarks/convergence.py --report         # tables and pictures from what is there
+    python benchmarks/convergence.py --quick          # a tiny model, the same path end to end
+
+Every run becomes one line of convergence.csv as it ends; what stands there is not run again. A rate is bracketed by
+short runs and refined by long ones, until it lies inside its range; the best settings get three seeds.
+"""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from datetime import UTC, datetime
+from pathlib import Path
+
+from _grid import Plan, Run, forecast, missing
+from _records import OtherText, append, curve_field, read, refuse_other_text
+from _report import Progress, Report, device_name, parser
+from _training import EVALUATIONS, Curve, parameters, text, train
+
+SIZES = {"quick": ("tiny",), "cpu": ("1M", "0.3M", "3M"), "full": ("base",)}
+STEPS = {"quick": 20, "cpu": 600, "full": 3000}
+
+
+def bind(cores: "multiprocessing.Queue[int]") -> None:
+    """Gives this process a core before JAX starts its threads: it then starts one. XLA's own flag leaves more."""
+    if not cores.empty():
+        os.sched_setaffinity(0, {cores.get()})
+
+
+def pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that train: one takes all cores, several take one each, where the system can bind them."""
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    if workers > 1 and hasattr(os, "sched_setaffinity"):
+        for core in sorted(os.sched_getaffinity(0))[:workers]:
+            cores.put(core)
+    return ProcessPoolExecutor(workers, context, bind, (cores,))
+
+
+def environment() -> dict[str, str]:
+    """The columns that say what a run was made with."""
+    versions = Report("convergence", device_name(), []).versions
+    own = {name: versions[name] for name in ("muon_optax", "python", "jax", "optax")}
+    return {**own, "device": device_name(), "text": text().sha256[:12]}
+
+
+def work(run: Run) -> float:
+    """What a run's time goes with, roughly."""
+    return run.steps * parameters(run.size)
+
+
+def train_all(plan: Plan, sizes: Sequence[str], path: Path, workers: int, budget: float) -> None:
+    """Makes what is missing, the most telling first, until the grid is complete or the budget spent."""
+    shared, records = environment(), read(path)
+    refuse_other_text(records.values(), shared["text"])
+    finals = {run: one.final for run, one in records.items()}
+    began, done, every = time.monotonic(), 0.0, max(1, plan.steps // EVALUATIONS)
+    flying: dict[Future[Curve], Run] = {}
+    left = forecast(plan, sizes, finals)
+    with pool(workers) as processes, Progress(len(left), "convergence") as bar:
+        while True:
+            waiting = [run for run in missing(plan, sizes, finals) if run not in flying.values()]
+            while waiting and len(flying) < workers and time.monotonic() - began < 60 * budget:
+                run = waiting.pop(0)
+                flying[processes.submit(train, run, every)] = run
+            if not flying:
+                return
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                run, curve = flying.pop(future), future.result()
+                append(path, run, columns(curve), {"date": datetime.now(UTC).strftime("%F %H:%M"), **shared})
+                finals[run] = float(columns(curve)["final_loss"])  # as a later process reads it
+                done += work(run)
+                ahead = sum(map(work, forecast(plan, sizes, finals)))
+                minutes = (time.monotonic() - began) / done * ahead / 60
+                bar(f"{run.size} {run.contender} {run.rate:g}: {finals[run]:.3f}, {minutes:.0f} min left")
+
+
+def columns(curve: Curve) -> dict[str, str]:
+    """What was measured, as it is written."""
+    return {
+        "seconds_a_step": f"{curve.seconds:.4f}",
+        "cpu_seconds_a_step": f"{curve.cpu_seconds:.4f}",
+        "final_loss": f"{curve.losses[-1]:.4f}",
+        "curve": curve_field(curve.steps, curve.losses),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser(__doc__ or "")
+    options.add_argument("--workers", type=int, default=2, help="processes, a core each; 1 takes all (default 2)")
+    options.add_argument("--steps", type=int, help=f"of a run of full length (default {STEPS})")
+    options.add_argument("--budget", type=float, default=float("inf"), help="minutes after which no run begins")
+    options.add_argument("--report", action="store_true", help="only write tables and pictures from what is there")
+    given = options.parse_args(arguments)
+    grid = "quick" if given.quick else "full" if given.full else "cpu"
+    sizes, plan = SIZES[grid], Plan.of(given.steps or STEPS[grid])
+    if given.quick:
+        plan = plan._replace(tiers=4)  # one size, and what compiles twice: AdamW and Muon
+    path = given.output / "convergence.csv"
+    if not given.report:
+        try:
+            train_all(plan, sizes, path, given.workers, given.budget)
+        except (OtherText, ValueError) as error:
+            print(f"convergence.py: error: {error}", file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
