@@ -1,4 +1,4 @@
-"""What the convergence benchmark's runs say: steps to a loss, mean and spread over seeds, the tables."""
+"""What the convergence runs say: steps to a loss, mean and spread over seeds, the settings that are best."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from _grid import Run
 from _records import Record
-from _report import Row
 
 
 class Spread(NamedTuple):
@@ -94,86 +93,14 @@ def reached(group: Seeds, loss: float) -> Spread | None:
     return spread(known) if len(known) == len(found) else None
 
 
-def settings(run: Run) -> Row:
-    """The columns that say how a run was made."""
-    apart = run.adamw_rate != run.rate
-    return {"rate": f"{run.rate:g}", "AdamW's rate": f"{run.adamw_rate:g}" if apart else None} | {
-        "decay": f"{run.decay:g}",
-        "b2": f"{run.b2:g}",
-    }
+def lengths(groups: Sequence[Seeds], run: Run) -> list[Seeds]:
+    """The settings of a run on every length that ran with several seeds, the shortest first."""
+    found = [group for group in groups if group.run._replace(steps=run.steps, seed=run.seed) == run]
+    return sorted((group for group in found if group.final.count > 1), key=lambda group: group.run.steps)
 
 
-def comparison(groups: Sequence[Seeds], steps: int) -> list[Row]:
-    """Each kind at its best settings and full length, against AdamW's final loss at that size."""
-    rows = []
-    for (size, kind), group in best([one for one in groups if one.run.steps == steps]).items():
-        loss = target(groups, size, steps)
-        needed = None if loss is None or kind == "adamw" else reached(group, loss)
-        rows.append(
-            {"table": f"{size}, {steps} steps, each at its best settings", "contender": kind}
-            | settings(group.run)
-            | {"seeds": group.final.count, "final loss": group.final.text(4)}
-            | {"steps to AdamW's": needed and needed.text(0), "of AdamW's steps": needed and needed.mean / steps}
-        )
-    return sorted(rows, key=lambda row: (row["table"], row["final loss"]))
-
-
-def schedules(groups: Sequence[Seeds], steps: int) -> list[Row]:
-    """Whole schedules of other lengths: how many steps of its own reach the loss that AdamW ends with."""
-    full = {group.run for group in groups if group.run.steps == steps}
-    rows = []
-    for group in groups:
-        run = group.run
-        loss = target(groups, run.size, steps)
-        if loss is None or run.contender == "adamw" or run._replace(steps=steps) not in full:
-            continue
-        if not _has_shorter(groups, run):
-            continue
-        rows.append(
-            {"table": f"{run.size}, whole schedules, AdamW's loss after {steps} steps is {loss:.4f}"}
-            | {"contender": group.kind}
-            | settings(run)
-            | {"steps": run.steps, "of AdamW's steps": run.steps / steps, "seeds": group.final.count}
-            | {"final loss": group.final.text(4), "less AdamW's": f"{group.final.mean - loss:+.4f}"}
-        )
-    return sorted(rows, key=lambda row: (row["table"], row["contender"], row["steps"]))
-
-
-def _has_shorter(groups: Sequence[Seeds], run: Run) -> bool:
-    """Whether the settings ran with several seeds on two or more lengths."""
-    lengths = [
-        group.run.steps
-        for group in groups
-        if group.final.count > 1 and group.run._replace(steps=run.steps, seed=run.seed) == run
-    ]
-    return len(lengths) > 1
-
-
-def whole_schedule(groups: Sequence[Seeds], kind: str, size: str, steps: int) -> float | None:
-    """The length of a whole schedule that ends at AdamW's loss, straight between the lengths that ran."""
-    loss = target(groups, size, steps)
-    rows = [group for group in groups if group.run.size == size and group.kind == kind and group.final.count > 1]
-    if loss is None or not rows:
-        return None
-    lengths = {group.run.steps: group.final.mean for group in rows if _has_shorter(groups, group.run)}
-    return steps_to(lengths, loss) if lengths and max(lengths.values()) > loss else None
-
-
-def rates(groups: Sequence[Seeds], steps: int) -> list[Row]:
-    """One row for each way of being run, a column for each rate: the brackets."""
-    found: dict[tuple[str, ...], Row] = {}
-    for group in groups:
-        run = group.run
-        if run.steps == steps:
-            shown = settings(run) | {"rate": None}
-            row = {"table": f"{run.size}, {steps} steps, by rate", "contender": group.kind} | shown
-            del row["rate"]
-            key = tuple(map(str, row.values()))
-            found.setdefault(key, row)[f"{run.rate:g}"] = group.final.text(3)
-    return [_ordered(row) for row in found.values()]
-
-
-def _ordered(row: Row) -> Row:
-    """The rates last, in their order."""
-    numbers = sorted((name for name in row if name[0].isdigit()), key=float)
-    return {name: row[name] for name in row if name not in numbers} | {name: row[name] for name in numbers}
+def whole_schedule(groups: Sequence[Seeds], run: Run, loss: float) -> float | None:
+    """The length of a whole schedule that ends at ``loss``, straight between the lengths that ran."""
+    finals = {group.run.steps: group.final.mean for group in lengths(groups, run)}
+    # Where the shortest is below the loss already, where between zero and it they met is not known.
+    return steps_to(finals, loss) if finals and finals[min(finals)] > loss else None

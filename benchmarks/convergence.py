@@ -18,12 +18,25 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from datetime import UTC, datetime
 from pathlib import Path
 
+from _curves import by_settings
 from _grid import Plan, Run, forecast, missing
+from _pictures import draw_curves, draw_rates, draw_widths
 from _records import OtherText, append, curve_field, read, refuse_other_text
-from _report import Progress, Report, device_name, parser
+from _report import RESULTS, ROOT, Progress, Report, device_name, finish, parser
+from _tables import comparison, rates, reused, schedules
 from _training import EVALUATIONS, Curve, parameters, text, train
 
 SIZES = {"quick": ("tiny",), "cpu": ("1M", "0.3M", "3M"), "full": ("base",)}
+IMAGES = ROOT / "docs" / "images"
+NOTES = [
+    "The model, text and schedule of examples/train_gpt.py at several widths: clipping, warm-up over a twentieth of "
+    "the steps, cosine to a tenth, batches of 16 x 128 bytes. Runs of a seed share initialization and batches.",
+    "Short runs bracket the rate, long ones refine it until the best lies between two others, and the best settings "
+    "get three seeds: mean (least to most). Before that AdamW's decay and b2 are tried as well.",
+    "Steps to AdamW's loss: until the validation loss, straight between its measurements, reaches the mean loss that "
+    "AdamW ends with at its best settings. Along one schedule, or by whole schedules of fewer steps. "
+    "AdamW apart: what Muon does not train has a rate of its own.",
+]
 STEPS = {"quick": 20, "cpu": 600, "full": 3000}
 
 
@@ -81,6 +94,27 @@ def train_all(plan: Plan, sizes: Sequence[str], path: Path, workers: int, budget
                 bar(f"{run.size} {run.contender} {run.rate:g}: {finals[run]:.3f}, {minutes:.0f} min left")
 
 
+def write_report(plan: Plan, sizes: Sequence[str], path: Path, folder: Path, images: Path) -> None:
+    """Tables and pictures, from the file alone."""
+    records = read(path)
+    groups = by_settings(records)
+    left = forecast(plan, sizes, {run: one.final for run, one in records.items()})
+    devices = " and ".join(sorted({one.line["device"] for one in records.values()}))
+    report = Report("convergence", devices, NOTES)
+    revisions = ", ".join(sorted({one.line["muon_optax"] for one in records.values()}))
+    report.notes = [*NOTES, f"{len(records)} runs of {path.name}, made with muon_optax {revisions}."]
+    report.left_out = [f"about {len(left)} runs that the grid has and the file has not"] if left else []
+    report.rows = comparison(groups, plan.steps) + reused(groups, plan.steps) + schedules(groups, plan.steps)
+    for steps in (plan.steps, plan.short):
+        report.rows += rates(groups, steps)
+    ran = [size for size in sizes if any(run.size == size and run.steps == plan.short for run in records)]
+    draw_curves(groups, sizes[0], plan.steps, images / "convergence_curves.png")
+    draw_rates(groups, ran, plan.steps, plan.short, images / "convergence_rates.png")
+    if len(ran) > 1:
+        draw_widths(groups, ran, plan.short, images / "convergence_widths.png")
+    finish(report, folder)
+
+
 def columns(curve: Curve) -> dict[str, str]:
     """What was measured, as it is written."""
     return {
@@ -109,6 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (OtherText, ValueError) as error:
             print(f"convergence.py: error: {error}", file=sys.stderr)
             return 2
+    images = IMAGES if given.output == RESULTS else given.output
+    if given.report or given.quick:
+        write_report(plan, sizes, path, given.output, images)
     return 0
 
 
