@@ -1,4 +1,4 @@
-"""What the convergence runs say: steps to a loss, mean and spread over seeds, the settings that are best."""
+"""What the convergence benchmark's runs say: steps to a loss, mean and spread over seeds, the best settings."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

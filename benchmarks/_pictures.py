@@ -45,10 +45,10 @@ def draw_rates(groups: Sequence[Seeds], sizes: Sequence[str], steps: int, short:
         for kind, color in COLORS.items():
             for length, width in ((short, 1), (steps, 2.5)):
                 points = _lowest_by_rate(groups, size, kind, length)
-                label = f"{_title(kind)}, {length} steps" if points else None
+                label = f"{_title(kind)}, {length} steps" if points and axes is panels[0] else None
                 axes.plot(list(points), list(points.values()), ".-", color=color, linewidth=width, label=label)
         axes.set(xscale="log", xlabel="learning rate", title=f"{size} parameters")
-        axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)  # beside the panels, whose points it would hide
     panels[0].set_ylabel("final validation loss (nats per byte)")
     _save(figure, path)
 

@@ -110,8 +110,9 @@ def write_report(plan: Plan, sizes: Sequence[str], path: Path, folder: Path, ima
     ran = [size for size in sizes if any(run.size == size and run.steps == plan.short for run in records)]
     draw_curves(groups, sizes[0], plan.steps, images / "convergence_curves.png")
     draw_rates(groups, ran, plan.steps, plan.short, images / "convergence_rates.png")
-    if len(ran) > 1:
-        draw_widths(groups, ran, plan.short, images / "convergence_widths.png")
+    scaled = {run.size for run in records if "scale" in run.contender and run.steps == plan.short}
+    if len(scaled) > 1:  # one width says nothing of widths
+        draw_widths(groups, [size for size in sizes if size in scaled], plan.short, images / "convergence_widths.png")
     finish(report, folder)
 
 
@@ -143,6 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (OtherText, ValueError) as error:
             print(f"convergence.py: error: {error}", file=sys.stderr)
             return 2
+    if given.report and not read(path):
+        print(f"convergence.py: error: no runs in {path}: run without --report first", file=sys.stderr)
+        return 2
     images = IMAGES if given.output == RESULTS else given.output
     if given.report or given.quick:
         write_report(plan, sizes, path, given.output, images)

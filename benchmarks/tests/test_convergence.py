@@ -1,85 +1,105 @@
-"""convergence.py: it resumes, its figures are those of its file, and steps to a loss are read off right."""
+"""The convergence benchmark: it resumes, its report says what its file says, and its arithmetic is right."""
 
 import csv
 import json
 import os
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
+from statistics import mean
 
+import jax.numpy as jnp
+import optax
 import pytest
-from _curves import best, by_settings, reached, steps_to, target
-from _grid import Run
-from _records import COLUMNS, Record, append, read
+from _curves import by_settings, spread, steps_to
+from _grid import Plan, Run, forecast, missing
+from _records import append, read
+from _training import schedule
 
 FOLDER = Path(__file__).parents[1]
-RUN = Run("1M", "adamw", 3e-3, 3e-3, 0.1, 0.95, 100, 0)
+RUN = Run("tiny", "muon", 0.01, 0.01, 0.1, 0.95, 20, 0)
+MEASURED = {"seconds_a_step": "1", "cpu_seconds_a_step": "1", "final_loss": "2.0", "curve": "0:5.0 10:3.0 20:2.0"}
+ENVIRONMENT = dict.fromkeys(("date", "muon_optax", "python", "jax", "optax", "device", "text"), "x")
 
 
-def quick(output: Path) -> dict:
+def quick(output: Path) -> list[dict[str, str]]:
+    """The lines of the CSV after a quick run in a process of its own."""
     command = [sys.executable, str(FOLDER / "convergence.py"), "--quick", "--output", str(output)]
     environment = os.environ | {"PYTHONPATH": str(FOLDER.parent), "JAX_PLATFORMS": "cpu"}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    (written,) = output.glob("*.json")
-    return json.loads(written.read_text())
+    with (output / "convergence.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.mark.slow
-def test_a_finished_grid_is_not_run_again_and_the_report_is_that_of_the_file(tmp_path: Path) -> None:
-    report = quick(tmp_path)
+def test_a_quick_run_resumes_and_reports_what_its_file_says(tmp_path: Path) -> None:
+    lines = quick(tmp_path)
     path = tmp_path / "convergence.csv"
-    written = path.read_bytes()
-    # A run that was lost is made again, alone.
-    path.write_bytes(b"".join(written.splitlines(keepends=True)[:-1]))
-    assert quick(tmp_path)["rows"] == report["rows"]
-    without_times = [
-        [{name: line[name] for name in (*Run._fields, "final_loss", "curve")} for line in csv.DictReader(text)]
-        for text in (written.decode().splitlines(), path.read_text().splitlines())
+    whole = path.read_text()
+    path.write_text(whole[: whole.rstrip("\n").rindex("\n") + 20])  # as if killed within the last line
+    again = quick(tmp_path)
+    made = ("date", "seconds_a_step", "cpu_seconds_a_step")
+    assert [line for line in again if line["final_loss"]][: len(lines) - 1] == lines[:-1]
+    last = {key: value for key, value in lines[-1].items() if key not in made}
+    assert last == {key: again[-1][key] for key in last}
+    (written,) = tmp_path.glob("*.json")
+    rows = json.loads(written.read_text())["rows"]
+    (row,) = (row for row in rows if row.get("contender") == "adamw" and row.get("seeds") == 3)
+    seeds = [
+        float(line["final_loss"])
+        for line in lines
+        if (line["contender"], line["steps"], line["rate"]) == ("adamw", "20", str(float(row["rate"])))
+        and (line["decay"], line["b2"]) == (row["decay"], row["b2"])
     ]
-    assert without_times[0] == without_times[1]
-    groups = by_settings(read(path))
-    full = [group for group in groups if group.run.steps == max(one.run.steps for one in groups)]
-    shown = {row["contender"]: row["final loss"] for row in report["rows"] if "its best settings" in row["table"]}
-    assert shown == {kind: group.final.text(4) for (_, kind), group in best(full).items()}
-    assert all(group.final.count == 3 for group in best(full).values())
-    assert {image.name for image in tmp_path.glob("*.png")} >= {"convergence_curves.png", "convergence_rates.png"}
+    assert row["final loss"] == f"{mean(seeds):.4f} ({min(seeds):.4f} to {max(seeds):.4f})"
+    assert (tmp_path / "convergence_curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-CURVE = {0: 4.0, 10: 3.0, 20: 3.2, 40: 2.0}
+def test_steps_to_a_loss_are_straight_between_measurements() -> None:
+    curve = {0: 5.0, 10: 3.0, 20: 2.0}
+    assert steps_to(curve, 2.5) == 15
+    assert steps_to(curve, 3.0) == 10
+    assert steps_to(curve, 6.0) == 0
+    assert steps_to(curve, 1.9) is None
 
 
-@pytest.mark.parametrize("loss, steps", [(5.0, 0), (3.5, 5), (3.0, 10), (2.6, 30), (2.0, 40), (1.9, None)])
-def test_steps_to_a_loss_lie_straight_between_measurements(loss: float, steps: float | None) -> None:
-    assert steps_to(CURVE, loss) == (steps if steps is None else pytest.approx(steps))
+def test_seeds_give_mean_and_range(tmp_path: Path) -> None:
+    for seed, loss in enumerate((2.0, 2.2, 2.7)):
+        append(tmp_path / "a.csv", RUN._replace(seed=seed), MEASURED | {"final_loss": str(loss)}, ENVIRONMENT)
+    (group,) = by_settings(read(tmp_path / "a.csv"))
+    assert group.final == pytest.approx((2.3, 2.0, 2.7, 3))
+    assert spread([2.0]).text(1) == "2.0"
+    assert group.final.text(1) == "2.3 (2.0 to 2.7)"
 
 
-def record(run: Run, final: float) -> Record:
-    return Record(run, {0: 5.0, run.steps: final}, {"final_loss": str(final)})
-
-
-def test_the_baseline_is_its_best_setting_with_all_seeds() -> None:
-    finals = {**{RUN._replace(seed=seed): 2.0 + seed / 10 for seed in range(3)}, RUN._replace(rate=1e-2): 1.0}
-    muon = {RUN._replace(contender="muon", seed=seed): 1.0 for seed in range(3)}
-    groups = by_settings({run: record(run, final) for run, final in (finals | muon).items()})
-    # One seed of a better rate does not count before it has the others.
-    assert target(groups, "1M", 100) == pytest.approx(2.1)
-    contender = best(groups)["1M", "muon"]
-    spread = reached(contender, 2.1)
-    assert spread is not None
-    assert (spread.mean, spread.count) == (pytest.approx(100 * 2.9 / 4), 3)
-    assert reached(contender, 0.5) is None
-
-
-def test_a_line_that_a_killed_process_left_is_made_again(tmp_path: Path) -> None:
-    path = tmp_path / "convergence.csv"
-    measured = {"seconds_a_step": "1", "cpu_seconds_a_step": "1", "final_loss": "2", "curve": "0:5.0 100:2.0"}
-    environment = dict.fromkeys(set(COLUMNS) - set(Run._fields) - set(measured), "x")
-    append(path, RUN, measured, environment)
+def test_an_unfinished_line_is_passed_over_and_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    append(path, RUN, MEASURED, ENVIRONMENT)
     with path.open("a") as file:
-        file.write("1M,adamw,0.00")
-    assert list(read(path)) == [RUN]
-    other = RUN._replace(seed=1)
-    append(path, other, measured, environment)
-    assert list(read(path)) == [RUN, other]
-    assert read(path)[other].curve == {0: 5.0, 100: 2.0}
+        file.write("tiny,muon,0.0")
+    append(path, RUN._replace(seed=1), MEASURED, ENVIRONMENT)
+    assert list(read(path)) == [RUN, RUN._replace(seed=1)]
+    assert read(path)[RUN].curve == {0: 5.0, 10: 3.0, 20: 2.0}
+
+
+def test_the_grid_goes_on_until_the_best_rate_lies_inside() -> None:
+    """AdamW's best is put beyond the first range: the rates above it are asked for, and every best gets three seeds."""
+    plan, finals = Plan.of(20)._replace(tiers=1), {}
+    while absent := missing(plan, ("tiny",), finals):
+        finals |= {run: inf if run.rate > 0.1 else abs(run.rate - 0.02) for run in absent}
+    assert forecast(plan, ("tiny",), finals) == []
+    for contender in ("adamw", "muon"):
+        found = [run for run in finals if run.contender == contender and run.steps == 20]
+        assert {run.rate for run in found} >= {0.015, 0.02, 0.03}
+        assert {run.seed for run in found if run.rate == 0.02} == {0, 1, 2}
+    assert {(run.decay, run.b2) for run in finals if run.contender == "adamw"} == {
+        (decay, b2) for decay in (0.1, 0.3) for b2 in (0.95, 0.999)
+    }
+
+
+def test_the_schedule_is_the_main_jobs() -> None:
+    rate, expected = schedule(3e-3, jnp.int32(60)), optax.warmup_cosine_decay_schedule(1e-3, 3e-3, 3, 60, 3e-4)
+    for count in (0, 1, 3, 4, 30, 59):
+        assert float(rate(count)) == pytest.approx(float(expected(count)), rel=1e-5)
