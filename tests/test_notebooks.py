@@ -69,7 +69,17 @@ def check_why_orthogonalize(notebook: nbformat.NotebookNode) -> None:
     assert len(pictures) == 4
 
 
-CHECKS = {"why_orthogonalize": check_why_orthogonalize}
+def check_compose_your_own_muon(notebook: nbformat.NotebookNode) -> None:
+    runs = numbers("loss #   state #", printed(notebook))
+    assert runs.shape == (4, 2)
+    losses, states = runs.T  # of AdamW and of the three recipes
+    assert losses.max() < 0.5 * np.log(256)  # of guessing
+    # AdamW keeps two numbers a parameter; the matrices one, NorMuon's neurons one more, and 8 bits a quarter.
+    np.testing.assert_allclose(states, [2, 1.28, 1.28, 0.74], atol=0.015)
+    assert len([output for output in outputs(notebook) if "image/png" in output.get("data", {})]) == 1
+
+
+CHECKS = {"compose_your_own_muon": check_compose_your_own_muon, "why_orthogonalize": check_why_orthogonalize}
 
 
 def test_every_notebook_has_a_check_of_its_numbers() -> None:
