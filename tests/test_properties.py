@@ -183,7 +183,7 @@ def test_any_power_of_two_gives_the_same_bits(case: Case, data: st.DataObject) -
     np.testing.assert_array_equal(case.run(2.0**power * kept), case.run(kept))
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)  # each compiles three programs
 @given(case=cases(batches=(1, 2, 3)))
 def test_stacked_equals_vmap_equals_leaf_by_leaf(case: Case) -> None:
     stacked = case.run()
