@@ -5,9 +5,6 @@ import os
 # Set before NumPy and JAX are imported. Two workers on two cores: a BLAS pool in each would only contend.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# The suite spends its time compiling programs that run for a millisecond. Without LLVM's optimizations they compile
-# twice as fast. Budgets count products, collectives and memory, which these flags leave as they are.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 from collections.abc import Iterator
 
@@ -16,9 +13,14 @@ import jax
 import pytest
 
 CPU_DEVICES = 8  # enough for a 2 x 2 x 2 mesh
+# The default run spends its time compiling programs that run for a millisecond, twice as fast without LLVM's
+# optimizations. Budgets count products, collectives and memory, which these flags leave as they are.
+COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if "not (slow" in config.option.markexpr:  # slow tests run long, in programs that are worth optimizing
+        os.environ.setdefault("XLA_FLAGS", COMPILE_FAST)
     jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
     # Compilation dominates the suite. Every program is kept, however small, and found again by the other
     # worker and by the next run.
