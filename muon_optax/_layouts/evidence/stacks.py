@@ -51,6 +51,15 @@ class Pair(NamedTuple):
             return True
         return len(bias) == 1 and (weight[0] == bias[0] or weight[-2] == bias[0] or weight[-1] == bias[0])
 
+    def allows_inputs_within(self, stack: Stack) -> bool:
+        """The same, or the bias lacks one axis within: heads of an Einsum come first, positions of a ConvLocal."""
+        if self.allows(stack):
+            return True
+        stacked = bool(stack.sizes) and stack.fits(self.weight) and stack.fits(self.bias)
+        weight, bias = stack.core(self.weight), stack.core(self.bias)
+        without_one = ((*weight[:axis], *weight[axis + 1 :]) for axis in range(1, len(weight) - 1))
+        return stacked and not self.outputs_first and bias in without_one
+
 
 def without_ones(bias: Shape) -> Shape:
     """Equinox's convolutions have a bias (out, 1, 1)."""
@@ -97,7 +106,7 @@ class Scope:
             return ()
         options = {Stack(start, n[start : start + k]) for n in many for start in (0, 1) for k in range(1, len(n))}
         found = [s for s in options if all(map(s.fits, many | self.kernels))]
-        found = [s for s in found if all(pair.allows(s) for pair in self.pairs if s.fits(pair.weight))]
+        found = [s for s in found if all(pair.allows_inputs_within(s) for pair in self.pairs if s.fits(pair.weight))]
         longest = {
             start: max((s for s in found if s.start == start), key=lambda s: len(s.sizes), default=None)
             for start in (0, 1)
@@ -123,7 +132,11 @@ class Scope:
             return ()
         weight = pairs[0].weight
         options = (UNSTACKED, Stack(0, weight[:1]), Stack(0, weight[:2]), Stack(1, weight[1:2]))
-        return tuple(s for s in options if all(p.allows(s) for p in pairs) and all(map(s.fits, self.kernels)))
+        fitting = [stack for stack in options if all(map(stack.fits, self.kernels))]
+        # Heads look like a stack themselves: they count only where not all can be.
+        return tuple(s for s in fitting if all(p.allows(s) for p in pairs)) or tuple(
+            s for s in fitting if all(p.allows_inputs_within(s) for p in pairs)
+        )
 
     def _by_shapes(self) -> tuple[Stack, ...]:
         """Without norms and biases: all leaves share an axis, and the kernels fit each other without it."""
