@@ -34,6 +34,7 @@ TESTS = {
     "_orthogonalizers/coefficients": ("coefficients", "refusals"),
     "_transforms/decay_mask": ("decay_mask",),
     "_orthogonalizers/gram_newton_schulz": ("gram_newton_schulz",),
+    "_orthogonalizers/restarts": ("gram_newton_schulz",),
     "_orthogonalizers/batching": ("groups",),
     "_layouts/layout": ("layout", "refusals"),
     "_orthogonalizers/newton_schulz": ("newton_schulz", "refusals"),
@@ -55,7 +56,7 @@ NOTES = [
     "integer plus 1, a float times 1.01), a function left out or replaced (min, max, any, all), two arguments swapped. "
     "Annotations, messages and `strict` of `zip` are not changed.",
     "Killed: a test failed, or the tests took five times as long as they do. Each change meets the default tests "
-    "(-m 'not slow') of the files named for it, up to the first that fails.",
+    "of the files named for it, up to the first that fails.",
 ]
 
 

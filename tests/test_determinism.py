@@ -20,6 +20,8 @@ from tolerances import RTOL
 
 import muon_optax as mo
 
+pytestmark = pytest.mark.long
+
 STEPS = 3
 # One matrix large enough for XLA to divide among threads.
 SHAPES = {"large": (256, 384), "layers": (2, 48, 32), "bias": (48,)}
@@ -91,7 +93,7 @@ def in_another_process(modes: tuple[str, ...], cache_folder: Path, cores: int | 
     return Process(*json.loads(finished.stdout))
 
 
-@pytest.mark.parametrize("modes", [("jit", "scan"), pytest.param(("eager",), marks=pytest.mark.slow)], ids=" and ".join)
+@pytest.mark.parametrize("modes", [("jit", "scan"), ("eager",)], ids=" and ".join)
 def test_two_processes_give_the_same_bits_compiled_or_read_from_the_cache(
     modes: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -124,7 +126,7 @@ def distance(one: Any, other: Any) -> float:
     return max(errors)
 
 
-@pytest.mark.parametrize("mode", ["scan", pytest.param("eager", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["scan", "eager"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_other_programs_of_the_same_steps_agree_up_to_rounding(dtype: str, mode: str) -> None:
     # Each as far from exact as the table allows.

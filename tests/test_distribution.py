@@ -71,7 +71,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_wheel_holds_the_package_and_its_metadata(wheel: Path) -> None:
     files = contents(wheel)
     info = f"muon_optax-{PROJECT['version']}.dist-info"
@@ -85,7 +85,7 @@ def test_the_wheel_holds_the_package_and_its_metadata(wheel: Path) -> None:
     assert {re.match(r"[\w-]+", line)[0] for line in required} == RUNTIME
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_sdist_holds_what_the_tests_need(unpacked: Path) -> None:
     assert unpacked.name == f"muon_optax-{PROJECT['version']}"
     present = {path.relative_to(unpacked) for path in unpacked.rglob("*")}
@@ -95,7 +95,7 @@ def test_the_sdist_holds_what_the_tests_need(unpacked: Path) -> None:
         assert expected - present == set()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_sdist_builds_the_same_wheel(wheel: Path, unpacked: Path, tmp_path: Path) -> None:
     rebuilt = build(unpacked, "wheel", tmp_path / "wheel")
     assert rebuilt.name == wheel.name
@@ -137,7 +137,7 @@ print(json.dumps({{
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_wheel_trains_where_only_its_dependencies_are_installed(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"

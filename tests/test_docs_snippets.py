@@ -53,6 +53,7 @@ def cases() -> list:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page, parts", cases())
 def test_page(page: Path, parts: list[Snippet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(part.reason is None for part in parts), "say why it is not run: <!-- not run: reason -->"

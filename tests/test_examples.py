@@ -5,6 +5,8 @@ import importlib
 import own_orthogonalizer
 import pytest
 
+pytestmark = pytest.mark.long
+
 # Steps, and by which factor at least the loss must fall in them.
 SMALL = {"research_scan": (40, 2.0), "linen_trainstate": (60, 2.0), "equinox_mlp": (60, 4.0), "haiku_mlp": (60, 2.0)}
 

@@ -94,7 +94,7 @@ def placements(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(placements())
 def test_any_placement_brings_the_same_results(drawn):
     axes, specs, over = drawn

@@ -16,11 +16,11 @@ import processes
 import pytest
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(sys.platform != "linux", reason="limits, permissions and mounts are Linux's"),
 ]
 
-KILLS = 20
+KILLS = 10
 LONG, SHORT = 1000, 100  # steps of each optimizer; there is a checkpoint after each tenth of them
 ADVICE = "with that put right, --resume goes on"
 

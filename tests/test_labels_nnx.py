@@ -161,7 +161,7 @@ def test_layouts_are_the_same_for_abstract_shapes_and_pure_dicts(case: Case):
 
 
 def test_gradients_have_the_same_layouts_and_update_does_not_warn(case: Case):
-    optimizer = mo.muon(1e-2)
+    optimizer = mo.muon(1e-2, orthogonalizer=mo.polar_factor())  # which is traced fastest
 
     def update() -> tuple[nnx.State, nnx.State]:
         model = case.build()

@@ -149,14 +149,14 @@ def orthogonal(size: int, seed: int) -> np.ndarray:
     return np.linalg.qr(oracle.gaussian(size, size, seed=seed))[0]
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(case=cases())
 def test_the_transpose_gives_the_transpose(case: Case) -> None:
     turned = case.run(np.swapaxes(case.matrices, -1, -2))
     assert_near(case, np.swapaxes(turned, -1, -2), case.run())
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(case=cases(), seed=st.integers(0, 2**20))
 def test_turned_singular_vectors_turn_the_result(case: Case, seed: int) -> None:
     rows, cols = case.matrices.shape[-2:]
@@ -165,7 +165,7 @@ def test_turned_singular_vectors_turn_the_result(case: Case, seed: int) -> None:
     assert_near(case, got, Q @ case.run() @ P, rounded=True)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(case=cases(), part=st.floats(-1, 1))
 def test_any_positive_scale_gives_the_same(case: Case, part: float) -> None:
     decades = 2 if case.matrices.dtype == np.float16 else 30
@@ -173,7 +173,7 @@ def test_any_positive_scale_gives_the_same(case: Case, part: float) -> None:
     assert_near(case, scaled, case.run(), rounded=True)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(case=cases(), data=st.data())
 def test_any_power_of_two_gives_the_same_bits(case: Case, data: st.DataObject) -> None:
     power = data.draw(st.integers(-2, 12) if case.matrices.dtype == np.float16 else st.integers(-100, 100))
@@ -183,7 +183,7 @@ def test_any_power_of_two_gives_the_same_bits(case: Case, data: st.DataObject) -
     np.testing.assert_array_equal(case.run(2.0**power * kept), case.run(kept))
 
 
-@settings(max_examples=15)  # each compiles three programs
+@settings(max_examples=8)  # each compiles three programs
 @given(case=cases(batches=(1, 2, 3)))
 def test_stacked_equals_vmap_equals_leaf_by_leaf(case: Case) -> None:
     stacked = case.run()
@@ -196,7 +196,7 @@ def test_stacked_equals_vmap_equals_leaf_by_leaf(case: Case) -> None:
     assert_near(case, np.stack(grouped).astype(np.float64), stacked)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(case=cases())
 def test_singular_values_lie_in_the_certified_range(case: Case) -> None:
     anywhere = mo.coefficient_range(case.schedule, 0.0)[1]
@@ -211,7 +211,7 @@ def test_singular_values_lie_in_the_certified_range(case: Case) -> None:
         assert values.max() <= anywhere + ESCAPES[case.products]
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(case=cases(), data=st.data())
 def test_zero_rows_and_columns_stay_zero(case: Case, data: st.DataObject) -> None:
     rows, cols = (

@@ -70,7 +70,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("steps", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [300, pytest.param(10_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("kind", ERRORS)
 def test_the_error_does_not_grow(kind: str, bits: Any, steps: int) -> None:

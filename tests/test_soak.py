@@ -105,7 +105,7 @@ def unstacked(matrices: np.ndarray) -> dict[str, np.ndarray]:
 DRIFT = {"matrices": 2e-6, "momenta": 1e-6, "bias": 3e-5}
 
 
-@pytest.mark.parametrize("steps", [3_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [3_000, pytest.param(100_000, marks=pytest.mark.long)])
 def test_no_drift_from_a_float64_oracle(steps: int) -> None:
     params, momenta = Soak().program(steps)(start())
     for checkpoint, (exact, momentum) in enumerate(exact_run(steps)):
@@ -136,7 +136,7 @@ def alive() -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize(
-    "jit, steps", [pytest.param(True, 1000, id="jit"), pytest.param(False, 100, id="eager", marks=pytest.mark.slow)]
+    "jit, steps", [pytest.param(True, 1000, id="jit"), pytest.param(False, 100, id="eager", marks=pytest.mark.long)]
 )
 def test_a_loop_of_updates_leaves_nothing_behind(jit: bool, steps: int) -> None:
     traces = 0
@@ -162,7 +162,7 @@ def test_a_loop_of_updates_leaves_nothing_behind(jit: bool, steps: int) -> None:
     assert traces == (1 if jit else steps + 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_decay_bounds_bfloat16_weights_that_grow_without_it() -> None:
     """The failure that Moonlight describes: weights grow until updates fall below half a unit in their last place."""
     grown, held = train(Case("bfloat16", 0.0), 2000), train(Case("bfloat16", 0.1), 2000)

@@ -259,7 +259,7 @@ class AnyResumed(Resumed):
     problems = problems(largest=3)
 
 
-@pytest.mark.parametrize("machine, examples", [(Resumed, 6), pytest.param(AnyResumed, 10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("machine, examples", [(Resumed, 4), pytest.param(AnyResumed, 6, marks=pytest.mark.slow)])
 def test_a_resumed_run_is_one_without_a_stop(machine: type[Resumed], examples: int) -> None:
     stateful.run_state_machine_as_test(
         machine, settings=settings(max_examples=examples, stateful_step_count=15, phases=WITHOUT_SHRINKING)

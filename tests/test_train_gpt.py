@@ -124,6 +124,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, optimizer: str, step: int) -> 
     monkeypatch.setattr(train_gpt, "sample_batch", sample_batch)
 
 
+@pytest.mark.long
 def test_resume_continues_bit_for_bit(finished, tmp_path):
     arguments = ["--preset", "tiny", "--output", str(tmp_path)]
     for optimizer, step, last in (("adamw", 7, 6), ("muon", 13, STEPS + 12)):
@@ -149,6 +150,7 @@ def test_resume_of_a_finished_run_only_reports(finished, capsys):
     assert (finished[0] / "metrics.csv").read_bytes() == before
 
 
+@pytest.mark.long
 def test_resume_without_a_complete_checkpoint_starts_afresh(finished, tmp_path, capsys):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     arguments = ["--preset", "tiny", "--optimizer", "adamw", "--output", str(tmp_path / "run"), "--resume"]
@@ -241,12 +243,10 @@ def test_stops_where_the_loss_is_not_finite(tmp_path, capsys, monkeypatch):
     assert "AdamW's loss at step 1 is nan: lower --learning-rate" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("step", "reported"),
-    [
-        pytest.param(4, 5, id="between checkpoints"),
-        pytest.param(5, 5, id="before a checkpoint", marks=pytest.mark.slow),
-    ],
+    [pytest.param(4, 5, id="between checkpoints"), pytest.param(5, 5, id="before a checkpoint")],
 )
 def test_a_broken_gradient_is_traced_to_its_leaf_and_never_saved(finished, tmp_path, capsys, step, reported):
     arguments = ["--preset", "tiny", "--optimizer", "adamw", "--output", str(tmp_path)]
@@ -278,6 +278,7 @@ def test_a_broken_gradient_is_traced_to_its_leaf_and_never_saved(finished, tmp_p
     assert read_metrics(tmp_path)["adamw"] == read_metrics(finished[0])["adamw"]
 
 
+@pytest.mark.long
 def test_sigterm_ends_the_run_after_the_step(finished, tmp_path, capsys, monkeypatch):
     arguments = ["--preset", "tiny", "--optimizer", "adamw", "--output", str(tmp_path)]
     real = train_gpt.sample_batch

@@ -17,6 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 import muon_optax as mo
 
+pytestmark = pytest.mark.long
+
 STEPS = 20  # of the tiny preset; a checkpoint every second step
 # Another order of summation tips some operands of the orthogonalization to the next bfloat16. Seen in 20 steps: 4e-4.
 RTOL = 1e-3
@@ -99,7 +101,6 @@ def test_the_losses_are_those_of_one_device(unsharded, tmp_path, capfd):
     assert "rematerialization" not in errors
 
 
-@pytest.mark.slow
 def test_zero_spreads_the_momentum_of_whole_parameters(unsharded, tmp_path):
     losses, state = train(tmp_path / "run", "--mesh", "data=4", "--zero")
     np.testing.assert_allclose(losses, unsharded, rtol=RTOL)
@@ -107,7 +108,6 @@ def test_zero_spreads_the_momentum_of_whole_parameters(unsharded, tmp_path):
     assert shares(momenta(state)) == {1 / 4}
 
 
-@pytest.mark.slow
 def test_a_checkpoint_goes_on_on_any_mesh(unsharded, tmp_path, monkeypatch, capsys):
     def begin(*arguments: str, until: int, do: Callable[[], None]) -> None:
         monkeypatch.setattr(train_gpt_sharded, "sample_batch", at_step(until, do))
@@ -172,7 +172,6 @@ def test_refuses_in_one_line(arguments, tmp_path, capsys):
     assert errors.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_stops_before_a_spoilt_state_is_saved(tmp_path, capsys):
     output = ["--preset", "tiny", "--mesh", "data=1", "--output", str(tmp_path)]
     with pytest.MonkeyPatch.context() as patch:

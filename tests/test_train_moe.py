@@ -8,6 +8,8 @@ from meshes import mesh_of
 
 import muon_optax as mo
 
+pytestmark = pytest.mark.long
+
 STEPS = 20
 
 
