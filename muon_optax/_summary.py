@@ -188,10 +188,10 @@ def summarize(
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
         >>> print(mo.summarize({"dense": {"kernel": jnp.ones((8, 32)), "bias": jnp.ones(32)}}))
-        path          shape    layout  matrices  label  why   scale  state bytes
-        ------------  -------  ------  --------  -----  ----  -----  -----------
-        dense/bias    [32]     -                 adamw  bias                 256
-        dense/kernel  [8, 32]  io      8 x 32    muon   bias  1.131        1,024
+        path          shape    layout  matrices  label  why       scale  state bytes
+        ------------  -------  ------  --------  -----  --------  -----  -----------
+        dense/bias    [32]     -                 adamw  bias                     256
+        dense/kernel  [8, 32]  io      8 x 32    muon   its bias  1.131        1,024
         layout: i input, o output, b each index is a matrix of its own, - not a matrix, ? no rule knows
         2 parameters, 288 elements: 256 by Muon (88.9%), 32 by AdamW. Optimizer state: 1,280 bytes.
     """

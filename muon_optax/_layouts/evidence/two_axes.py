@@ -19,7 +19,7 @@ def by_orientation(seen: Seen) -> Reading | None:
 def _letters(seen: Seen) -> tuple[str | None, str]:
     own = _fitted(seen.core, seen.bias)
     if own is not None:
-        return own, "bias"
+        return own, "its bias"
     if _siblings_outputs_first(seen):
         return "oi", "bias of siblings"
     if seen.outputs_first:
@@ -28,7 +28,7 @@ def _letters(seen: Seen) -> tuple[str | None, str]:
     if weight:
         return "io", f"name: {seen.name}"
     if seen.bias is not None:
-        return "io", "bias"
+        return "io", "its bias"
     if weight is None and not seen.tree.is_flat_list:
         if not seen.tree.of_layers:
             return "io", "two axes"  # a user's own tree, whose names are his own
