@@ -73,6 +73,18 @@ def chained(settings: Settings, params: Any, *after: optax.GradientTransformatio
     return mo.partition_by_layout(matrices, others(settings, settings.adamw_rate))
 
 
+def adamuon(settings: Settings, params: Any) -> optax.GradientTransformation:
+    """The paper's chain: the sign, the second moments and the RMS step are in the one part."""
+    del params
+    matrices = optax.chain(
+        optax.trace(0.95, nesterov=True),
+        mo.scale_by_adamuon(),
+        optax.add_decayed_weights(settings.decay),
+        optax.scale_by_learning_rate(settings.rate),
+    )
+    return mo.partition_by_layout(matrices, others(settings, settings.adamw_rate))
+
+
 def normuon(settings: Settings, params: Any) -> optax.GradientTransformation:
     """As ``mo.normuon``, which has no second rate for AdamW."""
     return chained(settings, params, mo.scale_by_normuon())
@@ -101,6 +113,11 @@ CONTENDERS: dict[str, Contender] = {
     "muon, four steps": partial(muon, orthogonalizer=mo.newton_schulz(mo.polar_express(4, 4e-3), norm="schatten4")),
     "muon, per head": partial(muon, layouts=mo.per_head),
     "muon, cautious decay": partial(chained, cautious=True),
+    "muon, momentum warm-up": partial(muon, momentum=optax.linear_schedule(0.85, 0.95, 90)),
+    "muon, averaged momentum": partial(muon, momentum=mo.nesterov_ema(0.95)),
+    "muon, 8-bit momentum": partial(muon, momentum=mo.quantized_trace(0.95, nesterov=True)),
+    "muon, 4-bit momentum": partial(muon, momentum=mo.quantized_trace(0.95, nesterov=True, bits=4)),
+    "adamuon": adamuon,
     "optax.contrib.muon": optax_muon,
     "normuon": normuon,
     "muon_h": muon_h,

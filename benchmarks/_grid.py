@@ -10,10 +10,13 @@ DECAYS, B2S = (0.1, 0.3), (0.95, 0.999)
 MUON_RATES = (2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
 HIDDEN_RATES = (5e-3, 1e-2, 2e-2, 5e-2, 0.1)  # for scales and recipes whose rates are larger than AdamW's
 ADAMW_RATES = (1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3, 7e-3)
-FOLLOWERS = [
-    *("muon, You Jiacheng", "muon, Polar Express", "muon, four steps"),
-    *("muon, per head", "muon, cautious decay", "optax.contrib.muon"),
+FOLLOWERS = ["muon, You Jiacheng", "muon, Polar Express", "muon, four steps", "optax.contrib.muon"]
+# Parts of the family: those whose updates are as large as Muon's, and recipes with a rate of their own.
+PARTS = [
+    *("muon, per head", "muon, cautious decay", "muon, momentum warm-up", "muon, averaged momentum"),
+    *("muon, 8-bit momentum", "muon, 4-bit momentum", "adamuon"),
 ]
+RECIPES = ["normuon", "muon_h", "muon_speedrun"]
 
 
 class Run(NamedTuple):
@@ -37,6 +40,7 @@ class Plan(NamedTuple):
     shorter: tuple[int, ...]  # whole schedules of Muon, compared with AdamW's of full length
     seeds: tuple[int, ...] = (0, 1, 2)
     tiers: int | None = None  # only the first ones
+    family: tuple[str, ...] = ()  # only these parts and recipes, beside Muon
 
     @classmethod
     def of(cls, steps: int) -> "Plan":
@@ -148,6 +152,13 @@ def following(plan: Plan, size: str, finals: Finals, contender: str) -> Stages:
     return best._replace(contender=contender)
 
 
+def member(plan: Plan, size: str, finals: Finals, name: str) -> Stages:
+    """A part or a recipe of the family. NorMuon shares its rate with AdamW, as Muon does."""
+    if name in PARTS:
+        return (yield from following(plan, size, finals, name))
+    return (yield from (one_rate if name == "normuon" else hidden)(plan, size, finals, name))
+
+
 def by_width(plan: Plan, size: str, finals: Finals, scale: str) -> Stages:
     """Where a scale's optimum lies at this width: short runs only, AdamW's leaves at one rate for all widths."""
     contender = f"muon, {scale} scale" if scale else "muon"
@@ -158,8 +169,10 @@ def tiers(plan: Plan, sizes: Sequence[str], finals: Finals) -> list[list[Stages]
     """All searches, the most telling first. The sizes are the main one, the smaller and the larger."""
     main, *rest = sizes
     scales = [hidden(plan, main, finals, f"muon, {scale} scale") for scale in ("keller", "mup", "naive")]
-    family = [one_rate(plan, main, finals, "normuon")]
-    family += [hidden(plan, main, finals, name) for name in ("muon_h", "muon_speedrun")]
+    if plan.family:
+        chosen = [member(plan, main, finals, name) for name in plan.family]
+        return [[adamw(plan, main, finals)], [best_muon(plan, main, finals)], chosen]
+    parts, recipes = ([member(plan, main, finals, name) for name in names] for names in (PARTS, RECIPES))
     widths = [by_width(plan, size, finals, scale) for scale in ("", "keller", "mup", "naive") for size in sizes]
     others = [[search(plan, size, finals) for search in (adamw, one_rate, apart, reused)] for size in rest]
     return [
@@ -168,9 +181,10 @@ def tiers(plan: Plan, sizes: Sequence[str], finals: Finals) -> list[list[Stages]
         [apart(plan, main, finals)],
         [shorter(plan, main, finals, apart)],
         *others[:1],
-        scales,
         [following(plan, main, finals, name) for name in FOLLOWERS],
-        family,
+        parts,
+        recipes,
+        scales,
         *others[1:],
         widths,
     ]

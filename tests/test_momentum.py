@@ -115,7 +115,7 @@ def test_muon_takes_a_schedule() -> None:
     updates, state = trained(muon(WARM_UP))
     assert isinstance(state.inner_states["muon"].inner_state[0], type(mo.scheduled_trace(WARM_UP).init({})))
     constant, plain = trained(muon(lambda step: 0.95)), trained(muon(0.95))
-    assert_trees_equal(constant[0], plain[0])
+    assert_trees_equal(constant[0], plain[0], 1e-5)  # a number in the program and one that is computed there
     # A plain number keeps what it kept in every checkpoint: the momentum alone.
     assert isinstance(plain[1].inner_states["muon"].inner_state[0], optax.TraceState)
     assert float(jnp.linalg.norm(updates["up"] - plain[0]["up"])) > 0.1 * float(jnp.linalg.norm(updates["up"]))
