@@ -199,7 +199,7 @@ def test_sharded_equals_unsharded(name: str, placement: str, kind: Any) -> None:
     assert_near(got, on_one_device(name), 1e-4)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", [pytest.param("1-D", marks=pytest.mark.slow), "2-D"])
 @pytest.mark.parametrize("name", MESH_PARTS)
 def test_types_and_state_shardings_agree(name: str, placement: str) -> None:
     """Where a state comes to lie by itself under Explicit axes, there ``state_shardings`` places it."""

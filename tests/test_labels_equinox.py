@@ -102,7 +102,9 @@ def test_every_parameter_has_its_layout_at_init_and_at_update(case: Case):
     assert jax.tree.structure(labels) == jax.tree.structure(arrays(model))
 
 
-@pytest.mark.parametrize("name", ["blocks", "as many stacked blocks as heads and inputs", "vision"])
+@pytest.mark.parametrize(
+    "name", ["blocks", "as many stacked blocks as heads and inputs", pytest.param("vision", marks=pytest.mark.slow)]
+)
 def test_two_steps(name: str):
     case, optimizer = CASES[name], clipped_muon()
     model = case.build()

@@ -114,7 +114,9 @@ def test_every_parameter_has_its_layout_at_init_and_at_update(case: Case):
     assert set(jax.tree.leaves(labels)) == {"muon", "adamw"}
 
 
-@pytest.mark.parametrize("name", ["vision", "recurrent", "4 layers of width 4, norms=False"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("vision", marks=pytest.mark.slow), "recurrent", "4 layers of width 4, norms=False"]
+)
 def test_two_steps(name: str):
     case, optimizer = CASES[name], clipped_muon()
     params = jax.jit(case.init)()

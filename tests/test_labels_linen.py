@@ -209,8 +209,8 @@ def test_gradients_have_the_same_layouts_and_update_does_not_warn(case: Case):
 @pytest.mark.parametrize(
     "name",
     [
-        "vision",
-        "unnamed",
+        pytest.param("vision", marks=pytest.mark.slow),
+        pytest.param("unnamed", marks=pytest.mark.slow),
         "boxed",
         "as many experts as layers",
     ],

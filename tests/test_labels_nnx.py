@@ -182,8 +182,8 @@ def test_gradients_have_the_same_layouts_and_update_does_not_warn(case: Case):
     [
         "transformer",
         "scanned, 3 layers of 3 heads, width 12, bias=True, norms=True",
-        "recurrent",
-        "others, an einsum without a bias",
+        pytest.param("recurrent", marks=pytest.mark.slow),
+        pytest.param("others, an einsum without a bias", marks=pytest.mark.slow),
     ],
 )
 def test_two_steps_of_nnx_optimizer(name: str):

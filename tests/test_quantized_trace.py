@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from meshes import KINDS, ONE_STEP, assert_near, lie_alike, mesh_of, random_tree, shardings, types
+from meshes import AUTO_FIRST, ONE_STEP, assert_near, lie_alike, mesh_of, random_tree, shardings, types
 from trees import assert_trees_equal
 
 import muon_optax as mo
@@ -130,7 +130,7 @@ def test_codes_and_scales_lie_as_their_parameter() -> None:
 SPREAD = {"kernel": (16, 2048), "query": (16, 4, 8), "odd": (3, 5), "half": (3, 512)}
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("kind", AUTO_FIRST)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_zero1_keeps_codes_and_scales_once(bits: Any, kind: Any) -> None:
     layouts = {"query": "ioo", "odd": "io", "half": "io"}

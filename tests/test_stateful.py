@@ -66,7 +66,7 @@ def assert_near(problem: Problem, got: dict[str, np.ndarray], want: dict[str, np
         assert distance <= problem.rounding(leaf) * np.linalg.norm(want[leaf.path]), leaf
 
 
-@property_of(few=5, many=20, problem=problems(without=GLOBAL), data=st.data())
+@property_of(few=3, many=10, problem=problems(without=GLOBAL), data=st.data())
 def test_the_scale_of_a_gradient_does_not_count(problem: Problem, data: st.DataObject) -> None:
     """Powers of two, one for each leaf, give the same bits; other factors the same but for rounding."""
     matrices = tuple(leaf for leaf in problem.leaves if leaf.layout is not None)
@@ -87,7 +87,7 @@ def test_the_scale_of_a_gradient_does_not_count(problem: Problem, data: st.DataO
     assert_near(replace(problem, leaves=matrices), run({path: part * power for path, power in powers.items()}), want)
 
 
-@property_of(few=3, many=8, problem=problems(without=GLOBAL), data=st.data())
+@property_of(few=2, many=6, problem=problems(without=GLOBAL), data=st.data())
 def test_parameters_do_not_see_each_other(problem: Problem, data: st.DataObject) -> None:
     """Renamed and in another order, or given to two optimizers, each gets the same updates."""
     want = jitted_updates(problem)
@@ -102,7 +102,7 @@ def test_parameters_do_not_see_each_other(problem: Problem, data: st.DataObject)
     assert_near(problem, one | other, want)
 
 
-@property_of(few=2, many=6, problem=problems())
+@property_of(few=1, many=4, problem=problems())
 def test_jit_equals_disable_jit(problem: Problem) -> None:
     """But for rounding, not to the last bit: what XLA fuses into one loop it rounds once, operation by operation more
     often, and a fused product and sum are one instruction on most processors.
@@ -114,8 +114,8 @@ def test_jit_equals_disable_jit(problem: Problem) -> None:
 
 
 @property_of(
-    few=3,
-    many=10,
+    few=2,
+    many=6,
     problem=problems(),
     sizes=st.sampled_from(MESHES),
     kind=st.sampled_from([AxisType.Auto, AxisType.Explicit]),
