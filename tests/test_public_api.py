@@ -1,5 +1,6 @@
 """The public surface: the exported names are the documented names, and each explains itself."""
 
+import importlib
 import inspect
 import re
 import subprocess
@@ -112,6 +113,18 @@ def test_functions_of_public_modules_are_documented() -> None:
 @pytest.mark.parametrize("name", self_explaining())
 def test_docstring_and_annotations(name: str) -> None:
     assert docstring_errors(name, attrgetter(name)(muon_optax)) == []
+
+
+@pytest.mark.parametrize("name", INTEGRATIONS)
+def test_integrations_are_documented_and_explain_themselves(name: str) -> None:
+    module = importlib.import_module(f"muon_optax.{name}")
+    public, page = functions_of(module), API_PAGE.read_text("utf-8")
+    assert public
+    listed = re.search(rf"^\.\. currentmodule:: muon_optax\.{name}\n((?:.*\n)*)", page, re.MULTILINE)
+    assert listed is not None
+    for function in public:
+        assert re.search(rf"^\.\. autofunction:: {function}$", listed[1], re.MULTILINE), function
+        assert docstring_errors(function, getattr(module, function)) == []
 
 
 def test_importing_brings_in_no_framework() -> None:
