@@ -257,6 +257,49 @@ CASES = {
         w 6x6 io
         a 6x2 io
         b 2x6 io""",
+    "last layers that nothing follows (transformers 4.53: BERT's tasks, DistilBERT)": """
+        bert/layer/dense/kernel 768x3072 io
+        bert/layer/dense/bias 3072 -
+        cls/seq_relationship/kernel 768x2 -
+        qa_outputs/kernel 768x2 -
+        score/kernel 768x3 -
+        expert_outputs/kernel 3072x768 io
+        pre_classifier/kernel 768x768 io
+        classifier/kernel 768x2 -""",
+    "layers in an embedder (transformers: ResNet, ViT, CLIP; flaxdiff; tunix' Gemma 4)": """
+        embedder/embedder/convolution/kernel 7x7x3x64 iiio
+        embeddings/patch_embeddings/projection/kernel 16x16x3x768 iiio
+        embeddings/patch_embeddings/projection/bias 768 -
+        embeddings/patch_embedding/kernel 32x32x3x768 iiio
+        embeddings/position_embedding/embedding 50x768 -
+        embeddings/token_type_embeddings/weight 2x768 -
+        time_embed/layers_1/DenseGeneral_0/kernel 256x1024 io
+        embedder/input_embedding 1000x1536 -
+        embedder/per_layer_model_projection/w 1536x12x256 -""",
+    "a layer into a wider stream is no router (tunix' Gemma 4)": """
+        mapping/kernel 1536x12x256 ?
+        per_layer_projection/kernel 256x1536 io""",
+    "halves of complex arrays (flaxdiff's S5)": """
+        norm/scale 256 -
+        ssm/kernel 256x256 io
+        ssm/B_re 64x256 ?
+        ssm/C_im 256x64 ?""",
+    "a wrapper in a wrapper (flowjax's block neural flow)": """
+        layers/0/0/weight/weight/args/0 2x48x6 boi
+        layers/0/0/weight/scale/args/0 2x48x1 -
+        layers/0/0/bias 2x48 -
+        layers/1/0/weight/weight/args/0 2x6x48 boi
+        layers/1/0/weight/scale/args/0 2x6x1 -
+        layers/1/0/bias 2x6 -""",
+    "a square weight among siblings with the inputs first (Haliax's MLP)": """
+        layers/0/weight/0 64x128 io
+        layers/0/bias/0 128 -
+        layers/1/weight/0 128x128 io
+        layers/1/bias/0 128 -""",
+    "weights with an index (e3nn-jax's Linear beside a Dense)": """
+        mlp/Dense_0/kernel 17x64 io
+        linear_up/w[0,0]_8x0e,16x0e 8x16 io
+        linear_up/w[1,1]_3x1o,8x1o 3x8 io""",
 }
 
 
