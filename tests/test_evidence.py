@@ -296,6 +296,16 @@ CASES = {
         layers/0/bias/0 128 -
         layers/1/weight/0 128x128 io
         layers/1/bias/0 128 -""",
+    "queries of two groups of two heads (Levanter's Llama)": """
+        norm/weight/0 64 -
+        a/q_proj/weight/0 2x2x16x64 oooi
+        a/k_proj/weight/0 2x16x64 ooi
+        a/o_proj/weight/0 64x4x16 oii""",
+    "as many heads in each, outputs first (Levanter's GPT-2)": """
+        ln/weight/0 64 -
+        attn/c_attn/weight/0 3x4x16x64 oooi
+        attn/c_proj/weight/0 64x4x16 oii
+        mlp/c_fc/weight/0 256x64 oi""",
     "weights with an index (e3nn-jax's Linear beside a Dense)": """
         mlp/Dense_0/kernel 17x64 io
         linear_up/w[0,0]_8x0e,16x0e 8x16 io

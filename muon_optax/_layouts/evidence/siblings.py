@@ -60,7 +60,9 @@ def by_einsum(seen: Seen) -> Reading | None:
 def by_gating(seen: Seen) -> Reading | None:
     """Two halves (2, ., .) of a gated layer, told by the layer (hidden, width) that follows them."""
     core = seen.core
-    if len(core) not in (3, 4) or core[-3] != 2 or not ("gat" in seen.module or names.role(seen.module) == "reads"):
+    # Two heads of a query are no halves.
+    feeds = names.role(seen.module) == "reads" and not names.ATTENTION_IN.fullmatch(seen.module)
+    if len(core) not in (3, 4) or core[-3] != 2 or not ("gat" in seen.module or feeds):
         return None
     front, (rows, columns) = core[:-3], core[-2:]
     beside = seen.cores(seen.scopes[0].weights)

@@ -78,6 +78,7 @@ class Tree:
             if axes > 2:
                 scope.kernels.add(shape)
                 scope.has_unnamed |= unnamed
+                scope.has_outputs_first |= is_torch(path)
             if pair is not None:
                 scope.pairs.add(pair)
         # Attention is judged where its query and its output meet.
