@@ -158,7 +158,8 @@ class Scope:
         if len(front) == 1 and various and _meet(kernels, 1):
             found = (Stack(0, tuple(front)),)
         # Kernels that agree in their first size too may be dense layers of several axes, or a stack in front.
-        if len(behind) == 1 and not self.has_outputs_first and _meet(kernels, 0) and (found or len({kernel[0] for kernel in kernels}) > 1):
+        behind = set() if self.has_outputs_first else behind
+        if len(behind) == 1 and _meet(kernels, 0) and (found or len({kernel[0] for kernel in kernels}) > 1):
             found += (Stack(1, tuple(behind)),)
         return found
 
