@@ -253,6 +253,14 @@ CASES = {
         q/kernel 64x64 io
         q/lora_a 64x4 io
         q/lora_b 4x64 io""",
+    "LoRA of einsums (gemma 3.3)": """
+        norm/scale 640 -
+        q_einsum/lora/a 640x4 io
+        q_einsum/lora/b 4x4x256 ioo
+        attn_vec_einsum/lora/a 4x256x4 iio
+        attn_vec_einsum/lora/b 4x640 io
+        other/w_lora_a 8x640 io
+        other/w_lora_b 640x8 io""",
     "LoRA in a user's own tree": """
         w 6x6 io
         a 6x2 io
