@@ -32,13 +32,17 @@ INNER_NORM = re.compile(r"_*(q|k|v|kv|qk|query|key|value|attn_inner)(_\w+)?_*(la
 
 _SUFFIX = r"(_?(proj|projection|w|a|b|einsum|lin|linear|dense|layer))?"
 QUERY = re.compile(rf"(to_)?w?(q|query|queries){_SUFFIX}")
-ATTENTION_IN = re.compile(rf"(to_)?w?(q|k|v|kv|qkv|query|key|value|queries|keys|values|gating){_SUFFIX}|c_attn")
+ATTENTION_IN = re.compile(
+    rf"(to_)?w?(q|k|v|kv|qkv|query|key|value|queries|keys|values|gating){_SUFFIX}|c_attn|query_key_value"
+)
 ATTENTION_OUT = re.compile(
     r"(to_)?(o|wo|out|output|attn_vec|attention_output|attention_out|attn_out)"
     r"(_?(proj|projection|w|einsum|lin|linear|dense))?"
 )
-_FEED_IN = re.compile(r"(ffn_|mlp_)?(wi|w1|w3|up|gate|fc1|fc_in|c_fc|w_in|w_up|w_gate|lin1|intermediate)(_?proj|_w)?")
-_FEED_OUT = re.compile(r"(ffn_|mlp_)?(wo|w2|down|fc2|fc_out|c_proj|w_out|w_down|lin2|linear)(_?proj|_w)?")
+_FEED_IN = re.compile(
+    r"(ffn_|mlp_)?(wi|w1|w3|up|gate|fc1|fc_in|c_fc|w_in|w_up|w_gate|lin1|intermediate)(_?proj|_w)?|dense_h_to_4h"
+)
+_FEED_OUT = re.compile(r"(ffn_|mlp_)?(wo|w2|down|fc2|fc_out|c_proj|w_out|w_down|lin2|linear)(_?proj|_w)?|dense_4h_to_h")
 ATTENTION = re.compile(r".*(attn|attention).*")
 CONVOLUTION = re.compile(r"conv|^depthwise|^pointwise|transpose|^patch")  # patches may be wider than any window
 EXPERTS = re.compile(r"(routed_|local_)?experts?|.*moe.*")
