@@ -133,6 +133,10 @@ CASES = {
     "a first convolution of one channel": """
         conv_layers/0/conv/kernel 10x1x12 iio
         conv_layers/1/conv/kernel 3x12x12 iio""",
+    "patches of a single channel": """
+        patch_embed/proj/kernel 16x16x1x768 iiio
+        patch_embed/proj/bias 768 -
+        block/kernel 768x768 io""",
     "a depthwise one before a pointwise one": """
         Conv_0/kernel 3x3x1x12 -
         Conv_1/kernel 1x1x12x24 iiio""",

@@ -18,7 +18,7 @@ HEAD = re.compile(
     r"|unembed(ding|der)?|embed_out"
 )
 # Heads too, but only where nothing takes what they give: a hidden layer may be called so.
-LAST = re.compile(r"\w+_outputs|(\w+_)?scores?|\w+_relationship")
+LAST = re.compile(r"(?!(attn|attention)_)(\w+_outputs|(\w+_)?scores?|\w+_relationship)")
 # Whether a path is worth taking apart: most are not.
 MAYBE_EMBEDDING = re.compile("emb|wte|wpe|tok|pos", re.IGNORECASE)
 MAYBE_HEAD = re.compile("head|classifier|logit|prediction|embed", re.IGNORECASE)
