@@ -35,6 +35,7 @@ def page() -> str:
     rules = [f"| {' '.join((rule.__doc__ or '').split())} | {layouts} |" for rule, layouts in RULES]
     patterns = {
         "heads": names.HEAD,
+        "heads, if nothing takes what they give": names.LAST,
         "embeddings": names.EMBEDDING,
         "arrays of embeddings": names.EMBEDDING_ARRAY,
         "biases": names.BIAS,

@@ -133,6 +133,10 @@ CASES = {
     "a first convolution of one channel": """
         conv_layers/0/conv/kernel 10x1x12 iio
         conv_layers/1/conv/kernel 3x12x12 iio""",
+    "patches of a single channel": """
+        patch_embed/proj/kernel 16x16x1x768 iiio
+        patch_embed/proj/bias 768 -
+        block/kernel 768x768 io""",
     "a depthwise one before a pointwise one": """
         Conv_0/kernel 3x3x1x12 -
         Conv_1/kernel 1x1x12x24 iiio""",
@@ -253,10 +257,76 @@ CASES = {
         q/kernel 64x64 io
         q/lora_a 64x4 io
         q/lora_b 4x64 io""",
+    "LoRA of einsums (gemma 3.3)": """
+        norm/scale 640 -
+        q_einsum/lora/a 640x4 io
+        q_einsum/lora/b 4x4x256 ioo
+        attn_vec_einsum/lora/a 4x256x4 iio
+        attn_vec_einsum/lora/b 4x640 io
+        other/w_lora_a 8x640 io
+        other/w_lora_b 640x8 io""",
     "LoRA in a user's own tree": """
         w 6x6 io
         a 6x2 io
         b 2x6 io""",
+    "last layers that nothing follows (transformers 4.53: BERT's tasks, DistilBERT)": """
+        bert/layer/dense/kernel 768x3072 io
+        bert/layer/dense/bias 3072 -
+        cls/seq_relationship/kernel 768x2 -
+        qa_outputs/kernel 768x2 -
+        score/kernel 768x3 -
+        expert_outputs/kernel 3072x768 io
+        pre_classifier/kernel 768x768 io
+        classifier/kernel 768x2 -""",
+    "layers in an embedder (transformers: ResNet, ViT, CLIP; flaxdiff; tunix' Gemma 4)": """
+        embedder/embedder/convolution/kernel 7x7x3x64 iiio
+        embeddings/patch_embeddings/projection/kernel 16x16x3x768 iiio
+        embeddings/patch_embeddings/projection/bias 768 -
+        embeddings/patch_embedding/kernel 32x32x3x768 iiio
+        embeddings/position_embedding/embedding 50x768 -
+        embeddings/token_type_embeddings/weight 2x768 -
+        time_embed/layers_1/DenseGeneral_0/kernel 256x1024 io
+        embedder/input_embedding 1000x1536 -
+        embedder/per_layer_model_projection/w 1536x12x256 -""",
+    "a layer into a wider stream is no router (tunix' Gemma 4)": """
+        mapping/kernel 1536x12x256 ?
+        per_layer_projection/kernel 256x1536 io""",
+    "halves of complex arrays (flaxdiff's S5)": """
+        norm/scale 256 -
+        ssm/kernel 256x256 io
+        ssm/B_re 64x256 ?
+        ssm/C_im 256x64 ?""",
+    "a wrapper in a wrapper (flowjax's block neural flow)": """
+        layers/0/0/weight/weight/args/0 2x48x6 boi
+        layers/0/0/weight/scale/args/0 2x48x1 -
+        layers/0/0/bias 2x48 -
+        layers/1/0/weight/weight/args/0 2x6x48 boi
+        layers/1/0/weight/scale/args/0 2x6x1 -
+        layers/1/0/bias 2x6 -""",
+    "a square weight among siblings with the inputs first (Haliax's MLP)": """
+        layers/0/weight/0 64x128 io
+        layers/0/bias/0 128 -
+        layers/1/weight/0 128x128 io
+        layers/1/bias/0 128 -""",
+    "queries of two groups of two heads (Levanter's Llama)": """
+        norm/weight/0 64 -
+        a/q_proj/weight/0 2x2x16x64 oooi
+        a/k_proj/weight/0 2x16x64 ooi
+        a/o_proj/weight/0 64x4x16 oii""",
+    "as many heads in each, outputs first (Levanter's GPT-2)": """
+        ln/weight/0 64 -
+        attn/c_attn/weight/0 3x4x16x64 oooi
+        attn/c_proj/weight/0 64x4x16 oii
+        mlp/c_fc/weight/0 256x64 oi""",
+    "Megatron's names, inputs first (Haliax's layers)": """
+        norm/weight/0 512 -
+        attn/query_key_value/weight/0 512x3x8x96 iooo
+        mlp/dense_h_to_4h/weight/0 512x2048 io
+        mlp/dense_4h_to_h/weight/0 2048x512 io""",
+    "weights with an index (e3nn-jax's Linear beside a Dense)": """
+        mlp/Dense_0/kernel 17x64 io
+        linear_up/w[0,0]_8x0e,16x0e 8x16 io
+        linear_up/w[1,1]_3x1o,8x1o 3x8 io""",
 }
 
 

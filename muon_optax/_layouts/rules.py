@@ -11,7 +11,7 @@ from muon_optax._layouts.evidence.convolutions import by_convolution, by_depth
 from muon_optax._layouts.evidence.experts import by_name, by_router
 from muon_optax._layouts.evidence.heads import embedding, head, is_vocabulary
 from muon_optax._layouts.evidence.layer_types import kind_of, layout_by_type
-from muon_optax._layouts.evidence.siblings import by_attention, by_einsum, by_gates, by_gating
+from muon_optax._layouts.evidence.siblings import by_attention, by_einsum, by_gates, by_gating, by_low_rank
 from muon_optax._layouts.evidence.stacks import UNSTACKED, Stack
 from muon_optax._layouts.evidence.tree import Reading, Seen, Tree, unwrapped
 from muon_optax._layouts.evidence.two_axes import by_orientation
@@ -49,6 +49,7 @@ KNOWN_BEFORE = (
 # Asked in this order about one layer's axes, with the layouts each gives; the first that answers decides.
 RULES: tuple[tuple[Callable[[Seen], Reading | None], str], ...] = (
     (by_gates, "`io` with a split"),
+    (by_low_rank, "`io`, `iio`, `ioo`"),
     (by_depth, "`None`"),
     (by_bias, "`ioo`, `iio`, `iiio`, `iioi`, `oiii`"),
     (by_einsum, "`oio`, `iio`, `boio`, `bioo`"),

@@ -46,7 +46,9 @@ def by_depth(seen: Seen) -> Reading | None:
         return None
     if seen.outputs_first:
         return Reading(None, "depthwise") if core[1] == 1 else None
-    if core[-2] == 1 and math.prod(core[:-2]) > 1 and not is_transposed(seen):
+    # Patches of a gray image or a spectrogram have a single channel, and no later convolution to tell.
+    patches = any("patch" in part for part in seen.leaf.path.lower().split("/")[-3:])
+    if core[-2] == 1 and math.prod(core[:-2]) > 1 and not is_transposed(seen) and not patches:
         return None if seen.tree.is_first_of_convolutions(seen.leaf) else Reading(None, "depthwise")
     return None
 

@@ -14,7 +14,8 @@ def by_router(seen: Seen) -> Reading | None:
     experts, rows, columns = core
     for scope in seen.scopes[: 3 if _named(seen) else 2]:
         beside = seen.cores(scope.weights)
-        widths = [size for size in {rows, columns} if (size, experts) in beside]
+        # No router has more experts than inputs, but many a layer writes into a wider stream.
+        widths = [size for size in {rows, columns} if (size, experts) in beside and size >= experts]
         if widths:
             return Reading(_letters(seen, widths), "router")
     return None

@@ -16,7 +16,7 @@ def embedding(leaf: NamedLeaf) -> str | None:
 def head(leaf: NamedLeaf, tree: Tree) -> str | None:
     """The name that makes ``leaf`` a head: its own module's, or that of a scope whose last layer it is."""
     scope_path, module = module_of(leaf.path)
-    if names.HEAD.fullmatch(module):
+    if names.HEAD.fullmatch(module) or (names.LAST.fullmatch(module) and _is_last(leaf, tree, "")):
         return module
     for kind in map(str.lower, leaf.classes):
         if kind.endswith("head") and not kind.startswith("multi") and not _is_attention(kind):

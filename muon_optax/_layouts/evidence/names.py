@@ -14,9 +14,11 @@ EMBEDDING_ARRAY = re.compile(
 )
 HEAD = re.compile(
     r"(?!(multi|per|attn|attention|each|sub)_)(\w+_)?head(_?(dense|proj|projection|linear|layer|out))?"
-    r"|(\w+_)?classifier|(\w*_)?logits?(_?(dense|proj|projection|linear|layer))?|(dense_)?predictions?"
+    r"|(?!pre_)(\w+_)?classifier|(\w*_)?logits?(_?(dense|proj|projection|linear|layer))?|(dense_)?predictions?"
     r"|unembed(ding|der)?|embed_out"
 )
+# Heads too, but only where nothing takes what they give: a hidden layer may be called so.
+LAST = re.compile(r"(?!(attn|attention)_)(\w+_outputs|(\w+_)?scores?|\w+_relationship)")
 # Whether a path is worth taking apart: most are not.
 MAYBE_EMBEDDING = re.compile("emb|wte|wpe|tok|pos", re.IGNORECASE)
 MAYBE_HEAD = re.compile("head|classifier|logit|prediction|embed", re.IGNORECASE)
@@ -30,15 +32,19 @@ INNER_NORM = re.compile(r"_*(q|k|v|kv|qk|query|key|value|attn_inner)(_\w+)?_*(la
 
 _SUFFIX = r"(_?(proj|projection|w|a|b|einsum|lin|linear|dense|layer))?"
 QUERY = re.compile(rf"(to_)?w?(q|query|queries){_SUFFIX}")
-ATTENTION_IN = re.compile(rf"(to_)?w?(q|k|v|kv|qkv|query|key|value|queries|keys|values|gating){_SUFFIX}|c_attn")
+ATTENTION_IN = re.compile(
+    rf"(to_)?w?(q|k|v|kv|qkv|query|key|value|queries|keys|values|gating){_SUFFIX}|c_attn|query_key_value"
+)
 ATTENTION_OUT = re.compile(
     r"(to_)?(o|wo|out|output|attn_vec|attention_output|attention_out|attn_out)"
     r"(_?(proj|projection|w|einsum|lin|linear|dense))?"
 )
-_FEED_IN = re.compile(r"(ffn_|mlp_)?(wi|w1|w3|up|gate|fc1|fc_in|c_fc|w_in|w_up|w_gate|lin1|intermediate)(_?proj|_w)?")
-_FEED_OUT = re.compile(r"(ffn_|mlp_)?(wo|w2|down|fc2|fc_out|c_proj|w_out|w_down|lin2|linear)(_?proj|_w)?")
+_FEED_IN = re.compile(
+    r"(ffn_|mlp_)?(wi|w1|w3|up|gate|fc1|fc_in|c_fc|w_in|w_up|w_gate|lin1|intermediate)(_?proj|_w)?|dense_h_to_4h"
+)
+_FEED_OUT = re.compile(r"(ffn_|mlp_)?(wo|w2|down|fc2|fc_out|c_proj|w_out|w_down|lin2|linear)(_?proj|_w)?|dense_4h_to_h")
 ATTENTION = re.compile(r".*(attn|attention).*")
-CONVOLUTION = re.compile(r"conv|^depthwise|^pointwise|transpose")
+CONVOLUTION = re.compile(r"conv|^depthwise|^pointwise|transpose|^patch")  # patches may be wider than any window
 EXPERTS = re.compile(r"(routed_|local_)?experts?|.*moe.*")
 SHARED = re.compile(r".*shared.*")
 ROUTER = re.compile(r".*(router|gate|gating).*")
@@ -53,14 +59,15 @@ _WEIGHT_WORD = re.compile(
 _OTHER_WORD = re.compile(
     r"params?|log|std|codebooks?|codes?|inducing|inputs|points|vectors?|tokens?|latents?|prototypes|centroids|centers"
     r"|anchors|memory|bank|buffer|states?|stats|mean|var|cov|step|dt|coefs?|coefficients|alpha|beta|mask|positions?"
+    r"|re|im|real|imag(inary)?"  # halves of a complex array
     r"|freqs?|frequenc(y|ies)|phase|basis|tables?|prior|temperature|variance|lengthscales?|offsets?|shift|scales"
 )
 
 
 @cache
 def clean(component: str) -> str:
-    """Lower case and without a trailing number: "Dense_0" is "dense"."""
-    return re.sub(r"_\d+$", "", component).lower()
+    """Lower case, without a trailing number or index: "Dense_0" is "dense", e3nn's "w[0,0] 8x0e,4x0e" is "w"."""
+    return re.sub(r"_\d+$|(?<=\w)\[.*", "", component).lower()
 
 
 @cache

@@ -1,9 +1,13 @@
 """Siblings: a query beside its output, a gate beside its linear layer, the two kernels of a recurrent cell."""
 
+import math
+import re
+
 from muon_optax._layouts.evidence import names
 from muon_optax._layouts.evidence.stacks import Shape
 from muon_optax._layouts.evidence.tree import Reading, Seen
 
+_LOW_RANK = re.compile(r"(.*lora[^/]*[/_])([ab])", re.IGNORECASE)
 _CELLS = (("dense_i/kernel", "dense_h/kernel"), ("w_i", "w_h"), ("kernel", "recurrent_kernel"))
 
 
@@ -60,7 +64,9 @@ def by_einsum(seen: Seen) -> Reading | None:
 def by_gating(seen: Seen) -> Reading | None:
     """Two halves (2, ., .) of a gated layer, told by the layer (hidden, width) that follows them."""
     core = seen.core
-    if len(core) not in (3, 4) or core[-3] != 2 or not ("gat" in seen.module or names.role(seen.module) == "reads"):
+    # Two heads of a query are no halves.
+    feeds = names.role(seen.module) == "reads" and not names.ATTENTION_IN.fullmatch(seen.module)
+    if len(core) not in (3, 4) or core[-3] != 2 or not ("gat" in seen.module or feeds):
         return None
     front, (rows, columns) = core[:-3], core[-2:]
     beside = seen.cores(seen.scopes[0].weights)
@@ -86,3 +92,20 @@ def by_gates(seen: Seen) -> Reading | None:
     if hidden and outputs in (3 * hidden, 4 * hidden):
         return Reading("io", "gates of a cell", (hidden,) * (outputs // hidden))
     return None
+
+
+def by_low_rank(seen: Seen) -> Reading | None:
+    """The factors of a low-rank update, `a` (inputs, rank) beside `b` (rank, outputs), each of several axes."""
+    match = _LOW_RANK.fullmatch(seen.leaf.path)
+    if match is None:
+        return None
+    same_case = "AB" if match[2].isupper() else "ab"
+    shapes = [seen.tree.shapes.get(match[1] + factor, ()) for factor in same_case]
+    if not all(map(seen.stack.fits, shapes)):
+        return None
+    first, second = map(seen.stack.core, shapes)
+    # Stored the other way round, (rank, inputs) and (outputs, rank), they agree where the layer is square.
+    if len(first) < 2 or len(second) < 2 or first[-1] != second[0] or second[0] >= math.prod(second[1:]):
+        return None
+    axes = len(seen.core) - 1
+    return Reading("i" * axes + "o" if match[2] in "aA" else "i" + "o" * axes, "low rank")

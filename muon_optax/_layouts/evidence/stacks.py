@@ -81,6 +81,7 @@ class Scope:
         self.has_convolution = False
         self.has_flat_weight = False
         self.has_unnamed = False  # a kernel whose name is not a weight's
+        self.has_outputs_first = False  # as frameworks store them that stack in front, never on axis 1
         self.queries: set[Shape] = set()
         self.outs: set[Shape] = set()
         self.inputs: dict[int, int] = {}  # how many weights take so many inputs
@@ -157,6 +158,7 @@ class Scope:
         if len(front) == 1 and various and _meet(kernels, 1):
             found = (Stack(0, tuple(front)),)
         # Kernels that agree in their first size too may be dense layers of several axes, or a stack in front.
+        behind = set() if self.has_outputs_first else behind
         if len(behind) == 1 and _meet(kernels, 0) and (found or len({kernel[0] for kernel in kernels}) > 1):
             found += (Stack(1, tuple(behind)),)
         return found

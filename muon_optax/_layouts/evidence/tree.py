@@ -78,6 +78,7 @@ class Tree:
             if axes > 2:
                 scope.kernels.add(shape)
                 scope.has_unnamed |= unnamed
+                scope.has_outputs_first |= is_torch(path)
             if pair is not None:
                 scope.pairs.add(pair)
         # Attention is judged where its query and its output meet.
@@ -208,15 +209,19 @@ class Seen:
         return {norm[0] for norm in norms if len(norm) == 1} | {core[-1] for core in many}
 
 
-_WRAPPED = re.compile(r"(.*/)?(weight|bias)/(args/)?\d+")
+_WRAPPED = re.compile(r"((?:.*?/)?(?:weight|bias))/(?:(?:\w+/)*args/)?\d+")
 
 
 def unwrapped(leaves: Sequence[NamedLeaf]) -> list[NamedLeaf]:
-    """The leaves with "weight" for "weight/0" of a Haliax array and "weight/args/1" of a wrapper: its largest part."""
+    """The leaves with "weight" for "weight/0" of a Haliax array and "weight/args/1" of a wrapper: its largest part.
+
+    Wrappers may lie in wrappers: "weight/weight/args/0" beside "weight/scale/args/0".
+    """
     wrapped: defaultdict[str, list[NamedLeaf]] = defaultdict(list)
     for leaf in leaves:
-        if leaf.path[-1:].isdigit() and _WRAPPED.fullmatch(leaf.path):
-            wrapped[leaf.path.rpartition("/")[0].removesuffix("/args")].append(leaf)
+        match = _WRAPPED.fullmatch(leaf.path) if leaf.path[-1:].isdigit() else None
+        if match:
+            wrapped[match[1]].append(leaf)
     largest = {max(parts, key=lambda leaf: math.prod(leaf.shape)).path: short for short, parts in wrapped.items()}
     return [leaf._replace(path=largest[leaf.path]) if leaf.path in largest else leaf for leaf in leaves]
 
@@ -226,8 +231,15 @@ def is_embedding(leaf: NamedLeaf) -> bool:
     if names.MAYBE_EMBEDDING.search(leaf.path) is None:
         return False
     parts = [names.clean(part) for part in leaf.path.split("/")]
-    near = any(names.EMBEDDING.fullmatch(part) for part in parts[-4:])
-    return near or names.EMBEDDING_ARRAY.fullmatch(parts[-1]) is not None
+    if names.EMBEDDING_ARRAY.fullmatch(parts[-1]):
+        return True
+    near = [names.EMBEDDING.fullmatch(part) is not None for part in parts[-4:]]
+    if parts[-1] in names.MODULE_ARRAY and len(parts) > 1:
+        # A dense layer or a convolution in an embedder has a name of its own, and a table fewer axes than a window.
+        own = near[-2] or names.EMBEDDING_ARRAY.fullmatch(parts[-2]) is not None
+        axes, window = len(leaf.shape), names.CONVOLUTION.search(parts[-2]) is not None
+        return any(near) and (own if axes == 2 else axes == 3 and not window)
+    return any(near)
 
 
 def module_of(path: str) -> tuple[str, str]:

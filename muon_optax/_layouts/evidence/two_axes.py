@@ -20,8 +20,9 @@ def _letters(seen: Seen) -> tuple[str | None, str]:
     own = _fitted(seen.core, seen.bias)
     if own is not None:
         return own, "its bias"
-    if _siblings_outputs_first(seen):
-        return "oi", "bias of siblings"
+    siblings = _by_siblings(seen)
+    if siblings == "oi" or (siblings and seen.outputs_first):
+        return siblings, "bias of siblings"
     if seen.outputs_first:
         return _by_role(seen) or ("oi", "name: weight")
     weight = names.is_weight(seen.name)
@@ -43,18 +44,18 @@ def _fitted(core: tuple[int, ...], bias: tuple[int, ...] | None) -> str | None:
     return "oi" if bias[0] == core[0] else "io"
 
 
-def _siblings_outputs_first(seen: Seen) -> bool:
-    """Whether in the nearest scope with biases that tell all say outputs first."""
+def _by_siblings(seen: Seen) -> str | None:
+    """What all biases say in the nearest scope with biases that tell."""
     for scope in seen.scopes[:3]:
         pairs = [
             p for p in scope.pairs if len(p.weight) == len(seen.leaf.shape) and p.outputs_first == seen.outputs_first
         ]
         stacked = [p for p in pairs if seen.stack.fits(p.weight) and seen.stack.fits(p.bias)]
-        told = {_fitted(seen.stack.core(pair.weight), seen.stack.core(pair.bias)) for pair in stacked}
-        told.discard(None)
+        fitted = [_fitted(seen.stack.core(pair.weight), seen.stack.core(pair.bias)) for pair in stacked]
+        told = {letters for letters in fitted if letters is not None}
         if told:
-            return told == {"oi"}
-    return False
+            return min(told) if len(told) == 1 else None
+    return None
 
 
 def _by_role(seen: Seen) -> tuple[str, str] | None:
