@@ -58,36 +58,33 @@ def optax_muon(settings: Settings, params: Any) -> optax.GradientTransformation:
     )
 
 
-def chained(settings: Settings, params: Any, *after: optax.GradientTransformation, cautious: bool = False) -> Any:
-    """Muon from its parts, with ``after`` behind the orthogonalizer."""
+def chained(settings: Settings, params: Any, *parts: Any, decay: Any = optax.add_decayed_weights) -> Any:
+    """Muon from its parts: ``parts`` stand between the momentum and the decay."""
     del params
-    decay = mo.add_cautious_decayed_weights if cautious else optax.add_decayed_weights
     matrices = optax.chain(
         optax.trace(0.95, nesterov=True),
-        mo.orthogonalize_via_newton_schulz(),
-        *after,
-        mo.scale_by_shape("moonlight"),
+        *parts,
         decay(settings.decay),
         optax.scale_by_learning_rate(settings.rate),
     )
     return mo.partition_by_layout(matrices, others(settings, settings.adamw_rate))
 
 
+def cautious(settings: Settings, params: Any) -> optax.GradientTransformation:
+    """Muon, whose decay is cautious."""
+    parts = mo.orthogonalize_via_newton_schulz(), mo.scale_by_shape("moonlight")
+    return chained(settings, params, *parts, decay=mo.add_cautious_decayed_weights)
+
+
 def adamuon(settings: Settings, params: Any) -> optax.GradientTransformation:
-    """The paper's chain: the sign, the second moments and the RMS step are in the one part."""
-    del params
-    matrices = optax.chain(
-        optax.trace(0.95, nesterov=True),
-        mo.scale_by_adamuon(),
-        optax.add_decayed_weights(settings.decay),
-        optax.scale_by_learning_rate(settings.rate),
-    )
-    return mo.partition_by_layout(matrices, others(settings, settings.adamw_rate))
+    """The paper's chain: sign, orthogonalization, second moments and RMS step are one part."""
+    return chained(settings, params, mo.scale_by_adamuon())
 
 
 def normuon(settings: Settings, params: Any) -> optax.GradientTransformation:
     """As ``mo.normuon``, which has no second rate for AdamW."""
-    return chained(settings, params, mo.scale_by_normuon())
+    parts = mo.orthogonalize_via_newton_schulz(), mo.scale_by_normuon(), mo.scale_by_shape("moonlight")
+    return chained(settings, params, *parts)
 
 
 def muon_h(settings: Settings, params: Any) -> optax.GradientTransformation:
@@ -112,7 +109,7 @@ CONTENDERS: dict[str, Contender] = {
     "muon, Polar Express": partial(muon, orthogonalizer=mo.newton_schulz(mo.polar_express(5))),
     "muon, four steps": partial(muon, orthogonalizer=mo.newton_schulz(mo.polar_express(4, 4e-3), norm="schatten4")),
     "muon, per head": partial(muon, layouts=mo.per_head),
-    "muon, cautious decay": partial(chained, cautious=True),
+    "muon, cautious decay": cautious,
     "muon, momentum warm-up": partial(muon, momentum=optax.linear_schedule(0.85, 0.95, 90)),
     "muon, averaged momentum": partial(muon, momentum=mo.nesterov_ema(0.95)),
     "muon, 8-bit momentum": partial(muon, momentum=mo.quantized_trace(0.95, nesterov=True)),

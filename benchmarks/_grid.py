@@ -168,10 +168,10 @@ def by_width(plan: Plan, size: str, finals: Finals, scale: str) -> Stages:
 def tiers(plan: Plan, sizes: Sequence[str], finals: Finals) -> list[list[Stages]]:
     """All searches, the most telling first. The sizes are the main one, the smaller and the larger."""
     main, *rest = sizes
-    scales = [hidden(plan, main, finals, f"muon, {scale} scale") for scale in ("keller", "mup", "naive")]
     if plan.family:
         chosen = [member(plan, main, finals, name) for name in plan.family]
         return [[adamw(plan, main, finals)], [best_muon(plan, main, finals)], chosen]
+    scales = [hidden(plan, main, finals, f"muon, {scale} scale") for scale in ("keller", "mup", "naive")]
     parts, recipes = ([member(plan, main, finals, name) for name in names] for names in (PARTS, RECIPES))
     widths = [by_width(plan, size, finals, scale) for scale in ("", "keller", "mup", "naive") for size in sizes]
     others = [[search(plan, size, finals) for search in (adamw, one_rate, apart, reused)] for size in rest]

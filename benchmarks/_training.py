@@ -44,6 +44,11 @@ class Numbers(NamedTuple):
     steps: jax.Array
 
 
+def numbers_of(run: Run) -> Numbers:
+    """As arrays, which one compiled step takes."""
+    return Numbers(*map(jnp.float32, run[2:6]), jnp.int32(run.steps))
+
+
 class Curve(NamedTuple):
     """The validation loss along a run, and what a step took."""
 
@@ -141,7 +146,7 @@ def train(run: Run, every: int) -> Curve:
     A loss that is not finite ends it: the last one is then infinite.
     """
     preset, compiled = SIZES[run.size], programs(run.size, run.contender)
-    numbers = Numbers(*map(jnp.float32, run[2:6]), jnp.int32(run.steps))
+    numbers = numbers_of(run)
     state = compiled.start(jax.random.key(run.seed), numbers)
     at, losses = [0], [float(compiled.evaluate(state[0]))]
     state = compiled.step(state, numbers, sample_batch(text().training, preset, run.seed, 0))  # compiles, perhaps

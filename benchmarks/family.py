@@ -15,14 +15,13 @@ from pathlib import Path
 from statistics import median
 
 import jax
-import jax.numpy as jnp
 from _curves import Seeds, best, by_settings
 from _grid import PARTS, RECIPES, Plan
 from _measure import time_interleaved
 from _records import OtherText, read
 from _report import Progress, Report, Row, device_name, finish, parser
 from _tables import settings
-from _training import SIZES, Numbers, programs, sample_batch, text
+from _training import SIZES, numbers_of, programs, sample_batch, text
 from convergence import train_all
 
 NOTES = [
@@ -53,7 +52,7 @@ def chosen_settings(groups: Sequence[Seeds], plan: Plan, size: str) -> dict[str,
 def training_step(size: str, group: Seeds) -> Callable[[], object]:
     """One whole step after another of a contender, from the first batch on."""
     run, compiled = group.run, programs(size, group.run.contender)
-    numbers = Numbers(*map(jnp.float32, run[2:6]), jnp.int32(run.steps))
+    numbers = numbers_of(run)
     batch = sample_batch(text().training, SIZES[size], run.seed, 0)
     state = compiled.start(jax.random.key(run.seed), numbers)
 
@@ -67,9 +66,8 @@ def training_step(size: str, group: Seeds) -> Callable[[], object]:
 
 def state_bytes(size: str, group: Seeds) -> int:
     """What the optimizer keeps."""
-    run, start = group.run, programs(size, group.run.contender).start
-    numbers = Numbers(*map(jnp.float32, run[2:6]), jnp.int32(run.steps))
-    _, state = jax.eval_shape(start, jax.random.key(0), numbers)
+    start = programs(size, group.run.contender).start
+    _, state = jax.eval_shape(start, jax.random.key(0), numbers_of(group.run))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 

@@ -95,7 +95,7 @@ def by_gates(seen: Seen) -> Reading | None:
 
 
 def by_low_rank(seen: Seen) -> Reading | None:
-    """The factors of a low-rank update, `a` (inputs, rank) beside `b` (rank, outputs), each of several axes."""
+    """The factors of a low-rank update, `a` (inputs, rank) beside `b` (rank, outputs), of two axes or more."""
     match = _LOW_RANK.fullmatch(seen.leaf.path)
     if match is None:
         return None
