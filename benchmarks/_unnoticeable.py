@@ -3,7 +3,6 @@
 LAST_BIT = "The last bit is reached long before: one more pass changes nothing."
 LIFTED = "Larger matrices than need it may be lifted: up to 2^27 that is exact."
 COMMUTING = "Both are polynomials of one symmetric matrix, which commute: only rounding differs."
-END_TWICE = "The ends are candidates already; naming one twice changes neither the least nor the largest value."
 
 UNNOTICEABLE: dict[str, dict[str, str]] = {
     "_orthogonalizers/coefficients": {
@@ -17,12 +16,16 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
         "zeros = [sign * math.sqrt(y) for y in squares if y >= 0 for sign in (-1, 1)]": (
             "At zero an odd polynomial has no extremum."
         ),
-        "return [low, high, *(x for x in zeros if low <= x < high)]": END_TWICE,
-        "return [low, high, *(x for x in zeros if low < x <= high)]": END_TWICE,
         "for _ in range(26):": LAST_BIT,
     },
     "_orthogonalizers/gram_newton_schulz": {
         "half = blend(d, rounded, multiply(rounded, B))": COMMUTING,
+        "R = d * half + multiply(B, half.astype(X.dtype))": "The transpose, of a matrix that is symmetric.",
+    },
+    "_orthogonalizers/restarts": {
+        "while len(restarts) < steps - 1 and (not largest_value(coefficients, restarts, dtype) < limit):": (
+            "Where the bound is the limit to the last bit, either will do."
+        ),
     },
     "_orthogonalizers/batching": {
         "alone = map_matrices(function, [stacks[position][1] for position in single])": (

@@ -34,7 +34,7 @@ TESTS = {
     "_orthogonalizers/coefficients": ("coefficients", "refusals"),
     "_transforms/decay_mask": ("decay_mask",),
     "_orthogonalizers/gram_newton_schulz": ("gram_newton_schulz",),
-    "_orthogonalizers/restarts": ("gram_newton_schulz",),
+    "_orthogonalizers/restarts": ("restarts", "gram_newton_schulz"),
     "_orthogonalizers/batching": ("groups",),
     "_layouts/layout": ("layout", "refusals"),
     "_orthogonalizers/newton_schulz": ("newton_schulz", "refusals"),

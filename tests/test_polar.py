@@ -91,3 +91,9 @@ def test_newton_schulz_approaches_it() -> None:
     given = oracle.with_spectrum(np.linspace(1.0, 0.1, 8), 8, 16).astype(np.float32)
     orthogonalizer = jax.jit(mo.newton_schulz(mo.polar_express(8), dtype=jnp.float32))
     assert oracle.relative_error(orthogonalizer(given), polar(given)) <= 1e-5
+
+
+@pytest.mark.parametrize("rows, cols", [(4, 8), (8, 4)])
+def test_flops_is_the_usual_estimate(rows: int, cols: int) -> None:
+    """A singular value decomposition by QR, with both factors: 6 m n^2 + 20 n^3 (Golub and Van Loan)."""
+    assert mo.polar_factor().flops(rows, cols) == 6 * 8 * 4**2 + 20 * 4**3

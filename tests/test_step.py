@@ -76,6 +76,11 @@ def test_centering_takes_a_quarter_off_the_error(shape: tuple[int, int], monkeyp
     assert centered <= 0.75 * error()
 
 
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (4, 4), (3, 9, 4), (20, 4, 9), (2, 1, 9, 4)], ids=str)
+def test_the_smaller_gram_matrix_is_formed(shape: tuple[int, ...]) -> None:
+    assert _step.gram(jnp.ones(shape)).shape == (*shape[:-2], 4, 4)
+
+
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (4, 4)], ids=str)
 def test_apply_multiplies_on_the_side_of_the_gram_matrix(shape: tuple[int, int]) -> None:
     X = oracle.gaussian(*shape).astype(np.float32)

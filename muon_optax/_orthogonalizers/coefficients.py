@@ -218,7 +218,7 @@ def _candidates(step: tuple[float, float, float], low: float, high: float) -> li
     half = -(3 * b + math.copysign(math.sqrt(discriminant), b)) / 2
     squares = [numerator / divisor for numerator, divisor in ((half, 5 * c), (a, half)) if divisor != 0]
     zeros = [sign * math.sqrt(y) for y in squares if y > 0 for sign in (-1, 1)]
-    return [low, high, *(x for x in zeros if low < x < high)]
+    return [low, high, *(min(max(x, low), high) for x in zeros)]
 
 
 def _best_quintic(lower: float, upper: float) -> tuple[float, float, float]:
