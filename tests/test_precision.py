@@ -1,5 +1,8 @@
 """The dtype policy: float32 sums, coefficients that are never rounded, exact scaling at any size."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,8 @@ from tolerances import RTOL
 
 from muon_optax._orthogonalizers import precision as _precision
 from muon_optax._orthogonalizers.precision import accumulation_dtype, blend, multiply
+
+CPUS = {"emulates": "flags : fma avx2", "x86": "flags : avx2 avx512_bf16", "Arm": "Features : asimd bf16"}
 
 FLOATS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -141,3 +146,42 @@ def test_blend_rounds_no_coefficient(dtype: str) -> None:
 def test_accumulation_dtype(dtype: str, want: jax.typing.DTypeLike) -> None:
     with jax.enable_x64(True):
         assert accumulation_dtype(dtype) == want
+
+
+@pytest.fixture(params=CPUS)
+def cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A machine of which Linux says this."""
+    said = tmp_path / "cpuinfo"
+    said.write_text(CPUS[request.param])
+    monkeypatch.setattr(_precision, "Path", lambda path: said)
+    monkeypatch.setattr(_precision, "_cpu_multiplies_bfloat16", _precision._cpu_multiplies_bfloat16.__wrapped__)
+    return request.param
+
+
+@pytest.mark.parametrize("size", [4, 80])
+def test_bfloat16_is_widened_where_the_cpu_emulates_it(cpu: str, size: int) -> None:
+    matrices = jnp.ones((2, size, size), jnp.bfloat16)
+    traced = jax.jit(lambda left: multiply(left, left)).trace(matrices)
+    operands = {platform: product_operands(traced, platform) for platform in ("cpu", "tpu")}
+    widened = cpu == "emulates" and size == 80
+    assert operands == {"cpu": "f32" if widened else "bf16", "tpu": "bf16"}
+
+
+def product_operands(traced: jax.stages.Traced, platform: str) -> str:
+    """The dtype of what the one matrix product takes there."""
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    (found,) = re.findall(r"dot_general.*: \(tensor<[\dx]*x(\w+)>", text)
+    return found
+
+
+def test_products_of_bfloat16_are_those_of_the_rounded_numbers(cpu: str) -> None:
+    left, right = (jnp.asarray(oracle.gaussian(2, 64, 80, seed=seed), jnp.bfloat16) for seed in (0, 1))
+    got = jax.jit(lambda left, right: multiply(left, jnp.swapaxes(right, -1, -2)))(left, right)
+    want = np.asarray(left, np.float64) @ np.swapaxes(np.asarray(right, np.float64), -1, -2)
+    assert got.dtype == jnp.float32
+    assert oracle.relative_error(got, want) <= RTOL["float32"]
+
+
+def test_where_linux_says_nothing_products_are_widened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_precision, "Path", lambda path: tmp_path / "absent")
+    assert not _precision._cpu_multiplies_bfloat16.__wrapped__()
