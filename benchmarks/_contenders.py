@@ -111,6 +111,7 @@ CONTENDERS: dict[str, Contender] = {
     "muon, per head": partial(muon, layouts=mo.per_head),
     "muon, cautious decay": cautious,
     "muon, momentum warm-up": partial(muon, momentum=optax.linear_schedule(0.85, 0.95, 90)),
+    "muon, momentum 0.9": partial(muon, momentum=0.9),
     "muon, averaged momentum": partial(muon, momentum=mo.nesterov_ema(0.95)),
     "muon, 8-bit momentum": partial(muon, momentum=mo.quantized_trace(0.95, nesterov=True)),
     "muon, 4-bit momentum": partial(muon, momentum=mo.quantized_trace(0.95, nesterov=True, bits=4)),

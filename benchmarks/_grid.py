@@ -13,7 +13,8 @@ ADAMW_RATES = (1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3, 7e-3)
 FOLLOWERS = ["muon, You Jiacheng", "muon, Polar Express", "muon, four steps", "optax.contrib.muon"]
 # Parts of the family: those whose updates are as large as Muon's, and recipes with a rate of their own.
 PARTS = [
-    *("muon, per head", "muon, cautious decay", "muon, momentum warm-up", "muon, averaged momentum"),
+    *("muon, per head", "muon, cautious decay"),
+    *("muon, momentum warm-up", "muon, momentum 0.9", "muon, averaged momentum"),
     *("muon, 8-bit momentum", "muon, 4-bit momentum", "adamuon"),
 ]
 RECIPES = ["normuon", "muon_h", "muon_speedrun"]
@@ -145,6 +146,13 @@ def shorter(plan: Plan, size: str, finals: Finals, search: Callable[..., Stages]
     return best
 
 
+def longer(plan: Plan, size: str, finals: Finals) -> Stages:
+    """AdamW and Muon on schedules twice as long, one seed, at their best rates and those beside them."""
+    bests = [(yield from adamw(plan, size, finals)), (yield from one_rate(plan, size, finals))]
+    yield [run._replace(steps=2 * plan.steps) for best in bests for run in around(best, 1)]
+    return bests[0]
+
+
 def following(plan: Plan, size: str, finals: Finals, contender: str) -> Stages:
     """A variant whose updates are as large as Muon's, at Muon's best settings."""
     best = yield from best_muon(plan, size, finals)
@@ -184,6 +192,7 @@ def tiers(plan: Plan, sizes: Sequence[str], finals: Finals) -> list[list[Stages]
         [following(plan, main, finals, name) for name in FOLLOWERS],
         parts,
         recipes,
+        [longer(plan, main, finals)],
         scales,
         *others[1:],
         widths,

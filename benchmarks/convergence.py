@@ -104,7 +104,12 @@ def write_report(plan: Plan, sizes: Sequence[str], path: Path, folder: Path, ima
     revisions = ", ".join(sorted({one.line["muon_optax"] for one in records.values()}))
     report.notes = [*NOTES, f"{len(records)} runs of {path.name}, made with muon_optax {revisions}."]
     report.left_out = [f"about {len(left)} runs that the grid has and the file has not"] if left else []
-    report.rows = comparison(groups, plan.steps) + reused(groups, plan.steps) + schedules(groups, plan.steps)
+    report.rows = (
+        comparison(groups, plan.steps)
+        + comparison(groups, 2 * plan.steps)
+        + reused(groups, plan.steps)
+        + schedules(groups, plan.steps)
+    )
     for steps in (plan.steps, plan.short):
         report.rows += rates(groups, steps)
     ran = [size for size in sizes if any(run.size == size and run.steps == plan.short for run in records)]
