@@ -26,6 +26,7 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
         "while len(restarts) < steps - 1 and (not largest_value(coefficients, restarts, dtype) < limit):": (
             "Where the bound is the limit to the last bit, either will do."
         ),
+        "drift = np.max(z * z) * drift - roundoff * rounded": "The bound looks to both sides: the sign does not count.",
     },
     "_orthogonalizers/batching": {
         "alone = map_matrices(function, [stacks[position][1] for position in single])": (
