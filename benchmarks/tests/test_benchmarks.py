@@ -109,6 +109,13 @@ def test_clip_qk_compares_three_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_step_share_gives_the_formula_beside_the_time(tmp_path: Path) -> None:
+    (row,) = run("step_share", tmp_path, "--quick")["rows"]
+    assert row["T m / B, %"] == pytest.approx(100 * 5 * 16 / row["tokens a batch"], abs=0.06)
+    assert row["Muon, ms"] > 0
+
+
+@pytest.mark.slow
 def test_hostile_inputs_writes_its_table(tmp_path: Path) -> None:
     rows = run("hostile_inputs", tmp_path, "--quick")["rows"]
     counts = {row["outcome"]: row for row in rows if row["topic"] == "Totals"}
