@@ -15,9 +15,9 @@ FOLLOWERS = ["muon, You Jiacheng", "muon, Polar Express", "muon, four steps", "o
 PARTS = [
     *("muon, per head", "muon, cautious decay"),
     *("muon, momentum warm-up", "muon, momentum 0.9", "muon, averaged momentum"),
-    *("muon, 8-bit momentum", "muon, 4-bit momentum", "adamuon"),
+    *("muon, 8-bit momentum", "muon, 4-bit momentum"),
 ]
-RECIPES = ["normuon", "muon_h", "muon_speedrun"]
+RECIPES = ["normuon", "adamuon", "muon_h", "muon_speedrun"]
 
 
 class Run(NamedTuple):
@@ -161,10 +161,10 @@ def following(plan: Plan, size: str, finals: Finals, contender: str) -> Stages:
 
 
 def member(plan: Plan, size: str, finals: Finals, name: str) -> Stages:
-    """A part or a recipe of the family. NorMuon shares its rate with AdamW, as Muon does."""
+    """A part or a recipe of the family. NorMuon and AdaMuon share their rate with AdamW, as Muon does."""
     if name in PARTS:
         return (yield from following(plan, size, finals, name))
-    return (yield from (one_rate if name == "normuon" else hidden)(plan, size, finals, name))
+    return (yield from (one_rate if name in ("normuon", "adamuon") else hidden)(plan, size, finals, name))
 
 
 def by_width(plan: Plan, size: str, finals: Finals, scale: str) -> Stages:
