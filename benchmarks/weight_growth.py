@@ -3,7 +3,8 @@
     python benchmarks/weight_growth.py             # 2000 steps, a minute on two CPU cores; writes the plot of the docs
     python benchmarks/weight_growth.py --quick     # 100 steps, seconds; writes the plot beside the table
 
-A network of three matrices learns the noisy labels of another one of its shape by mo.muon, all matrices orthogonalized.
+A network of three matrices learns the noisy labels of another one of its shape, by mo.muon with all matrices
+orthogonalized and by optax.adamw.
 """
 
 from collections.abc import Sequence
@@ -21,22 +22,30 @@ import muon_optax as mo
 
 IMAGE = ROOT / "docs" / "images" / "weight_growth.png"
 STEPS, QUICK_STEPS = 2000, 100
-LEARNING_RATE = 0.05
+LEARNING_RATE = 0.05  # of both: with Moonlight's scale their updates are of one size
 INPUTS, WIDTH, CLASSES, BATCH = 32, 64, 16, 64
 SHAPES = {"up": (INPUTS, WIDTH), "middle": (WIDTH, WIDTH), "down": (WIDTH, CLASSES)}
 
 
 class Case(NamedTuple):
-    """The dtype of parameters, gradients and momenta, and the decay."""
+    """The optimizer, the dtype of parameters, gradients and momenta, and the decay."""
 
+    optimizer: str
     dtype: str
     decay: float
 
     def __str__(self) -> str:
-        return f"{self.dtype}, decay {self.decay:g}"
+        return f"{self.optimizer}, {self.dtype}, decay {self.decay:g}"
 
 
-CASES = [Case("bfloat16", 0.0), Case("float32", 0.0), Case("bfloat16", 0.1)]
+CASES = {
+    Case("muon", "bfloat16", 0.0): "tab:red",
+    Case("muon", "float32", 0.0): "tab:gray",
+    Case("muon", "bfloat16", 0.1): "tab:blue",
+    Case("adamw", "bfloat16", 0.0): "tab:orange",
+    Case("adamw", "bfloat16", 0.1): "tab:green",
+}
+MUON_DECAY = 0.1
 
 
 class Growth(NamedTuple):
@@ -89,7 +98,11 @@ def loss(params: dict[str, jax.Array], teacher: dict[str, jax.Array], key: jax.A
 
 def train(case: Case, steps: int) -> Growth:
     """Trains from the same start on the same batches, whatever the case."""
-    optimizer = mo.muon(LEARNING_RATE, weight_decay=case.decay, layouts=dict.fromkeys(SHAPES, "io"))
+    optimizer = (
+        mo.muon(LEARNING_RATE, weight_decay=case.decay, layouts=dict.fromkeys(SHAPES, "io"))
+        if case.optimizer == "muon"
+        else optax.adamw(LEARNING_RATE, b2=0.95, weight_decay=case.decay)
+    )
     teacher = draw(1, "float32")
 
     def step(carry: Any, key: jax.Array) -> tuple[Any, Growth]:
@@ -135,20 +148,20 @@ def norm(params: dict[str, jax.Array]) -> jax.Array:
 
 def plot(results: dict[Case, Growth], path: Path) -> None:
     """Two panels over the steps: RMS of the weights, and the share of the update that is lost."""
-    weights, entries = (figure := Figure(figsize=(9, 3.6), layout="constrained")).subplots(1, 2)
-    for color, (case, growth) in zip(("tab:red", "tab:gray", "tab:blue"), results.items(), strict=True):
-        line = "--" if case.dtype == "float32" else "-"
+    weights, entries = (figure := Figure(figsize=(11, 3.6), layout="constrained")).subplots(1, 2)
+    for case, growth in results.items():
+        line, color = "--" if case.dtype == "float32" else "-", CASES[case]
         steps = np.arange(1, growth.rms.size + 1)
         weights.plot(steps, growth.rms, line, color=color, label=str(case))
         # The mean of 20 steps, which differ by the batch.
         smooth = np.convolve(growth.lost, np.full(20, 1 / 20), "valid")
         entries.plot(steps[19:], smooth, line, color=color, label=str(case))
-    limit = 0.2 * bound(CASES[-1].decay)
-    weights.axhline(limit, color="tab:blue", linestyle=":", label=f"bound for decay {CASES[-1].decay:g}: {limit:.2f}")
+    limit = 0.2 * bound(MUON_DECAY)
+    label = f"Muon's bound for decay {MUON_DECAY:g}: {limit:.2f}"
+    weights.axhline(limit, color="tab:blue", linestyle=":", label=label)
     weights.set(xlabel="step", ylabel="RMS of the weights", yscale="log")
     entries.set(xlabel="step", ylabel="share of updates lost to rounding")
-    weights.legend(fontsize=8)
-    entries.legend(fontsize=8)
+    figure.legend(*weights.get_legend_handles_labels(), fontsize=8, loc="outside right center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
@@ -160,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     steps = QUICK_STEPS if given.quick else STEPS
     notes = [
         f"{INPUTS} x {WIDTH} x {WIDTH} x {CLASSES} network, batches of {BATCH} labels of a random teacher; "
-        f"mo.muon({LEARNING_RATE}, weight_decay=decay) from the same start on the same batches; {steps} steps.",
+        f"learning rate {LEARNING_RATE}, AdamW's b2 0.95, the same start and batches; {steps} steps.",
         "RMS: of all matrices together. Lost: of the entries with an update other than zero, those that it left as "
         "they were. Norm: the largest singular value of a matrix over its scale 0.2 max(fan_in, fan_out)^0.5. Lost "
         "and loss: means of the last 100 steps.",
@@ -172,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report.rows.append(
                 {
                     "steps": f"{steps} steps",
+                    "optimizer": case.optimizer,
                     "weights": case.dtype,
                     "decay": case.decay,
                     "RMS at first": float(growth.rms[0]),
@@ -180,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     "lost": float(growth.lost[-100:].mean()),
                     "loss": float(growth.loss[-100:].mean()),
                     "norm at last": float(growth.norm[-1]),
-                    "bound of the norm": bound(case.decay) if case.decay else None,
+                    "bound of the norm": bound(case.decay) if case.decay and case.optimizer == "muon" else None,
                 }
             )
             step(str(case))

@@ -165,7 +165,7 @@ def test_a_loop_of_updates_leaves_nothing_behind(jit: bool, steps: int) -> None:
 @pytest.mark.long
 def test_decay_bounds_bfloat16_weights_that_grow_without_it() -> None:
     """The failure that Moonlight describes: weights grow until updates fall below half a unit in their last place."""
-    grown, held = train(Case("bfloat16", 0.0), 2000), train(Case("bfloat16", 0.1), 2000)
+    grown, held = train(Case("muon", "bfloat16", 0.0), 2000), train(Case("muon", "bfloat16", 0.1), 2000)
     assert np.isfinite(grown.loss).all()
     assert np.isfinite(held.loss).all()
     quarters = grown.rms[[499, 999, 1499, 1999]]

@@ -132,7 +132,8 @@ def test_the_plot_and_its_table_are_written(tmp_path: Path) -> None:
     weight_growth.main(["--quick", "--output", str(tmp_path)])
     (written,) = tmp_path.glob("*.json")
     rows = json.loads(written.read_text())["rows"]
-    assert [(row["weights"], row["decay"]) for row in rows] == [tuple(case) for case in weight_growth.CASES]
+    columns = ("optimizer", "weights", "decay")
+    assert [tuple(row[column] for column in columns) for row in rows] == list(weight_growth.CASES)
     assert all(row["RMS at last"] > row["RMS at first"] for row in rows)
     assert (tmp_path / "weight_growth.png").read_bytes().startswith(b"\x89PNG")
 
