@@ -147,10 +147,15 @@ def shorter(plan: Plan, size: str, finals: Finals, search: Callable[..., Stages]
 
 
 def longer(plan: Plan, size: str, finals: Finals) -> Stages:
-    """AdamW and Muon on schedules twice as long, one seed, at their best rates and those beside them."""
-    bests = [(yield from adamw(plan, size, finals)), (yield from one_rate(plan, size, finals))]
-    yield [run._replace(steps=2 * plan.steps) for best in bests for run in around(best, 1)]
-    return bests[0]
+    """AdamW and Muon on schedules twice as long, one seed, at their best rates and those beside them.
+
+    Muon with a lower momentum too: does its gain last?
+    """
+    baseline = yield from adamw(plan, size, finals)
+    muon = yield from one_rate(plan, size, finals)
+    runs = [*around(baseline, 1), *around(muon, 1), muon._replace(contender="muon, momentum 0.9")]
+    yield [run._replace(steps=2 * plan.steps) for run in runs]
+    return muon
 
 
 def following(plan: Plan, size: str, finals: Finals, contender: str) -> Stages:
