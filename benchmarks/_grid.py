@@ -153,7 +153,7 @@ def longer(plan: Plan, size: str, finals: Finals) -> Stages:
     """
     baseline = yield from adamw(plan, size, finals)
     muon = yield from one_rate(plan, size, finals)
-    runs = [*around(baseline, 1), *around(muon, 1), muon._replace(contender="muon, momentum 0.9")]
+    runs = [baseline, muon, muon._replace(contender="muon, momentum 0.9"), *around(muon, 1), *around(baseline, 1)]
     yield [run._replace(steps=2 * plan.steps) for run in runs]
     return muon
 
