@@ -1,6 +1,7 @@
 """Which runs the convergence benchmark makes, in which order: each decides by the results before it."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from math import inf, log
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ class Plan(NamedTuple):
     seeds: tuple[int, ...] = (0, 1, 2)
     tiers: int | None = None  # only the first ones
     family: tuple[str, ...] = ()  # only these parts and recipes, beside Muon
+    plain: bool = False  # only AdamW and Muon, alike at every size
 
     @classmethod
     def of(cls, steps: int) -> "Plan":
@@ -166,8 +168,11 @@ def by_width(plan: Plan, size: str, finals: Finals, scale: str) -> Stages:
 
 
 def tiers(plan: Plan, sizes: Sequence[str], finals: Finals) -> list[list[Stages]]:
-    """All searches, the most telling first. The sizes are the main one, the smaller and the larger."""
+    """All searches, the most telling first. Of text the sizes are the main one, the smaller and the larger."""
     main, *rest = sizes
+    if plan.plain:
+        searches = (adamw, one_rate, apart, reused, partial(shorter, search=one_rate))
+        return [[search(plan, size, finals) for search in searches] for size in sizes]
     if plan.family:
         chosen = [member(plan, main, finals, name) for name in plan.family]
         return [[adamw(plan, main, finals)], [best_muon(plan, main, finals)], chosen]
