@@ -45,9 +45,9 @@ class Plan(NamedTuple):
     plain: bool = False  # only AdamW and Muon, alike at every size
 
     @classmethod
-    def of(cls, steps: int) -> "Plan":
-        """The plan for runs of so many steps at full length."""
-        return cls(steps, steps // 4, tuple(round(part * steps) for part in (0.5, 0.6, 0.7)))
+    def of(cls, steps: int, parts: Sequence[float] = (0.5, 0.6, 0.7)) -> "Plan":
+        """The plan for runs of so many steps at full length, and Muon's schedules of ``parts`` of them."""
+        return cls(steps, steps // 4, tuple(round(part * steps) for part in parts))
 
 
 Finals = Mapping[Run, float]
