@@ -37,9 +37,11 @@ def _draw_curves(axes: Axes, groups: Sequence[Seeds], size: str, steps: int) -> 
         lowest.append(group.final.mean)
     if (loss := target(groups, size, steps)) is not None:
         axes.axhline(loss, color=COLORS["adamw"], linestyle=":", linewidth=1)
-    if lowest:
-        axes.set_ylim(0.95 * min(lowest), 2 * max(lowest))
     title, unit = _words(size)
+    if unit == "image":
+        axes.set_yscale("log")  # falls by two orders of magnitude, where text's loss halves and halves again
+    elif lowest:
+        axes.set_ylim(0.95 * min(lowest), 2 * max(lowest))
     axes.set(xlabel="step", ylabel=f"validation loss (nats per {unit})", title=f"{title}, {steps} steps")
     axes.legend(fontsize=9)
 
