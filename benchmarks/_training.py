@@ -126,6 +126,11 @@ def optimizer(contender: str, numbers: Numbers, params: Any) -> optax.GradientTr
     return optax.chain(optax.clip_by_global_norm(1.0), CONTENDERS[contender](settings, params))
 
 
+def abstract(trained: Task) -> tuple[Any, Any]:
+    """The model's graph and its parameters' shapes."""
+    return nnx.split(nnx.eval_shape(lambda: trained.model(nnx.Rngs(0))))
+
+
 class Programs(NamedTuple):
     """What a size and a contender compile to."""
 
@@ -138,7 +143,7 @@ class Programs(NamedTuple):
 def programs(size: str, contender: str) -> Programs:
     """Cached: the runs of a process that differ in numbers alone share them."""
     trained = task(size)
-    graph, _ = nnx.split(trained.model(nnx.Rngs(0)))
+    graph, _ = abstract(trained)
 
     def loss(params: Any, batch: Any) -> jax.Array:
         return trained.loss(nnx.merge(graph, params), batch)
@@ -165,8 +170,7 @@ def programs(size: str, contender: str) -> Programs:
 @cache
 def parameters(size: str) -> int:
     """How many a size has."""
-    abstract = nnx.split(nnx.eval_shape(lambda: task(size).model(nnx.Rngs(0))))[1]
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract))
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract(task(size))[1]))
 
 
 def train(run: Run, every: int) -> Curve:

@@ -22,7 +22,7 @@ from _training import schedule
 FOLDER = Path(__file__).parents[1]
 RUN = Run("tiny", "muon", 0.01, 0.01, 0.1, 0.95, 20, 0)
 MEASURED = {"seconds_a_step": "1", "cpu_seconds_a_step": "1", "final_loss": "2.0", "curve": "0:5.0 10:3.0 20:2.0"}
-KINDS = {"convergence": [], "convergence_digits": ["--digits"]}
+KINDS = {"convergence": ["--workers=2"], "convergence_digits": ["--digits", "--workers=1"]}
 ENVIRONMENT = dict.fromkeys(("date", "muon_optax", "python", "jax", "optax", "device", "text"), "x")
 
 
@@ -30,6 +30,9 @@ def quick(path: Path, choice: Sequence[str]) -> list[dict[str, str]]:
     """The lines of the CSV after a quick run in a process of its own."""
     command = [sys.executable, str(FOLDER / "convergence.py"), "--quick", *choice, "--output", str(path.parent)]
     environment = os.environ | {"PYTHONPATH": str(FOLDER.parent), "JAX_PLATFORMS": "cpu"}
+    environment |= {"XLA_FLAGS": ""}  # those of the slow tests leave convolutions twenty times as slow
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(path.parent / "compiled")}  # for the second run
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     with path.open(newline="") as file:
