@@ -1,6 +1,7 @@
 """Which runs the convergence benchmark makes, in which order: each decides by the results before it."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from math import inf, log
 from typing import NamedTuple
 
@@ -42,11 +43,12 @@ class Plan(NamedTuple):
     seeds: tuple[int, ...] = (0, 1, 2)
     tiers: int | None = None  # only the first ones
     family: tuple[str, ...] = ()  # only these parts and recipes, beside Muon
+    plain: bool = False  # only AdamW and Muon, alike at every size
 
     @classmethod
-    def of(cls, steps: int) -> "Plan":
-        """The plan for runs of so many steps at full length."""
-        return cls(steps, steps // 4, tuple(round(part * steps) for part in (0.5, 0.6, 0.7)))
+    def of(cls, steps: int, parts: Sequence[float] = (0.5, 0.6, 0.7)) -> "Plan":
+        """The plan for runs of so many steps at full length, and Muon's schedules of ``parts`` of them."""
+        return cls(steps, steps // 4, tuple(round(part * steps) for part in parts))
 
 
 Finals = Mapping[Run, float]
@@ -84,12 +86,17 @@ def tune(plan: Plan, finals: Finals, short: Sequence[Run], rungs: int, variants:
     """Short runs bracket the rate, long ones refine it, and the best gets all seeds."""
     best = yield from climb(short, finals, rungs)
     if variants:
-        near = [best._replace(decay=decay, b2=b2) for decay in DECAYS for b2 in B2S]
+        near = nearby(best)
         yield near
         best = min(near, key=lambda run: finals[run])
     best = yield from climb([run._replace(steps=plan.steps) for run in around(best, 1)], finals, 1)
     yield seeded(plan, best)
     return best
+
+
+def nearby(run: Run) -> list[Run]:
+    """The run with each decay and b2."""
+    return [run._replace(decay=decay, b2=b2) for decay in DECAYS for b2 in B2S]
 
 
 def seeded(plan: Plan, run: Run, steps: int | None = None) -> list[Run]:
@@ -104,7 +111,13 @@ def at_rates(plan: Plan, size: str, contender: str, rates: Sequence[float], adam
 
 def adamw(plan: Plan, size: str, finals: Finals) -> Stages:
     """The baseline: its rate, then its decay and its second momentum at the best rate."""
-    return (yield from tune(plan, finals, at_rates(plan, size, "adamw", ADAMW_RATES), 1, variants=True))
+    best = yield from tune(plan, finals, at_rates(plan, size, "adamw", ADAMW_RATES), 1, variants=True)
+    if not plan.plain:
+        return best
+    # Runs of seconds can afford it, and on few held-out images one seed of a short run says little of the four.
+    near = [seeded(plan, run) for run in nearby(best)]
+    yield [run for runs in near for run in runs]
+    return min(near, key=lambda runs: sum(finals[run] for run in runs))[0]
 
 
 def one_rate(plan: Plan, size: str, finals: Finals, contender: str = "muon") -> Stages:
@@ -179,8 +192,11 @@ def by_width(plan: Plan, size: str, finals: Finals, scale: str) -> Stages:
 
 
 def tiers(plan: Plan, sizes: Sequence[str], finals: Finals) -> list[list[Stages]]:
-    """All searches, the most telling first. The sizes are the main one, the smaller and the larger."""
+    """All searches, the most telling first. Of text the sizes are the main one, the smaller and the larger."""
     main, *rest = sizes
+    if plan.plain:
+        searches = (adamw, one_rate, apart, reused, partial(shorter, search=one_rate))
+        return [[search(plan, size, finals) for search in searches] for size in sizes]
     if plan.family:
         chosen = [member(plan, main, finals, name) for name in plan.family]
         return [[adamw(plan, main, finals)], [best_muon(plan, main, finals)], chosen]

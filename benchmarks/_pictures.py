@@ -6,15 +6,22 @@ from pathlib import Path
 
 import numpy as np
 from _curves import Seeds, best, target
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLORS = {"adamw": "tab:blue", "muon": "tab:red", "muon, AdamW apart": "tab:orange"}
 SCALES = {"muon": "moonlight", "muon, keller scale": "keller", "muon, mup scale": "mup", "muon, naive scale": "naive"}
 
 
-def draw_curves(groups: Sequence[Seeds], size: str, steps: int, path: Path) -> None:
-    """Validation loss by step at one size: the mean over seeds, their range shaded."""
-    axes = (figure := Figure(figsize=(8, 5), layout="constrained")).subplots()
+def draw_curves(groups: Sequence[Seeds], sizes: Sequence[str], steps: int, path: Path) -> None:
+    """Validation loss by step, a panel a size: the mean over seeds, their range shaded."""
+    figure = Figure(figsize=(8 * len(sizes), 5), layout="constrained")
+    for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
+        _draw_curves(axes, groups, size, steps)
+    _save(figure, path)
+
+
+def _draw_curves(axes: Axes, groups: Sequence[Seeds], size: str, steps: int) -> None:
     found = best([group for group in groups if group.run.steps == steps])
     lowest = []
     for kind, color in COLORS.items():
@@ -30,11 +37,13 @@ def draw_curves(groups: Sequence[Seeds], size: str, steps: int, path: Path) -> N
         lowest.append(group.final.mean)
     if (loss := target(groups, size, steps)) is not None:
         axes.axhline(loss, color=COLORS["adamw"], linestyle=":", linewidth=1)
-    if lowest:
+    title, unit = _words(size)
+    if unit == "image":
+        axes.set_yscale("log")  # falls by two orders of magnitude, where text's loss halves and halves again
+    elif lowest:
         axes.set_ylim(0.95 * min(lowest), 2 * max(lowest))
-    axes.set(xlabel="step", ylabel="validation loss (nats per byte)", title=f"{size} parameters, {steps} steps")
+    axes.set(xlabel="step", ylabel=f"validation loss (nats per {unit})", title=f"{title}, {steps} steps")
     axes.legend(fontsize=9)
-    _save(figure, path)
 
 
 def draw_rates(groups: Sequence[Seeds], sizes: Sequence[str], steps: int, short: int, path: Path) -> None:
@@ -47,9 +56,9 @@ def draw_rates(groups: Sequence[Seeds], sizes: Sequence[str], steps: int, short:
                 points = _lowest_by_rate(groups, size, kind, length)
                 label = f"{_title(kind)}, {length} steps" if points and axes is panels[0] else None
                 axes.plot(list(points), list(points.values()), ".-", color=color, linewidth=width, label=label)
-        axes.set(xscale="log", xlabel="learning rate", title=f"{size} parameters")
+        axes.set(xscale="log", xlabel="learning rate", title=_words(size)[0])
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)  # beside the panels, whose points it would hide
-    panels[0].set_ylabel("final validation loss (nats per byte)")
+    panels[0].set_ylabel(f"final validation loss (nats per {_words(sizes[0])[1]})")
     _save(figure, path)
 
 
@@ -76,6 +85,11 @@ def _lowest_by_rate(groups: Sequence[Seeds], size: str, kind: str | None, steps:
         if run.size == size and run.steps == steps and kind in (None, group.kind) and isfinite(loss):
             found[run.rate] = min(loss, found.get(run.rate, loss))
     return dict(sorted(found.items()))
+
+
+def _words(size: str) -> tuple[str, str]:
+    """A size's title, and what its loss is a mean over."""
+    return (size, "image") if size.startswith("digits") else (f"{size} parameters", "byte")
 
 
 def _title(kind: str) -> str:

@@ -1,10 +1,11 @@
-"""Trains the main job's model on the main job's text: one run of the convergence benchmark."""
+"""One run of the convergence benchmark: trains the main job's model on its text, or a model of the digits."""
 
 import contextlib
 import io
 import math
 import sys
 import time
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _contenders import CONTENDERS, Settings
+from _digits import MODELS, digits, image_loss, sample_images
 from _grid import Run
 from _report import ROOT
 from flax import nnx
@@ -73,6 +75,35 @@ def text() -> Text:
         return Text(*read_text(None, PRESETS["base"].context))
 
 
+def next_byte_loss(model: Any, tokens: jax.Array) -> jax.Array:
+    """Cross entropy in nats per byte."""
+    logits, targets = model(tokens[:, :-1]), tokens[:, 1:].astype(jnp.int32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+
+
+class Task(NamedTuple):
+    """What a size trains."""
+
+    model: Callable[[nnx.Rngs], nnx.Module]
+    batch: Callable[[int, int], Any]  # (seed, step) -> what the step trains on
+    held_out: Any  # batches, stacked
+    loss: Callable[[Any, Any], jax.Array]  # (model, batch)
+    sha256: str  # of the data
+
+
+@cache
+def task(size: str) -> Task:
+    """Text, or the digits for the models that are named after them."""
+    if size in MODELS:
+        data = digits()
+        held_out = jax.tree.map(lambda array: array[None], data.held_out)
+        return Task(MODELS[size], partial(sample_images, data.training), held_out, image_loss, data.sha256)
+    preset = SIZES[size]
+    windows = np.stack([sample_batch(text().held_out, preset, 0, index) for index in range(WINDOWS)])
+    batch = partial(sample_batch, text().training, preset)
+    return Task(partial(GPT, preset), batch, windows, next_byte_loss, text().sha256)
+
+
 def schedule(peak: jax.typing.ArrayLike, steps: jax.typing.ArrayLike) -> optax.Schedule:
     """The main job's: linear warm-up over a twentieth of the steps, then a cosine down to a tenth.
 
@@ -95,40 +126,43 @@ def optimizer(contender: str, numbers: Numbers, params: Any) -> optax.GradientTr
     return optax.chain(optax.clip_by_global_norm(1.0), CONTENDERS[contender](settings, params))
 
 
+def abstract(trained: Task) -> tuple[Any, Any]:
+    """The model's graph and its parameters' shapes."""
+    return nnx.split(nnx.eval_shape(lambda: trained.model(nnx.Rngs(0))))
+
+
 class Programs(NamedTuple):
     """What a size and a contender compile to."""
 
     start: Any  # (key, numbers) -> state
-    step: Any  # (state, numbers, tokens) -> state
+    step: Any  # (state, numbers, batch) -> state
     evaluate: Any  # state -> loss
 
 
 @cache
 def programs(size: str, contender: str) -> Programs:
     """Cached: the runs of a process that differ in numbers alone share them."""
-    preset = SIZES[size]
-    graph, _ = nnx.split(GPT(preset, nnx.Rngs(0)))
-    windows = np.stack([sample_batch(text().held_out, preset, 0, index) for index in range(WINDOWS)])
+    trained = task(size)
+    graph, _ = abstract(trained)
 
-    def loss(params: Any, tokens: jax.Array) -> jax.Array:
-        logits, targets = nnx.merge(graph, params)(tokens[:, :-1]), tokens[:, 1:].astype(jnp.int32)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+    def loss(params: Any, batch: Any) -> jax.Array:
+        return trained.loss(nnx.merge(graph, params), batch)
 
     @jax.jit
     def start(key: jax.Array, numbers: Numbers) -> tuple[Any, Any]:
-        params = nnx.split(GPT(preset, nnx.Rngs(key)))[1]
+        params = nnx.split(trained.model(nnx.Rngs(key)))[1]
         return params, optimizer(contender, numbers, params).init(params)
 
-    def step(state: tuple[Any, Any], numbers: Numbers, tokens: jax.Array) -> tuple[Any, Any]:
+    def step(state: tuple[Any, Any], numbers: Numbers, batch: Any) -> tuple[Any, Any]:
         params, optimizer_state = state
-        gradients = jax.grad(loss)(params, tokens)
+        gradients = jax.grad(loss)(params, batch)
         made = optimizer(contender, numbers, params)
         updates, optimizer_state = made.update(gradients, optimizer_state, params)
         return optax.apply_updates(params, updates), optimizer_state
 
     @jax.jit
     def evaluate(params: Any) -> jax.Array:
-        return jax.lax.map(partial(loss, params), windows).mean()
+        return jax.lax.map(partial(loss, params), trained.held_out).mean()
 
     return Programs(start, jax.jit(step, donate_argnums=0), evaluate)
 
@@ -136,8 +170,7 @@ def programs(size: str, contender: str) -> Programs:
 @cache
 def parameters(size: str) -> int:
     """How many a size has."""
-    abstract = nnx.split(nnx.eval_shape(lambda: GPT(SIZES[size], nnx.Rngs(0))))[1]
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract))
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract(task(size))[1]))
 
 
 def train(run: Run, every: int) -> Curve:
@@ -145,18 +178,18 @@ def train(run: Run, every: int) -> Curve:
 
     A loss that is not finite ends it: the last one is then infinite.
     """
-    preset, compiled = SIZES[run.size], programs(run.size, run.contender)
+    batch, compiled = task(run.size).batch, programs(run.size, run.contender)
     numbers = numbers_of(run)
     state = compiled.start(jax.random.key(run.seed), numbers)
     at, losses = [0], [float(compiled.evaluate(state[0]))]
-    state = compiled.step(state, numbers, sample_batch(text().training, preset, run.seed, 0))  # compiles, perhaps
+    state = compiled.step(state, numbers, batch(run.seed, 0))  # compiles, perhaps
     spent, cpu = 0.0, 0.0
     for first in range(0, run.steps, every):
         last = min(first + every, run.steps)
         jax.block_until_ready(state)
         began, cpu_began = time.perf_counter(), time.process_time()
         for made in range(max(1, first), last):
-            state = compiled.step(state, numbers, sample_batch(text().training, preset, run.seed, made))
+            state = compiled.step(state, numbers, batch(run.seed, made))
         jax.block_until_ready(state)
         spent, cpu = spent + time.perf_counter() - began, cpu + time.process_time() - cpu_began
         at.append(last)

@@ -4,11 +4,13 @@
     python benchmarks/convergence.py --budget 30      # begins no run after 30 minutes
     python benchmarks/convergence.py --report         # tables and pictures from what is there
     python benchmarks/convergence.py --quick          # a tiny model, the same path end to end
+    python benchmarks/convergence.py --digits         # AdamW and Muon on small images: files of their own, minutes
 
 Every run becomes one line of convergence.csv as it ends; what stands there is not run again. A rate is bracketed by
 short runs and refined by long ones, until it lies inside its range; the best settings get three seeds.
 """
 
+import argparse
 import multiprocessing
 import os
 import sys
@@ -19,18 +21,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from _curves import by_settings
+from _digits import MODELS
 from _grid import Plan, Run, forecast, missing
 from _pictures import draw_curves, draw_rates, draw_widths
 from _records import OtherText, append, curve_field, read, refuse_other_text
 from _report import RESULTS, ROOT, Progress, Report, device_name, finish, parser
 from _tables import comparison, rates, reused, schedules
-from _training import EVALUATIONS, Curve, parameters, text, train
+from _training import EVALUATIONS, Curve, parameters, task, train
 
 SIZES = {"quick": ("tiny",), "cpu": ("1M", "0.3M", "3M"), "full": ("base",)}
+DIGITS = {"quick": ("digits ConvNet",), "cpu": tuple(MODELS), "full": tuple(MODELS)}
 IMAGES = ROOT / "docs" / "images"
+ABOUT = {
+    "convergence": "The model, text and schedule of examples/train_gpt.py at several widths: clipping, warm-up over a "
+    "twentieth of the steps, cosine to a tenth, batches of 16 x 128 bytes. Runs of a seed share initialization and "
+    "batches.",
+    "convergence_digits": "Scikit-learn's digits, 1,400 images of 8 x 8 for training and 397 held out, each moved by "
+    "up to one pixel in training; batches of 64. Schedule and clipping as in examples/train_gpt.py. Runs of a seed "
+    "share initialization and batches.",
+}
 NOTES = [
-    "The model, text and schedule of examples/train_gpt.py at several widths: clipping, warm-up over a twentieth of "
-    "the steps, cosine to a tenth, batches of 16 x 128 bytes. Runs of a seed share initialization and batches.",
     "Short runs bracket the rate, long ones refine it until the best lies between two others, and the best settings "
     "get three seeds: mean (least to most). Before that AdamW's decay and b2 are tried as well.",
     "Steps to AdamW's loss: until the validation loss, straight between its measurements, reaches the mean loss that "
@@ -38,6 +48,8 @@ NOTES = [
     "AdamW apart: what Muon does not train has a rate of its own.",
 ]
 STEPS = {"quick": 20, "cpu": 600, "full": 3000}
+DIGITS_STEPS = 300
+DIGITS_PARTS = (0.3, 0.4, 0.5, 0.6, 0.7)  # the vision transformer reaches AdamW's loss in less than half of its steps
 
 
 def bind(cores: "multiprocessing.Queue[int]") -> None:
@@ -56,11 +68,11 @@ def pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, context, bind, (cores,))
 
 
-def environment() -> dict[str, str]:
-    """The columns that say what a run was made with."""
+def environment(size: str) -> dict[str, str]:
+    """The columns that say what a run was made with, the sha256 of its data among them."""
     versions = Report("convergence", device_name(), []).versions
     own = {name: versions[name] for name in ("muon_optax", "python", "jax", "optax")}
-    return {**own, "device": device_name(), "text": text().sha256[:12]}
+    return {**own, "device": device_name(), "text": task(size).sha256[:12]}
 
 
 def work(run: Run) -> float:
@@ -70,7 +82,7 @@ def work(run: Run) -> float:
 
 def train_all(plan: Plan, sizes: Sequence[str], path: Path, workers: int, budget: float) -> None:
     """Makes what is missing, the most telling first, until the grid is complete or the budget spent."""
-    shared, records = environment(), read(path)
+    shared, records = environment(sizes[0]), read(path)
     refuse_other_text(records.values(), shared["text"])
     finals = {run: one.final for run, one in records.items()}
     began, done, every = time.monotonic(), 0.0, max(1, plan.steps // EVALUATIONS)
@@ -100,9 +112,9 @@ def write_report(plan: Plan, sizes: Sequence[str], path: Path, folder: Path, ima
     groups = by_settings(records)
     left = forecast(plan, sizes, {run: one.final for run, one in records.items()})
     devices = " and ".join(sorted({one.line["device"] for one in records.values()}))
-    report = Report("convergence", devices, NOTES)
+    report = Report(path.stem, devices, [])
     revisions = ", ".join(sorted({one.line["muon_optax"] for one in records.values()}))
-    report.notes = [*NOTES, f"{len(records)} runs of {path.name}, made with muon_optax {revisions}."]
+    report.notes = [ABOUT[path.stem], *NOTES, f"{len(records)} runs of {path.name}, made with muon_optax {revisions}."]
     report.left_out = [f"about {len(left)} runs that the grid has and the file has not"] if left else []
     report.rows = (
         comparison(groups, plan.steps)
@@ -113,11 +125,11 @@ def write_report(plan: Plan, sizes: Sequence[str], path: Path, folder: Path, ima
     for steps in (plan.steps, plan.short):
         report.rows += rates(groups, steps)
     ran = [size for size in sizes if any(run.size == size and run.steps == plan.short for run in records)]
-    draw_curves(groups, sizes[0], plan.steps, images / "convergence_curves.png")
-    draw_rates(groups, ran, plan.steps, plan.short, images / "convergence_rates.png")
+    draw_curves(groups, ran if plan.plain else sizes[:1], plan.steps, images / f"{path.stem}_curves.png")
+    draw_rates(groups, ran, plan.steps, plan.short, images / f"{path.stem}_rates.png")
     scaled = {run.size for run in records if "scale" in run.contender and run.steps == plan.short}
     if len(scaled) > 1:  # one width says nothing of widths
-        draw_widths(groups, [size for size in sizes if size in scaled], plan.short, images / "convergence_widths.png")
+        draw_widths(groups, [size for size in sizes if size in scaled], plan.short, images / f"{path.stem}_widths.png")
     finish(report, folder)
 
 
@@ -131,18 +143,27 @@ def columns(curve: Curve) -> dict[str, str]:
     }
 
 
+def chosen(given: argparse.Namespace) -> tuple[str, Sequence[str], Plan]:
+    """The name of the files, the sizes and the plan that the command line asks for."""
+    grid = "quick" if given.quick else "full" if given.full else "cpu"
+    if given.digits:
+        steps = given.steps or (STEPS["quick"] if given.quick else DIGITS_STEPS)
+        return "convergence_digits", DIGITS[grid], Plan.of(steps, DIGITS_PARTS)._replace(plain=True)
+    plan = Plan.of(given.steps or STEPS[grid])
+    # With tiny models one size, and what compiles twice: AdamW and Muon.
+    return "convergence", SIZES[grid], plan._replace(tiers=4) if given.quick else plan
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser(__doc__ or "")
     options.add_argument("--workers", type=int, default=2, help="processes, a core each; 1 takes all (default 2)")
     options.add_argument("--steps", type=int, help=f"of a run of full length (default {STEPS})")
     options.add_argument("--budget", type=float, default=float("inf"), help="minutes after which no run begins")
     options.add_argument("--report", action="store_true", help="only write tables and pictures from what is there")
+    options.add_argument("--digits", action="store_true", help=f"images in place of text ({DIGITS_STEPS} steps)")
     given = options.parse_args(arguments)
-    grid = "quick" if given.quick else "full" if given.full else "cpu"
-    sizes, plan = SIZES[grid], Plan.of(given.steps or STEPS[grid])
-    if given.quick:
-        plan = plan._replace(tiers=4)  # one size, and what compiles twice: AdamW and Muon
-    path = given.output / "convergence.csv"
+    name, sizes, plan = chosen(given)
+    path = given.output / f"{name}.csv"
     if not given.report:
         try:
             train_all(plan, sizes, path, given.workers, given.budget)

@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from statistics import mean
 
+import convergence
 import jax.numpy as jnp
 import optax
 import pytest
@@ -20,26 +22,31 @@ from _training import schedule
 FOLDER = Path(__file__).parents[1]
 RUN = Run("tiny", "muon", 0.01, 0.01, 0.1, 0.95, 20, 0)
 MEASURED = {"seconds_a_step": "1", "cpu_seconds_a_step": "1", "final_loss": "2.0", "curve": "0:5.0 10:3.0 20:2.0"}
+KINDS = {"convergence": ["--workers=2"], "convergence_digits": ["--digits", "--workers=1"]}
 ENVIRONMENT = dict.fromkeys(("date", "muon_optax", "python", "jax", "optax", "device", "text"), "x")
 
 
-def quick(output: Path) -> list[dict[str, str]]:
+def quick(path: Path, choice: Sequence[str]) -> list[dict[str, str]]:
     """The lines of the CSV after a quick run in a process of its own."""
-    command = [sys.executable, str(FOLDER / "convergence.py"), "--quick", "--output", str(output)]
+    command = [sys.executable, str(FOLDER / "convergence.py"), "--quick", *choice, "--output", str(path.parent)]
     environment = os.environ | {"PYTHONPATH": str(FOLDER.parent), "JAX_PLATFORMS": "cpu"}
+    environment |= {"XLA_FLAGS": ""}  # those of the slow tests leave convolutions twenty times as slow
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(path.parent / "compiled")}  # for the second run
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    with (output / "convergence.csv").open(newline="") as file:
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 @pytest.mark.slow
-def test_a_quick_run_resumes_and_reports_what_its_file_says(tmp_path: Path) -> None:
-    lines = quick(tmp_path)
-    path = tmp_path / "convergence.csv"
+@pytest.mark.parametrize("name, choice", KINDS.items(), ids=KINDS)
+def test_a_quick_run_resumes_and_reports_what_its_file_says(name: str, choice: Sequence[str], tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.csv"
+    lines = quick(path, choice)
     whole = path.read_text()
     path.write_text(whole[: whole.rstrip("\n").rindex("\n") + 20])  # as if killed within the last line
-    again = quick(tmp_path)
+    again = quick(path, choice)
     made = ("date", "seconds_a_step", "cpu_seconds_a_step")
     assert [line for line in again if line["final_loss"]][: len(lines) - 1] == lines[:-1]
     last = {key: value for key, value in lines[-1].items() if key not in made}
@@ -54,7 +61,16 @@ def test_a_quick_run_resumes_and_reports_what_its_file_says(tmp_path: Path) -> N
         and (line["decay"], line["b2"]) == (row["decay"], row["b2"])
     ]
     assert row["final loss"] == f"{mean(seeds):.4f} ({min(seeds):.4f} to {max(seeds):.4f})"
-    assert (tmp_path / "convergence_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / f"{name}_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name, choice", KINDS.items(), ids=KINDS)
+def test_runs_on_other_data_are_refused(
+    name: str, choice: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append(tmp_path / f"{name}.csv", RUN, MEASURED, ENVIRONMENT)
+    assert convergence.main(["--quick", *choice, "--output", str(tmp_path)]) == 2
+    assert "the file holds runs on text x, here it is " in capsys.readouterr().err
 
 
 def test_steps_to_a_loss_are_straight_between_measurements() -> None:
