@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from _curves import by_settings, spread, steps_to
+from _digits import digits
 from _grid import Plan, Run, forecast, missing
 from _records import append, read
 from _training import schedule
@@ -40,13 +41,12 @@ def quick(path: Path, choice: Sequence[str]) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, choice", KINDS.items(), ids=KINDS)
-def test_a_quick_run_resumes_and_reports_what_its_file_says(name: str, choice: Sequence[str], tmp_path: Path) -> None:
-    path = tmp_path / f"{name}.csv"
-    lines = quick(path, choice)
+def test_a_quick_run_resumes_and_reports_what_its_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "convergence.csv"
+    lines = quick(path, KINDS["convergence"])
     whole = path.read_text()
     path.write_text(whole[: whole.rstrip("\n").rindex("\n") + 20])  # as if killed within the last line
-    again = quick(path, choice)
+    again = quick(path, KINDS["convergence"])
     made = ("date", "seconds_a_step", "cpu_seconds_a_step")
     assert [line for line in again if line["final_loss"]][: len(lines) - 1] == lines[:-1]
     last = {key: value for key, value in lines[-1].items() if key not in made}
@@ -61,7 +61,19 @@ def test_a_quick_run_resumes_and_reports_what_its_file_says(name: str, choice: S
         and (line["decay"], line["b2"]) == (row["decay"], row["b2"])
     ]
     assert row["final loss"] == f"{mean(seeds):.4f} ({min(seeds):.4f} to {max(seeds):.4f})"
-    assert (tmp_path / f"{name}_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "convergence_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_quick_run_on_digits_trains_both_optimizers(tmp_path: Path) -> None:
+    lines = quick(tmp_path / "convergence_digits.csv", KINDS["convergence_digits"])
+    assert {line["size"] for line in lines} == {"digits ConvNet"}
+    assert {line["text"] for line in lines} == {digits().sha256[:12]}
+    (written,) = tmp_path.glob("*.json")
+    rows = json.loads(written.read_text())["rows"]
+    tuned = {row.get("contender") for row in rows if row.get("seeds") == 3}
+    assert {"adamw", "muon"} <= tuned
+    assert (tmp_path / "convergence_digits_curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name, choice", KINDS.items(), ids=KINDS)
