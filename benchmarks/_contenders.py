@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from _optimizers import dimension_numbers
 
@@ -34,15 +35,17 @@ def adamw(settings: Settings, params: Any) -> optax.GradientTransformation:
     return others(settings, settings.rate)
 
 
-def others(settings: Settings, rate: optax.Schedule) -> optax.GradientTransformation:
+def others(settings: Settings, rate: optax.Schedule, nesterov: bool = False) -> optax.GradientTransformation:
     """AdamW for what is not orthogonalized."""
-    return optax.adamw(rate, b2=settings.b2, weight_decay=settings.decay, mask=matrices_of_two_axes)
+    decay = settings.decay
+    return optax.adamw(rate, b2=settings.b2, weight_decay=decay, mask=matrices_of_two_axes, nesterov=nesterov)
 
 
-def muon(settings: Settings, params: Any, **changes: Any) -> optax.GradientTransformation:
+def muon(settings: Settings, params: Any, nesterov_adamw: bool = False, **changes: Any) -> optax.GradientTransformation:
     """``mo.muon`` with ``changes`` of its arguments."""
     del params
-    return mo.muon(settings.rate, weight_decay=settings.decay, adamw=others(settings, settings.adamw_rate), **changes)
+    adamw = others(settings, settings.adamw_rate, nesterov_adamw)
+    return mo.muon(settings.rate, weight_decay=settings.decay, adamw=adamw, **changes)
 
 
 def optax_muon(settings: Settings, params: Any) -> optax.GradientTransformation:
@@ -108,6 +111,10 @@ CONTENDERS: dict[str, Contender] = {
     "muon, You Jiacheng": partial(muon, orthogonalizer=mo.newton_schulz(mo.YOU_JIACHENG)),
     "muon, Polar Express": partial(muon, orthogonalizer=mo.newton_schulz(mo.polar_express(5))),
     "muon, four steps": partial(muon, orthogonalizer=mo.newton_schulz(mo.polar_express(4, 4e-3), norm="schatten4")),
+    # What optax.contrib.muon does otherwise, one by one.
+    "muon, Nesterov in AdamW": partial(muon, nesterov_adamw=True),
+    "muon, momentum without bias": partial(muon, momentum=mo.nesterov_ema(0.95, debias=True)),
+    "muon, float32 products": partial(muon, orthogonalizer=mo.newton_schulz(dtype=jnp.float32)),
     "muon, per head": partial(muon, layouts=mo.per_head),
     "muon, cautious decay": cautious,
     "muon, momentum warm-up": partial(muon, momentum=optax.linear_schedule(0.85, 0.95, 90)),

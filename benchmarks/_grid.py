@@ -11,7 +11,10 @@ DECAYS, B2S = (0.1, 0.3), (0.95, 0.999)
 MUON_RATES = (2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
 HIDDEN_RATES = (5e-3, 1e-2, 2e-2, 5e-2, 0.1)  # for scales and recipes whose rates are larger than AdamW's
 ADAMW_RATES = (1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3, 7e-3)
-FOLLOWERS = ["muon, You Jiacheng", "muon, Polar Express", "muon, four steps", "optax.contrib.muon"]
+FOLLOWERS = [
+    *("muon, You Jiacheng", "muon, Polar Express", "muon, four steps", "optax.contrib.muon"),
+    *("muon, Nesterov in AdamW", "muon, momentum without bias", "muon, float32 products"),
+]
 # Parts of the family: those whose updates are as large as Muon's, and recipes with a rate of their own.
 PARTS = [
     *("muon, per head", "muon, cautious decay"),
