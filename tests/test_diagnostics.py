@@ -387,10 +387,10 @@ def test_leaves_without_a_layout_have_no_error_and_no_warning() -> None:
     assert list(diagnostics.orthogonality_error(tree, {"w": None, "unknown": "bio"})) == ["unknown"]
 
 
-@pytest.mark.parametrize("shape", [(16, 64), (64, 16)], ids=["wide", "tall"])
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16)], ids=["wide", "tall"])
 def test_the_cost_is_one_exact_product_with_the_short_side_outside(shape: tuple[int, int]) -> None:
     (product,) = matrix_products(lambda matrix: diagnostics.orthogonality_error({"w": matrix}), shape)
-    assert (product.multiplications, product.is_exact, product.operands[0]) == (16 * 16 * 64, True, "float32")
+    assert (product.multiplications, product.is_exact, product.operands[0]) == (16 * 16 * 48, True, "float32")
     sixteen_bits = lambda matrix: diagnostics.orthogonality_error({"w": matrix.astype(jnp.bfloat16)})  # noqa: E731
     (product,) = matrix_products(sixteen_bits, shape)
     assert (product.operands, product.result) == (("bfloat16", "bfloat16"), "float32")

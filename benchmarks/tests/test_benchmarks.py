@@ -102,7 +102,7 @@ def test_import_time_names_the_programs_and_every_file(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_clip_qk_compares_three_steps(tmp_path: Path) -> None:
-    rows = run("clip_qk", tmp_path, "--quick")["rows"]
+    rows = run("clip_qk_cost", tmp_path, "--quick")["rows"]
     assert [row["optimizer"] for row in rows] == ["muon", "muon, maxima returned", "muon, maxima returned, clip_qk"]
     assert all(row["ms"] > 0 for row in rows)
     assert rows[0]["ratio"] == 1

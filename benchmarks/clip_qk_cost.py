@@ -1,7 +1,7 @@
 """What QK-clip costs a training step in Flax NNX: a layer of attention with and without it.
 
-    python benchmarks/clip_qk.py            # a minute on two CPU cores
-    python benchmarks/clip_qk.py --quick    # seconds
+    python benchmarks/clip_qk_cost.py            # a minute on two CPU cores
+    python benchmarks/clip_qk_cost.py --quick    # seconds
 
 The layer is that of examples/clip_qk.py, wider. Without an installed muon_optax, put PYTHONPATH=. in front.
 """
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     compile_afresh()
     width, heads, time, batch = size = SIZES["quick" if given.quick else "full"]
     rounds = given.rounds or (3 if given.quick else 15)
-    report = Report("clip_qk", device_name(), [*NOTES, f"{rounds} rounds."])
+    report = Report("clip_qk_cost", device_name(), [*NOTES, f"{rounds} rounds."])
     runs = {name: training_step(name, size) for name in (WITHOUT, MAXIMA, CLIPPED)}
     with Progress(rounds, report.name) as step:
         times = time_interleaved(runs, rounds, step)
