@@ -73,7 +73,7 @@ def newton_schulz(
             ``polar_express(5)`` comes closer to orthogonal at the same cost.
         dtype: Of the matrices that are multiplied. bfloat16 is enough for training and fastest; float32 is multiplied
             in full float32 precision on every backend. Sums are in float32 always, and coefficients are never rounded.
-            A CPU without bfloat16 instructions multiplies the same numbers as float32, which is faster there.
+            A CPU not known to have bfloat16 instructions multiplies the same numbers as float32, which is faster there.
         method: ``"direct"`` multiplies the matrix itself in every step; ``"gram"`` works on the smaller
             Gram matrix and gives the same up to rounding; ``"auto"`` takes the one with fewer
             multiplications for each shape: Gram for matrices about three times as long as wide, and not small.
