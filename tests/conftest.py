@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import gc
 from collections.abc import Iterator
 
 import hypothesis
@@ -14,10 +15,12 @@ import pytest
 
 CPU_DEVICES = 8  # enough for a 2 x 2 x 2 mesh
 # The default run spends its time compiling programs that run for a millisecond, four times as fast without
-# optimizations and XLA's fusion emitters. Budgets count products, collectives and memory, which these flags leave as
-# they are. They change the last bits of donated buffers and slow long runs down: such tests are marked long.
+# optimizations, XLA's fusion emitters and its division of small programs into modules. Budgets count products,
+# collectives and memory, which these flags leave as they are. They change the last bits of donated buffers and slow
+# long runs down: such tests are marked long.
 COMPILE_FAST = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1"
 )
 
 
@@ -25,6 +28,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr.startswith(("slow", "not (slow")):
         os.environ.setdefault("XLA_FLAGS", COMPILE_FAST)
     jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
+    # Tracing and lowering are the other half of the time. No test reads a program's source lines, and the garbage
+    # collector would look through millions of live objects again and again.
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
     # Compilation dominates the suite. Every program is kept, however small, and found again by the other
     # worker and by the next run.
     if config.pluginmanager.hasplugin("cacheprovider") and jax.config.jax_compilation_cache_dir is None:
