@@ -29,22 +29,22 @@ def matrices_of_two_axes(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-def adamw(settings: Settings, params: Any) -> optax.GradientTransformation:
-    """The baseline, as the main job has it."""
+def adamw(settings: Settings, params: Any, **changes: Any) -> optax.GradientTransformation:
+    """The baseline, as the main job has it, with ``changes`` of its arguments."""
     del params
-    return others(settings, settings.rate)
+    return others(settings, settings.rate, **changes)
 
 
-def others(settings: Settings, rate: optax.Schedule, nesterov: bool = False) -> optax.GradientTransformation:
+def others(settings: Settings, rate: optax.Schedule, **changes: Any) -> optax.GradientTransformation:
     """AdamW for what is not orthogonalized."""
-    decay = settings.decay
-    return optax.adamw(rate, b2=settings.b2, weight_decay=decay, mask=matrices_of_two_axes, nesterov=nesterov)
+    arguments = {"b2": settings.b2, "weight_decay": settings.decay, "mask": matrices_of_two_axes} | changes
+    return optax.adamw(rate, **arguments)
 
 
-def muon(settings: Settings, params: Any, nesterov_adamw: bool = False, **changes: Any) -> optax.GradientTransformation:
-    """``mo.muon`` with ``changes`` of its arguments."""
+def muon(settings: Settings, params: Any, in_adamw: Any = None, **changes: Any) -> optax.GradientTransformation:
+    """``mo.muon`` with ``changes`` of its arguments, and others ``in_adamw``."""
     del params
-    adamw = others(settings, settings.adamw_rate, nesterov_adamw)
+    adamw = others(settings, settings.adamw_rate, **in_adamw or {})
     return mo.muon(settings.rate, weight_decay=settings.decay, adamw=adamw, **changes)
 
 
@@ -102,8 +102,11 @@ def muon_speedrun(settings: Settings, params: Any) -> optax.GradientTransformati
     return mo.muon_speedrun(settings.rate, settings.adamw_rate)
 
 
+WITHOUT_BIAS = mo.nesterov_ema(0.95, debias=True)
+
 CONTENDERS: dict[str, Contender] = {
     "adamw": adamw,
+    "adamw, Nesterov": partial(adamw, nesterov=True),
     "muon": muon,
     "muon, keller scale": partial(muon, scale="keller"),
     "muon, mup scale": partial(muon, scale="mup"),
@@ -112,9 +115,16 @@ CONTENDERS: dict[str, Contender] = {
     "muon, Polar Express": partial(muon, orthogonalizer=mo.newton_schulz(mo.polar_express(5))),
     "muon, four steps": partial(muon, orthogonalizer=mo.newton_schulz(mo.polar_express(4, 4e-3), norm="schatten4")),
     # What optax.contrib.muon does otherwise, one by one.
-    "muon, Nesterov in AdamW": partial(muon, nesterov_adamw=True),
-    "muon, momentum without bias": partial(muon, momentum=mo.nesterov_ema(0.95, debias=True)),
+    "muon, Nesterov in AdamW": partial(muon, in_adamw={"nesterov": True}),
+    "muon, momentum without bias": partial(muon, momentum=WITHOUT_BIAS),
     "muon, float32 products": partial(muon, orthogonalizer=mo.newton_schulz(dtype=jnp.float32)),
+    "muon, norms decayed": partial(muon, in_adamw={"mask": None}),
+    "muon, all of these": partial(
+        muon,
+        momentum=WITHOUT_BIAS,
+        orthogonalizer=mo.newton_schulz(dtype=jnp.float32),
+        in_adamw={"nesterov": True, "mask": None},
+    ),
     "muon, per head": partial(muon, layouts=mo.per_head),
     "muon, cautious decay": cautious,
     "muon, momentum warm-up": partial(muon, momentum=optax.linear_schedule(0.85, 0.95, 90)),

@@ -14,6 +14,7 @@ ADAMW_RATES = (1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3, 7e-3)
 FOLLOWERS = [
     *("muon, You Jiacheng", "muon, Polar Express", "muon, four steps", "optax.contrib.muon"),
     *("muon, Nesterov in AdamW", "muon, momentum without bias", "muon, float32 products"),
+    *("muon, norms decayed", "muon, all of these"),
 ]
 # Parts of the family: those whose updates are as large as Muon's, and recipes with a rate of their own.
 PARTS = [
@@ -135,6 +136,13 @@ def apart(plan: Plan, size: str, finals: Finals) -> Stages:
     return (yield from tune(plan, finals, short, 2))
 
 
+def with_nesterov(plan: Plan, size: str, finals: Finals) -> Stages:
+    """The baseline with what helps Muon's other leaves, at its own best settings."""
+    run = (yield from adamw(plan, size, finals))._replace(contender="adamw, Nesterov")
+    yield seeded(plan, run)
+    return run
+
+
 def reused(plan: Plan, size: str, finals: Finals) -> Stages:
     """Muon with AdamW's best settings as they are."""
     baseline = yield from adamw(plan, size, finals)
@@ -206,19 +214,22 @@ def tiers(plan: Plan, sizes: Sequence[str], finals: Finals) -> list[list[Stages]
     scales = [hidden(plan, main, finals, f"muon, {scale} scale") for scale in ("keller", "mup", "naive")]
     parts, recipes = ([member(plan, main, finals, name) for name in names] for names in (PARTS, RECIPES))
     widths = [by_width(plan, size, finals, scale) for scale in ("", "keller", "mup", "naive") for size in sizes]
-    others = [[search(plan, size, finals) for search in (adamw, one_rate, apart, reused)] for size in rest]
+    others = [[search(plan, size, finals) for search in (adamw, one_rate, reused)] for size in rest]
+    rates = [[apart(plan, size, finals)] for size in rest[:1]]  # two rates made no difference at either size
     return [
         [adamw(plan, main, finals), one_rate(plan, main, finals)],
         [shorter(plan, main, finals, one_rate), reused(plan, main, finals)],
         [apart(plan, main, finals)],
         [shorter(plan, main, finals, apart)],
         *others[:1],
+        *rates,
+        [with_nesterov(plan, main, finals)],
         [following(plan, main, finals, name) for name in FOLLOWERS],
         parts,
         recipes,
+        *others[1:],
         [longer(plan, main, finals)],
         scales,
-        *others[1:],
         widths,
     ]
 
