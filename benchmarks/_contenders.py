@@ -107,6 +107,7 @@ WITHOUT_BIAS = mo.nesterov_ema(0.95, debias=True)
 CONTENDERS: dict[str, Contender] = {
     "adamw": adamw,
     "adamw, Nesterov": partial(adamw, nesterov=True),
+    "adamw, b1 0.8": partial(adamw, b1=0.8),
     "muon": muon,
     "muon, keller scale": partial(muon, scale="keller"),
     "muon, mup scale": partial(muon, scale="mup"),
@@ -129,6 +130,7 @@ CONTENDERS: dict[str, Contender] = {
     "muon, cautious decay": cautious,
     "muon, momentum warm-up": partial(muon, momentum=optax.linear_schedule(0.85, 0.95, 90)),
     "muon, momentum 0.9": partial(muon, momentum=0.9),
+    "muon, momentum 0.9, Nesterov in AdamW": partial(muon, momentum=0.9, in_adamw={"nesterov": True}),
     "muon, averaged momentum": partial(muon, momentum=mo.nesterov_ema(0.95)),
     "muon, 8-bit momentum": partial(muon, momentum=mo.quantized_trace(0.95, nesterov=True)),
     "muon, 4-bit momentum": partial(muon, momentum=mo.quantized_trace(0.95, nesterov=True, bits=4)),

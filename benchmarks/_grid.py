@@ -14,8 +14,9 @@ ADAMW_RATES = (1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3, 7e-3)
 FOLLOWERS = [
     *("muon, You Jiacheng", "muon, Polar Express", "muon, four steps", "optax.contrib.muon"),
     *("muon, Nesterov in AdamW", "muon, momentum without bias", "muon, float32 products"),
-    *("muon, norms decayed", "muon, all of these"),
+    *("muon, norms decayed", "muon, all of these", "muon, momentum 0.9, Nesterov in AdamW"),
 ]
+BASELINES = ["adamw, Nesterov", "adamw, b1 0.8"]  # at AdamW's best settings
 # Parts of the family: those whose updates are as large as Muon's, and recipes with a rate of their own.
 PARTS = [
     *("muon, per head", "muon, cautious decay"),
@@ -136,9 +137,9 @@ def apart(plan: Plan, size: str, finals: Finals) -> Stages:
     return (yield from tune(plan, finals, short, 2))
 
 
-def with_nesterov(plan: Plan, size: str, finals: Finals) -> Stages:
-    """The baseline with what helps Muon's other leaves, at its own best settings."""
-    run = (yield from adamw(plan, size, finals))._replace(contender="adamw, Nesterov")
+def another_baseline(plan: Plan, size: str, finals: Finals, contender: str) -> Stages:
+    """AdamW that forgets old gradients sooner, at its best settings: does it gain as much from that as Muon?"""
+    run = (yield from adamw(plan, size, finals))._replace(contender=contender)
     yield seeded(plan, run)
     return run
 
@@ -223,7 +224,7 @@ def tiers(plan: Plan, sizes: Sequence[str], finals: Finals) -> list[list[Stages]
         [shorter(plan, main, finals, apart)],
         *others[:1],
         *rates,
-        [with_nesterov(plan, main, finals)],
+        [another_baseline(plan, main, finals, name) for name in BASELINES],
         [following(plan, main, finals, name) for name in FOLLOWERS],
         parts,
         recipes,
