@@ -80,9 +80,9 @@ def _rank(group: Seeds) -> tuple[int, float]:
     return -group.final.count, group.final.mean
 
 
-def target(groups: Sequence[Seeds], size: str, steps: int) -> float | None:
-    """AdamW's final loss at its best settings, the mean of its seeds."""
-    found = best([group for group in groups if group.run.steps == steps]).get((size, "adamw"))
+def target(groups: Sequence[Seeds], size: str, steps: int, baseline: str = "adamw") -> float | None:
+    """AdamW's final loss at its best settings, or another baseline's, the mean of its seeds."""
+    found = best([group for group in groups if group.run.steps == steps]).get((size, baseline))
     return found and found.final.mean
 
 

@@ -14,9 +14,10 @@ ADAMW_RATES = (1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3, 7e-3)
 FOLLOWERS = [
     *("muon, You Jiacheng", "muon, Polar Express", "muon, four steps", "optax.contrib.muon"),
     *("muon, Nesterov in AdamW", "muon, momentum without bias", "muon, float32 products"),
-    *("muon, norms decayed", "muon, all of these", "muon, momentum 0.9, Nesterov in AdamW"),
+    *("muon, norms decayed", "muon, all of these"),
+    *("muon, momentum 0.9, Nesterov in AdamW", "muon, momentum 0.85, Nesterov in AdamW"),
 ]
-BASELINES = ["adamw, Nesterov", "adamw, b1 0.8"]  # at AdamW's best settings
+BASELINES = ["adamw, Nesterov", "adamw, b1 0.8", "adamw, b1 0.8, Nesterov"]  # at AdamW's best settings
 # Parts of the family: those whose updates are as large as Muon's, and recipes with a rate of their own.
 PARTS = [
     *("muon, per head", "muon, cautious decay"),

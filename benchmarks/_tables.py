@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from _curves import Seeds, best, lengths, reached, target, whole_schedule
-from _grid import Run
+from _grid import BASELINES, Run
 from _report import Row
 
 
@@ -29,12 +29,16 @@ def against(loss: float | None, group: Seeds, groups: Sequence[Seeds]) -> Row:
 
 
 def comparison(groups: Sequence[Seeds], steps: int) -> list[Row]:
-    """Each kind at its best settings and full length, against AdamW's final loss at that size."""
+    """Each kind at its best settings and full length, against AdamW's final loss, and its best with less momentum."""
     full = [group for group in groups if group.run.steps == steps]
     rows = []
     for (size, kind), group in sorted(best(full).items(), key=lambda item: (item[0][0], item[1].final.mean)):
         heading = {"table": f"{size}, {steps} steps, each at its best settings", "contender": kind}
         rows.append(heading | settings(group.run) | against(target(full, size, steps), group, groups))
+        harder = [loss for name in BASELINES if (loss := target(full, size, steps, name)) is not None]
+        if harder:
+            along = reached(group, min(harder))
+            rows[-1]["part, AdamW with less momentum"] = along and f"{along.mean / steps:.2f}"
     return rows
 
 
@@ -68,11 +72,16 @@ def schedules(groups: Sequence[Seeds], steps: int) -> list[Row]:
 
 def rates(groups: Sequence[Seeds], steps: int) -> list[Row]:
     """A row for each contender and its other settings, a column for each rate, the first seed's final loss."""
+    chosen = [group for group in groups if group.run.steps == steps]
+    # Every row names every rate of its size: columns stand in the order in which a table meets them.
+    tried: dict[str, set[float]] = {}
+    for group in chosen:
+        tried.setdefault(group.run.size, set()).add(group.run.rate)
     found: dict[tuple[str, ...], Row] = {}
-    for group in sorted(groups, key=lambda one: one.run.rate):
-        if group.run.steps == steps:
-            row = {"table": f"{group.run.size}, {steps} steps, final loss by rate", "contender": group.kind}
-            row |= {name: value for name, value in settings(group.run).items() if name != "rate"}
-            key = tuple(map(str, row.values()))
-            found.setdefault(key, row)[f"{group.run.rate:g}"] = f"{group.records[0].final:.3f}"
+    for group in chosen:
+        row = {"table": f"{group.run.size}, {steps} steps, final loss by rate", "contender": group.kind}
+        row |= {name: value for name, value in settings(group.run).items() if name != "rate"}
+        key = tuple(map(str, row.values()))
+        row |= {f"{rate:g}": None for rate in sorted(tried[group.run.size])}
+        found.setdefault(key, row)[f"{group.run.rate:g}"] = f"{group.records[0].final:.3f}"
     return [found[key] for key in sorted(found)]
