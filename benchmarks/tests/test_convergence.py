@@ -18,6 +18,7 @@ from _curves import by_settings, spread, steps_to
 from _digits import digits
 from _grid import Plan, Run, forecast, missing
 from _records import append, read
+from _tables import comparison, rates
 from _training import schedule
 
 FOLDER = Path(__file__).parents[1]
@@ -100,6 +101,24 @@ def test_seeds_give_mean_and_range(tmp_path: Path) -> None:
     assert group.final == pytest.approx((2.3, 2.0, 2.7, 3))
     assert spread([2.0]).text(1) == "2.0"
     assert group.final.text(1) == "2.3 (2.0 to 2.7)"
+
+
+def test_tables_name_rates_in_order_and_compare_with_the_best_baseline(tmp_path: Path) -> None:
+    runs = {
+        RUN: 1.0,
+        RUN._replace(rate=0.03, adamw_rate=0.03): 1.2,
+        RUN._replace(contender="adamw", rate=0.002, adamw_rate=0.002): 2.5,
+        RUN._replace(contender="adamw, Nesterov", rate=0.002, adamw_rate=0.002): 2.25,
+    }
+    for run, loss in runs.items():
+        curve = {"curve": f"0:5.0 10:3.0 20:{loss}", "final_loss": str(loss)}
+        append(tmp_path / "a.csv", run, MEASURED | curve, ENVIRONMENT)
+    groups = by_settings(read(tmp_path / "a.csv"))
+    for row in rates(groups, 20):
+        assert [name for name in row if name[0].isdigit()] == ["0.002", "0.01", "0.03"]
+    (best,) = (row for row in comparison(groups, 20) if row["contender"] == "muon")
+    assert best["part of its steps"] == "0.62"  # 12.5 of 20: from 3 to 1 in ten steps, and AdamW ends at 2.5
+    assert best["part, AdamW with less momentum"] == "0.69"  # 13.75: it ends at 2.25
 
 
 def test_an_unfinished_line_is_passed_over_and_made_again(tmp_path: Path) -> None:
