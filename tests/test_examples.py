@@ -18,7 +18,8 @@ def test_the_loss_falls(name: str, capsys: pytest.CaptureFixture[str]):
     assert last * factor < first
     heading, *_, result = capsys.readouterr().out.splitlines()
     assert heading.split()[:3] == ["path", "shape", "layout"]
-    assert f"{first:.2f}" in result
+    printed = result.partition(": ")[2].split()[0]  # the examples read Python's own source, so it differs by version
+    assert float(printed) == pytest.approx(first, abs=1e-3)
     assert f"{steps} steps" in result
 
 
