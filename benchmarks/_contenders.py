@@ -1,6 +1,6 @@
 """The optimizers that the convergence benchmark compares, each from the same few settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,10 +41,12 @@ def others(settings: Settings, rate: optax.Schedule, **changes: Any) -> optax.Gr
     return optax.adamw(rate, **arguments)
 
 
-def muon(settings: Settings, params: Any, in_adamw: Any = None, **changes: Any) -> optax.GradientTransformation:
+def muon(
+    settings: Settings, params: Any, in_adamw: Mapping[str, Any] | None = None, **changes: Any
+) -> optax.GradientTransformation:
     """``mo.muon`` with ``changes`` of its arguments, and others ``in_adamw``."""
     del params
-    adamw = others(settings, settings.adamw_rate, **in_adamw or {})
+    adamw = others(settings, settings.adamw_rate, **(in_adamw or {}))
     return mo.muon(settings.rate, weight_decay=settings.decay, adamw=adamw, **changes)
 
 

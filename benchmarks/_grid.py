@@ -138,17 +138,10 @@ def apart(plan: Plan, size: str, finals: Finals) -> Stages:
     return (yield from tune(plan, finals, short, 2))
 
 
-def another_baseline(plan: Plan, size: str, finals: Finals, contender: str) -> Stages:
-    """AdamW that forgets old gradients sooner, at its best settings: does it gain as much from that as Muon?"""
-    run = (yield from adamw(plan, size, finals))._replace(contender=contender)
-    yield seeded(plan, run)
-    return run
-
-
-def reused(plan: Plan, size: str, finals: Finals) -> Stages:
-    """Muon with AdamW's best settings as they are."""
+def reused(plan: Plan, size: str, finals: Finals, contender: str = "muon") -> Stages:
+    """AdamW's best settings as they are, for Muon or for AdamW with less momentum: does that help it as well?"""
     baseline = yield from adamw(plan, size, finals)
-    run = baseline._replace(contender="muon")
+    run = baseline._replace(contender=contender)
     yield seeded(plan, run)
     return run
 
@@ -225,7 +218,7 @@ def tiers(plan: Plan, sizes: Sequence[str], finals: Finals) -> list[list[Stages]
         [shorter(plan, main, finals, apart)],
         *others[:1],
         *rates,
-        [another_baseline(plan, main, finals, name) for name in BASELINES],
+        [reused(plan, main, finals, name) for name in BASELINES],
         [following(plan, main, finals, name) for name in FOLLOWERS],
         parts,
         recipes,
