@@ -291,6 +291,7 @@ def _planned(function: Callable[[jax.Array], jax.Array], array: jax.Array) -> An
     return jax.sharding.auto_axes(function, out_sharding=NamedSharding(sharding.mesh, PartitionSpec()))(array)
 
 
+@jax.jit
 def _rms(array: jax.Array) -> jax.Array:
     magnitudes = jnp.abs(array)
     magnitudes = magnitudes.astype(accumulation_dtype(magnitudes.dtype))
@@ -311,6 +312,7 @@ def _orthogonal_rms(scale: Scale, layout: Layout, shape: tuple[int, ...]) -> flo
     return math.sqrt(squares / (fan_in * sum(blocks)))
 
 
+@partial(jax.jit, static_argnums=0)
 def _orthogonality_error(layout: Layout, array: jax.Array) -> jax.Array:
     dtype, accumulated = array.dtype, accumulation_dtype(array.dtype)
     # Products of 16-bit numbers are exact in float32, and many times cheaper than those of float32 numbers.
@@ -341,6 +343,7 @@ def _report(name: str, step: Any, affected: list[tuple[str, Any, int]], leaves: 
     )
 
 
+@jax.jit
 def _first(bad: jax.Array) -> jax.Array:
     """The index of the first ``True``, ``(ndim,)``; axis by axis, since a flat index need not fit in 32 bits."""
     index = []

@@ -1,6 +1,6 @@
 """What every transform owes Optax, JAX and checkpoints: one suite over all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -93,15 +93,21 @@ SUBJECTS = {
     ),
 }
 WHOLE = [name for name, subject in SUBJECTS.items() if subject.whole]
+# Options of muon, whose own tests run by default.
+OPTIONS = ("muon-keller", "muon-bfloat16-momentum", "muon-average", "muon-schedule")
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 
 
-@pytest.fixture(params=SUBJECTS)
+def without_options(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in OPTIONS)) for name in names]
+
+
+@pytest.fixture(params=without_options(SUBJECTS))
 def subject(request: pytest.FixtureRequest) -> Subject:
     return SUBJECTS[request.param]
 
 
-@pytest.fixture(params=WHOLE)
+@pytest.fixture(params=without_options(WHOLE))
 def stateful(request: pytest.FixtureRequest) -> Subject:
     return SUBJECTS[request.param]
 

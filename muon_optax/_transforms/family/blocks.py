@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,8 @@ def reduced(shape: Shape, axes: Sequence[int]) -> Shape:
     return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
 
 
+# Compiled whole: `init` runs outside jit, where each operation would be a program for each shape.
+@partial(jax.jit, static_argnames="layout")
 def frobenius_norm(array: jax.Array, layout: Layout) -> jax.Array:
     """The norm of each matrix, broadcastable to ``array``."""
     axes = axes_of(layout, "io")

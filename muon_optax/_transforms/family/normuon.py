@@ -1,6 +1,7 @@
 """NorMuon: each neuron's orthogonalized update divided by its own running size."""
 
 import math
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -126,6 +127,7 @@ def _averaged(shape: tuple[int, ...], layout: Layout, axis: Axis) -> tuple[int, 
     return outputs if axis == "longer" and fan_in > fan_out else inputs
 
 
+@partial(jax.jit, static_argnames=("layout", "axis"))  # as frobenius_norm
 def _mean_square(block: jax.Array, layout: Layout, axis: Axis) -> jax.Array:
     axes = _averaged(block.shape, layout, axis)
     count = max(1, math.prod(block.shape[position] for position in axes))  # an empty matrix has no mean

@@ -1,6 +1,7 @@
 """Momentum in 8 or 4 bits: blockwise symmetric integers with float32 scales."""
 
 import math
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -117,6 +118,8 @@ def _refuse_no_float(leaf: NamedLeaf) -> None:
         )
 
 
+# Compiled whole: `init` runs outside jit, where each operation would be a program for each shape.
+@partial(jax.jit, static_argnames=("bits", "block_size"))
 def _quantized(momentum: jax.Array, bits: Bits, block_size: int) -> tuple[jax.Array, jax.Array]:
     """Codes and scales of a float32 array."""
     limit = 2 ** (bits - 1) - 1
