@@ -18,15 +18,16 @@ CPU_DEVICES = 8  # enough for a 2 x 2 x 2 mesh
 # optimizations, XLA's fusion emitters and its division of small programs into modules. Budgets count products,
 # collectives and memory, which these flags leave as they are. They change the last bits of donated buffers and slow
 # long runs down: such tests are marked long.
+IN_ONE_MODULE = "--xla_cpu_parallel_codegen_split_count=1"
 COMPILE_FAST = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
-    " --xla_cpu_parallel_codegen_split_count=1"
+    f" {IN_ONE_MODULE}"
 )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.markexpr.startswith(("slow", "not (slow")):
-        os.environ.setdefault("XLA_FLAGS", COMPILE_FAST)
+    fast = config.option.markexpr.startswith(("slow", "not (slow"))
+    os.environ.setdefault("XLA_FLAGS", COMPILE_FAST if fast else IN_ONE_MODULE)
     jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
     # Tracing and lowering are the other half of the time. No test reads a program's source lines, and the garbage
     # collector would look through millions of live objects again and again.

@@ -20,6 +20,7 @@ from _grid import Plan, Run, forecast, missing
 from _records import append, read
 from _tables import comparison, rates
 from _training import schedule
+from conftest import IN_ONE_MODULE
 
 FOLDER = Path(__file__).parents[1]
 RUN = Run("tiny", "muon", 0.01, 0.01, 0.1, 0.95, 20, 0)
@@ -32,7 +33,8 @@ def quick(path: Path, choice: Sequence[str]) -> list[dict[str, str]]:
     """The lines of the CSV after a quick run in a process of its own."""
     command = [sys.executable, str(FOLDER / "convergence.py"), "--quick", *choice, "--output", str(path.parent)]
     environment = os.environ | {"PYTHONPATH": str(FOLDER.parent), "JAX_PLATFORMS": "cpu"}
-    environment |= {"XLA_FLAGS": ""}  # those of the slow tests leave convolutions twenty times as slow
+    if "--digits" in choice:
+        environment |= {"XLA_FLAGS": IN_ONE_MODULE}  # the others leave convolutions twenty times as slow
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(path.parent / "compiled")}  # for the second run
     environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
