@@ -47,7 +47,7 @@ def muon(
     """``mo.muon`` with ``changes`` of its arguments, and others ``in_adamw``."""
     del params
     adamw = others(settings, settings.adamw_rate, **(in_adamw or {}))
-    return mo.muon(settings.rate, weight_decay=settings.decay, adamw=adamw, **changes)
+    return mo.muon(settings.rate, **{"weight_decay": settings.decay, "adamw": adamw} | changes)
 
 
 def optax_muon(settings: Settings, params: Any) -> optax.GradientTransformation:
@@ -111,10 +111,14 @@ CONTENDERS: dict[str, Contender] = {
     "adamw, Nesterov": partial(adamw, nesterov=True),
     "adamw, b1 0.8": partial(adamw, b1=0.8),
     "adamw, b1 0.8, Nesterov": partial(adamw, b1=0.8, nesterov=True),
+    "adamw, decay 1": partial(adamw, weight_decay=1.0),
     "muon": muon,
     "muon, keller scale": partial(muon, scale="keller"),
     "muon, mup scale": partial(muon, scale="mup"),
     "muon, naive scale": partial(muon, scale="naive"),
+    # Decay of the matrices alone. A step decays by rate times decay, which those scales have more of.
+    "muon, decay 0.3": partial(muon, weight_decay=0.3),
+    "muon, decay 1": partial(muon, weight_decay=1.0),
     "muon, You Jiacheng": partial(muon, orthogonalizer=mo.newton_schulz(mo.YOU_JIACHENG)),
     "muon, Polar Express": partial(muon, orthogonalizer=mo.newton_schulz(mo.polar_express(5))),
     "muon, four steps": partial(muon, orthogonalizer=mo.newton_schulz(mo.polar_express(4, 4e-3), norm="schatten4")),

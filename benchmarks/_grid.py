@@ -17,7 +17,13 @@ FOLLOWERS = [
     *("muon, norms decayed", "muon, all of these"),
     *("muon, momentum 0.9, Nesterov in AdamW", "muon, momentum 0.85, Nesterov in AdamW"),
 ]
-BASELINES = ["adamw, Nesterov", "adamw, b1 0.8", "adamw, b1 0.8, Nesterov"]  # at AdamW's best settings
+SCALED = [f"muon, {scale} scale" for scale in ("keller", "mup", "naive")]
+BASELINES = [
+    "adamw, Nesterov",
+    "adamw, b1 0.8",
+    "adamw, b1 0.8, Nesterov",
+    "adamw, decay 1",
+]  # at AdamW's best settings
 # Parts of the family: those whose updates are as large as Muon's, and recipes with a rate of their own.
 PARTS = [
     *("muon, per head", "muon, cautious decay"),
@@ -191,9 +197,8 @@ def member(plan: Plan, size: str, finals: Finals, name: str) -> Stages:
     return (yield from (one_rate if name in ("normuon", "adamuon") else hidden)(plan, size, finals, name))
 
 
-def by_width(plan: Plan, size: str, finals: Finals, scale: str) -> Stages:
-    """Where a scale's optimum lies at this width: short runs only, AdamW's leaves at one rate for all widths."""
-    contender = f"muon, {scale} scale" if scale else "muon"
+def by_rate(plan: Plan, size: str, finals: Finals, contender: str) -> Stages:
+    """Where the optimum of the matrices' rate lies: short runs only, AdamW's leaves at one rate for all sizes."""
     return (yield from climb(at_rates(plan, size, contender, HIDDEN_RATES, 3e-3), finals, 2))
 
 
@@ -206,9 +211,10 @@ def tiers(plan: Plan, sizes: Sequence[str], finals: Finals) -> list[list[Stages]
     if plan.family:
         chosen = [member(plan, main, finals, name) for name in plan.family]
         return [[adamw(plan, main, finals)], [best_muon(plan, main, finals)], chosen]
-    scales = [hidden(plan, main, finals, f"muon, {scale} scale") for scale in ("keller", "mup", "naive")]
+    scales = [hidden(plan, main, finals, contender) for contender in SCALED]
     parts, recipes = ([member(plan, main, finals, name) for name in names] for names in (PARTS, RECIPES))
-    widths = [by_width(plan, size, finals, scale) for scale in ("", "keller", "mup", "naive") for size in sizes]
+    widths = [by_rate(plan, size, finals, contender) for contender in ("muon", *SCALED) for size in sizes]
+    decays = [by_rate(plan, main, finals, "muon, decay 0.3"), hidden(plan, main, finals, "muon, decay 1")]
     others = [[search(plan, size, finals) for search in (adamw, one_rate, reused)] for size in rest]
     rates = [[apart(plan, size, finals)] for size in rest[:1]]  # two rates made no difference at either size
     return [
@@ -223,9 +229,10 @@ def tiers(plan: Plan, sizes: Sequence[str], finals: Finals) -> list[list[Stages]
         parts,
         recipes,
         *others[1:],
-        [longer(plan, main, finals)],
-        scales,
         widths,
+        decays,
+        scales,
+        [longer(plan, main, finals)],
     ]
 
 
