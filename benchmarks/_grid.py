@@ -18,12 +18,7 @@ FOLLOWERS = [
     *("muon, momentum 0.9, Nesterov in AdamW", "muon, momentum 0.85, Nesterov in AdamW"),
 ]
 SCALED = [f"muon, {scale} scale" for scale in ("keller", "mup", "naive")]
-BASELINES = [
-    "adamw, Nesterov",
-    "adamw, b1 0.8",
-    "adamw, b1 0.8, Nesterov",
-    "adamw, decay 1",
-]  # at AdamW's best settings
+BASELINES = ["adamw, Nesterov", "adamw, b1 0.8", "adamw, b1 0.8, Nesterov"]  # at AdamW's best settings
 # Parts of the family: those whose updates are as large as Muon's, and recipes with a rate of their own.
 PARTS = [
     *("muon, per head", "muon, cautious decay"),
@@ -145,7 +140,7 @@ def apart(plan: Plan, size: str, finals: Finals) -> Stages:
 
 
 def reused(plan: Plan, size: str, finals: Finals, contender: str = "muon") -> Stages:
-    """AdamW's best settings as they are, for Muon or for AdamW with less momentum: does that help it as well?"""
+    """AdamW's best settings as they are, for Muon or for AdamW with one change: does that help it as well?"""
     baseline = yield from adamw(plan, size, finals)
     run = baseline._replace(contender=contender)
     yield seeded(plan, run)
@@ -215,6 +210,7 @@ def tiers(plan: Plan, sizes: Sequence[str], finals: Finals) -> list[list[Stages]
     parts, recipes = ([member(plan, main, finals, name) for name in names] for names in (PARTS, RECIPES))
     widths = [by_rate(plan, size, finals, contender) for contender in ("muon", *SCALED) for size in sizes]
     decays = [by_rate(plan, main, finals, "muon, decay 0.3"), hidden(plan, main, finals, "muon, decay 1")]
+    decays.append(reused(plan, main, finals, "adamw, decay 1"))
     others = [[search(plan, size, finals) for search in (adamw, one_rate, reused)] for size in rest]
     rates = [[apart(plan, size, finals)] for size in rest[:1]]  # two rates made no difference at either size
     return [

@@ -291,7 +291,7 @@ def _planned(function: Callable[[jax.Array], jax.Array], array: jax.Array) -> An
     return jax.sharding.auto_axes(function, out_sharding=NamedSharding(sharding.mesh, PartitionSpec()))(array)
 
 
-@jax.jit
+@jax.jit  # outside jit too, one program for each shape
 def _rms(array: jax.Array) -> jax.Array:
     magnitudes = jnp.abs(array)
     magnitudes = magnitudes.astype(accumulation_dtype(magnitudes.dtype))

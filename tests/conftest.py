@@ -14,11 +14,11 @@ import jax
 import pytest
 
 CPU_DEVICES = 8  # enough for a 2 x 2 x 2 mesh
+IN_ONE_MODULE = "--xla_cpu_parallel_codegen_split_count=1"  # small programs are not divided
 # The default run spends its time compiling programs that run for a millisecond, four times as fast without
-# optimizations, XLA's fusion emitters and its division of small programs into modules. Budgets count products,
+# optimizations, XLA's fusion emitters and that division. Budgets count products,
 # collectives and memory, which these flags leave as they are. They change the last bits of donated buffers and slow
 # long runs down: such tests are marked long.
-IN_ONE_MODULE = "--xla_cpu_parallel_codegen_split_count=1"
 COMPILE_FAST = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
     f" {IN_ONE_MODULE}"

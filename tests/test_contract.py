@@ -98,16 +98,16 @@ OPTIONS = ("muon-keller", "muon-bfloat16-momentum", "muon-average", "muon-schedu
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 
 
-def without_options(names: Iterable[str]) -> list[Any]:
+def with_options_slow(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=[pytest.mark.slow] * (name in OPTIONS)) for name in names]
 
 
-@pytest.fixture(params=without_options(SUBJECTS))
+@pytest.fixture(params=with_options_slow(SUBJECTS))
 def subject(request: pytest.FixtureRequest) -> Subject:
     return SUBJECTS[request.param]
 
 
-@pytest.fixture(params=without_options(WHOLE))
+@pytest.fixture(params=with_options_slow(WHOLE))
 def stateful(request: pytest.FixtureRequest) -> Subject:
     return SUBJECTS[request.param]
 
