@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -107,3 +108,32 @@ def test_another_leaf_of_a_known_shape_adds_a_few_lines() -> None:
         for tree in ("6 layers", "48 layers")
     )
     assert (many - few) / (6 * 42) <= 16
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        mo.diagnostics.update_rms,
+        mo.diagnostics.orthogonality_error,
+        mo.scale_by_hyperball(0.1).init,
+        mo.scale_by_normuon().init,
+        mo.quantized_trace(0.9).init,
+        mo.quantized_trace(0.9, bits=4).init,
+    ],
+    ids=["update_rms", "orthogonality_error", "hyperball", "normuon", "8 bits", "4 bits"],
+)
+def test_outside_jit_a_shape_is_compiled_at_most_twice(measure: Callable[[Any], Any]) -> None:
+    params = {f"layer_{rows}/kernel": jnp.asarray(np.ones((rows, 7), np.float32)) for rows in range(20, 30)}
+    compiled = []
+
+    def listen(event: str, seconds: float, **_: Any) -> None:
+        compiled.extend([seconds] * event.endswith("backend_compile_duration"))
+
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        measure(params)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    # A few programs more are of no shape: counters, scalars.
+    assert len(params) <= len(compiled) <= 2 * len(params) + 5
