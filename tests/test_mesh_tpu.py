@@ -5,9 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from test_benchmarks import FOLDER, ROOT, run
@@ -17,9 +16,6 @@ pytestmark = [
     pytest.mark.tpu,
     pytest.mark.skipif(NO_COMPILER, reason='the TPU compiler is in pip install "jax[tpu]"'),
 ]
-
-
-Rows = dict[str, dict[str, Any]]
 
 
 class Limit(NamedTuple):
@@ -41,31 +37,19 @@ LIMITS = {
     ("v5e:4x4", "4 layers of d=1024, replicated, ZeRO-1"): Limit(
         2.61e6, 140, 170, 200, 4500, "1 all-gather, 1 all-to-all"
     ),
-    # 96 and 224 matrices for 256 chips: those of the costliest matrix have 3.27 and 1.64 times an even share.
-    ("v5e:16x16", "GPT-2 medium, FSDP"): Limit(2e6, 18, 18, 40, 17_000, "2 all-to-all"),
+    # 224 matrices for 256 chips: those of the costliest matrix have 1.64 times an even share.
     ("v5e:16x16", "Llama-7B, FSDP"): Limit(5e7, 190, 190, 900, 19_000, "2 all-to-all"),
-    # A chip's matrices are 2,000 MB, and go there and back: at most 1.1 times that.
-    ("v5p:8x8x16", "1T MoE, expert-parallel, update only"): Limit(4.2e8, 4400, 4700, 3000, 80_000, "12 all-to-all"),
+    # A chip's matrices are 396 MB, and go there and back, in three batches. The whole model takes minutes to compile;
+    # its figures are in docs/mesh.md.
+    ("v5p:8x8x16", "1T MoE, 12 layers of its experts, update only"): Limit(5.6e7, 760, 870, 1000, 4800, "6 all-to-all"),
 }
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Rows]:
-    """From a topology to this library's figures there, by case."""
-
-    @cache
-    def rows(topology: str) -> Rows:
-        # A process of its own holds the compiler, and gives it back when it ends.
-        folder = tmp_path_factory.mktemp("mesh")
-        report = run("mesh", folder, "--tpu", topology, "--only", "*, muon_optax.muon")
-        return {row["case"]: row for row in report["rows"]}
-
-    return rows
-
-
 @pytest.mark.parametrize("topology, case", LIMITS)
-def test_an_update_on_chips_stays_within_its_budget(measured: Callable[[str], Rows], topology: str, case: str) -> None:
-    limit, row = LIMITS[topology, case], measured(topology)[case]
+def test_an_update_on_chips_stays_within_its_budget(tmp_path: Path, topology: str, case: str) -> None:
+    # A process of its own holds the compiler, and gives it back when it ends.
+    (row,) = run("mesh", tmp_path, "--tpu", topology, "--only", f"{case}, muon_optax.muon")["rows"]
+    limit = LIMITS[topology, case]
     assert 0 < row["cycles"] <= limit.cycles
     assert 0 < row["MB sent"] <= limit.sent
     assert 0 < row["MB of results"] <= limit.results
