@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 KILLS = 10
-LONG, SHORT = 1000, 100  # steps of each optimizer; there is a checkpoint after each tenth of them
+LONG, SHORT = 500, 100  # steps of each optimizer; there is a checkpoint after each tenth of them
 ADVICE = "with that put right, --resume goes on"
 
 

@@ -19,6 +19,7 @@ from hostile.table import ROWS
 
 import muon_optax as mo
 
+pytestmark = pytest.mark.no_cover  # as in test_contract.py
 ROOT = Path(__file__).parents[1]
 
 
