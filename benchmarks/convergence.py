@@ -47,7 +47,7 @@ NOTES = [
     "AdamW ends with at its best settings. Along one schedule, or by whole schedules of fewer steps. "
     "AdamW apart: what Muon does not train has a rate of its own.",
 ]
-STEPS = {"quick": 20, "cpu": 600, "full": 3000}
+STEPS = {"quick": 20, "cpu": 300, "full": 3000}
 DIGITS_STEPS = 300
 DIGITS_PARTS = (0.3, 0.4, 0.5, 0.6, 0.7)  # the vision transformer reaches AdamW's loss in less than half of its steps
 

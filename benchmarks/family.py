@@ -104,11 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Trains, measures, writes."""
     options = parser(__doc__ or "")
     options.add_argument("--workers", type=int, default=2, help="processes, a core each; 1 takes all (default 2)")
-    options.add_argument("--steps", type=int, help="of a run of full length (default 600, with --quick 20)")
+    options.add_argument("--steps", type=int, help="of a run of full length (default 300, with --quick 20)")
     options.add_argument("--budget", type=float, default=float("inf"), help="minutes after which no run begins")
     options.add_argument("--report", action="store_true", help="train nothing, use what is there")
     given = options.parse_args(arguments)
-    size, steps = ("tiny", 20) if given.quick else ("1M", 600)
+    size, steps = ("tiny", 20) if given.quick else ("1M", 300)
     plan = Plan.of(given.steps or steps)._replace(family=QUICK if given.quick else (*PARTS, *RECIPES))
     path = given.output / "convergence.csv"
     try:
