@@ -10,7 +10,7 @@ from _measure import Program
 from _optimizers import LEARNING_RATE, WEIGHT_DECAY
 
 import muon_optax as mo
-from muon_optax._orthogonalizers.batching import map_matrices
+from muon_optax._orthogonalizers.batching import _Limits, map_matrices
 
 Matrices: TypeAlias = Sequence[jax.Array]
 Way: TypeAlias = Callable[[Matrices], Matrices]
@@ -39,7 +39,7 @@ def ways(case: Case) -> dict[str, Way]:
         "one batch": lambda matrices: list(ORTHOGONALIZER(jnp.stack(matrices))),
         "as muon_optax": partial(map_matrices, ORTHOGONALIZER),
     }
-    for elements in (2**16, 6 * 2**20):
+    for elements in (2**16, 2**23, 2**24):
         count = elements // (case.rows * case.cols)
         if 1 < count < case.matrices:
             found[f"batches of {count}"] = partial(_in_batches, count)
@@ -74,12 +74,12 @@ def running(case: Case, program: Program) -> Callable[[], Matrices]:
     return run
 
 
-def propose_limits(ratios: dict[Case, dict[str, float]], written_out: int) -> dict[str, int] | None:
+def propose_limits(ratios: dict[Case, dict[str, float]], present: _Limits) -> _Limits | None:
     """The row of ``_LIMITS`` for these ratios to one by one.
 
     Args:
         ratios: By case and way; what was not measured is missing.
-        written_out: Kept where no loop costs time.
+        present: What is kept where these times say nothing.
 
     Returns:
         ``matrix``: the largest size up to which a batch wins in every case. ``batch``: the largest such batch.
@@ -95,8 +95,8 @@ def propose_limits(ratios: dict[Case, dict[str, float]], written_out: int) -> di
     slowed = [
         case.matrices for case, own in ratios.items() if case.rows * case.cols > matrix and own.get("loop", 0) > COSTS
     ]
-    return {
-        "matrix": matrix,
-        "batch": max((case.matrices * case.rows * case.cols for case in winning), default=0),
-        "written_out": max(slowed, default=written_out),
-    }
+    return present._replace(
+        matrix=matrix,
+        batch=max((case.matrices * case.rows * case.cols for case in winning), default=0),
+        written_out=max(slowed, default=present.written_out),
+    )

@@ -25,31 +25,45 @@ from _report import Report, Row, device_name, finish, parser
 from _updates import REFERENCE, Training, contestants, draw
 
 import muon_optax as mo
-from muon_optax._orthogonalizers.batching import _LIMITS
+from muon_optax._orthogonalizers.batching import _LIMITS, _Limits
 
 SECONDS = 320  # of six minutes: the rest is for starting, and for the compilation that time runs out in
-SHARES = {"grouping": 0.3, "orthogonalization": 0.3, "updates": 0.15, "step share": 0.25}
-SIZES = (512, 1024, 2048, 4096, 8192)
-ASPECTS = (1, 4)
-DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
-GROUPS = [
-    Case(32, 64, 64),
-    Case(32, 256, 256),
-    Case(24, 512, 512),
-    Case(24, 768, 768),
-    Case(16, 1024, 1024),
-    Case(8, 1024, 4096),
-    Case(8, 2048, 2048),
-    Case(4, 4096, 4096),
-    Case(128, 256, 256),
+SHARES = {"grouping": 0.3, "orthogonalization": 0.25, "updates": 0.2, "step share": 0.25}
+# In each section what decides most comes first, since its time may end.
+SHAPES = [
+    (1024, 4096),
+    (4096, 4096),
+    (1024, 1024),
+    (2048, 2048),
+    (512, 2048),
+    (2048, 8192),
+    (512, 512),
+    (8192, 8192),
+    (4096, 16384),
+    (8192, 32768),
 ]
-UPDATES = {"6 layers of d=384": layers(6, 384), "GPT-2 small": gpt2(12, 768), "GPT-2 medium": gpt2(24, 1024)}
+GROUPS = [
+    Case(32, 256, 256),
+    Case(12, 768, 3072),
+    Case(24, 768, 768),
+    Case(8, 2048, 2048),
+    Case(8, 1024, 4096),
+    Case(16, 1024, 1024),
+    Case(32, 64, 64),
+    Case(24, 512, 512),
+    Case(128, 256, 256),
+    Case(4, 4096, 4096),
+]
+UPDATES = {"GPT-2 small": gpt2(12, 768), "GPT-2 medium": gpt2(24, 1024), "6 layers of d=384": layers(6, 384)}
+# Others take half a minute and more to compile; optimizer_step.py has them.
+UPDATERS = ("muon_optax.muon", REFERENCE, "optax.adamw")
 # Parameters, heads, batch and length of the text.
 MODELS = {"GPT-2 small": (gpt2(12, 768), 12, 8, 1024), "GPT-2 medium": (gpt2(24, 1024), 16, 8, 1024)}
 QUICK_GROUPS = [Case(3, 16, 16)]
 QUICK_UPDATES = {"2 leaves of 16 x 16": square_leaves(2, 16)}
 QUICK_MODELS = {"GPT-2, 1 layer of 16": (gpt2(1, 16, vocabulary=64, context=16), 2, 2, 16)}
-OPTAX, ALONE = "optax.contrib bfloat16", "forward and backward"
+OPTAX, FLOAT32, ALONE = "optax.contrib bfloat16", "auto float32", "forward and backward"
+FLOAT32_ELEMENTS = 2**22  # larger ones take the compiler half a minute
 
 NOTES = [
     "ms: median over interleaved rounds after a warm-up; ratio: median of those to the section's reference.",
@@ -66,14 +80,16 @@ NOTES = [
 def orthogonalization(budget: Budget, shapes: Sequence[tuple[int, int]], rounds: int) -> None:
     """Methods and dtypes over shapes, beside Optax's."""
     everyone = {
-        f"{method} {name}": mo.newton_schulz(dtype=dtype, method=method)
-        for name, dtype in DTYPES.items()
-        for method in ("direct", "gram")
+        OPTAX: optax_newton_schulz(mo.KELLER, jnp.bfloat16),
+        "direct bfloat16": mo.newton_schulz(method="direct"),
+        "gram bfloat16": mo.newton_schulz(method="gram"),
+        "auto float16": mo.newton_schulz(dtype=jnp.float16),
+        FLOAT32: mo.newton_schulz(dtype=jnp.float32),
     }
-    everyone = {OPTAX: optax_newton_schulz(mo.KELLER, jnp.bfloat16)} | everyone
     for rows, cols in shapes:
         prepare = partial(_prepared, shape=(rows, cols))
-        contenders = {name: partial(prepare, function) for name, function in everyone.items()}
+        names = [name for name in everyone if name != FLOAT32 or rows * cols <= FLOAT32_ELEMENTS]
+        contenders = {name: partial(prepare, everyone[name]) for name in names}
         budget.compare("orthogonalization", f"{rows} x {cols}", contenders, OPTAX, rounds)
 
 
@@ -83,14 +99,14 @@ def _prepared(function: Callable[[jax.Array], jax.Array], shape: tuple[int, int]
     return Contender(partial(program.run, matrix), _costs(program.costs))
 
 
-def grouping(budget: Budget, cases: Sequence[Case], rounds: int) -> dict[str, int] | None:
+def grouping(budget: Budget, cases: Sequence[Case], rounds: int) -> _Limits | None:
     """Matrices of one shape, batch against one by one; the limits that this proposes."""
     ratios = {}
     for case in cases:
         contenders = {name: partial(_prepared_group, case, way) for name, way in ways(case).items()}
         measured = budget.compare("grouping", str(case), contenders, ONE_BY_ONE, rounds)
         ratios[case] = {row["contender"]: row["ratio"] for row in measured if row["ratio"] is not None}
-    return propose_limits(ratios, _LIMITS["default"].written_out)
+    return propose_limits(ratios, _LIMITS["default"])
 
 
 def _prepared_group(case: Case, way: Way) -> Contender:
@@ -102,9 +118,8 @@ def _prepared_group(case: Case, way: Way) -> Contender:
 def updates(budget: Budget, trees: dict[str, Tree], rounds: int) -> None:
     """Whole updates beside Optax's."""
     for case, params in trees.items():
-        contenders = {
-            name: partial(_prepared_update, optimizer, params) for name, optimizer in contestants(params).items()
-        }
+        optimizers = contestants(params)
+        contenders = {name: partial(_prepared_update, optimizers[name], params) for name in UPDATERS}
         budget.compare("updates", case, contenders, REFERENCE, rounds)
 
 
@@ -169,17 +184,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = options.parse_args(arguments)
     compile_afresh()
     quick, rounds = given.quick, 3 if given.quick else 7
-    shapes = [(16, 64)] if quick else [(size, aspect * size) for size in SIZES for aspect in ASPECTS]
 
     report = Report("gpu", device_name(), [*NOTES, f"{rounds} rounds."])
     shares = {section: share for section, share in SHARES.items() if section in given.sections}
     budget = Budget(report, given.output, given.seconds, shares)
     if "grouping" in shares:
         limits = grouping(budget, QUICK_GROUPS if quick else GROUPS, rounds)
-        row = limits and ", ".join(f"{name}={value}" for name, value in limits.items())
-        report.notes.append(f'Proposed for _LIMITS: `"cuda": _Limits({row})`' if row else "No limits: too little time.")
+        report.notes.append(
+            f"Proposed for a GPU's row of _LIMITS: `{limits}`" if limits else "No limits: too little time."
+        )
     if "orthogonalization" in shares:
-        orthogonalization(budget, shapes, rounds)
+        orthogonalization(budget, [(16, 64)] if quick else SHAPES, rounds)
     if "updates" in shares:
         updates(budget, QUICK_UPDATES if quick else UPDATES, rounds)
     if "step share" in shares:

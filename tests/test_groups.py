@@ -51,10 +51,11 @@ def test_medium_matrices_run_in_turn_on_a_cpu(count, called):
 
 
 LIMITS = {
-    "written out": (0, 0, 100),
-    "loop": (0, 0, 1),
-    "one batch": (10**9, 10**9, 1),
-    "batches": (10**9, 7 * 24 * 40, 1),
+    "written out": (0, 0, 1, 100),
+    "loop": (0, 0, 1, 1),
+    "one batch": (10**9, 10**9, 1, 1),
+    "loop of batches": (10**9, 7 * 24 * 40, 1, 1),
+    "batches written out": (10**9, 7 * 24 * 40, 100, 1),
 }
 
 
@@ -88,7 +89,7 @@ def multiplied_at_once(count, size, platform):
 @pytest.mark.parametrize("count, together", [(7, {7}), (8, {4}), (20, {7, 6}), (22, {6, 4})])
 def test_batches_are_of_nearly_one_size(monkeypatch, count, together):
     """A loop over equal batches, and a smaller one after it where they don't come out even."""
-    monkeypatch.setattr(_groups, "_LIMITS", {"default": _groups._Limits(10**9, batch=7 * 8 * 8, written_out=1)})
+    monkeypatch.setattr(_groups, "_LIMITS", {"default": _groups._Limits(10**9, 7 * 8 * 8, batches=1, written_out=1)})
     assert multiplied_at_once(count, 8, "cpu") == together
 
 
@@ -104,9 +105,9 @@ def test_batches_are_of_nearly_one_size(monkeypatch, count, together):
         ("tpu", 886, {8}),
         ("tpu", 887, {1}),
         ("tpu", 1024, {1}),
-        ("cuda", 1024, {6, 2}),
-        ("cuda", 1025, {1}),
-        ("cuda", 2048, {1}),
+        ("cuda", 1024, {8}),
+        ("cuda", 2048, {2}),
+        ("cuda", 2049, {1}),
     ],
 )
 def test_small_matrices_run_together_and_large_ones_in_turn(platform, size, together):
@@ -120,12 +121,14 @@ def test_a_tpu_takes_thirty_two_matrices_of_512_at_once():
 
 @pytest.mark.parametrize("size, batch, together", [(8, 2, {2, 1}), (1, 6, {6})], ids=["pairs", "one by one"])
 def test_a_batch_is_filled(monkeypatch, size, batch, together):
-    monkeypatch.setattr(_groups, "_LIMITS", {"default": _groups._Limits(10**9, batch * size**2, written_out=1)})
+    monkeypatch.setattr(
+        _groups, "_LIMITS", {"default": _groups._Limits(10**9, batch * size**2, batches=1, written_out=1)}
+    )
     assert multiplied_at_once(5 if size > 1 else 6, size, "cpu") == together
 
 
-def products_of_large(function, platform, count):
-    arrays = [jax.ShapeDtypeStruct((1025, 1025), jnp.float32)] * count
+def products_of(function, platform, count, size):
+    arrays = [jax.ShapeDtypeStruct((size, size), jnp.float32)] * count
 
     def product(matrix):
         return matrix @ matrix
@@ -148,13 +151,22 @@ def products_of_large(function, platform, count):
 )
 def test_a_few_large_matrices_are_written_out(platform, count, products):
     """One product a matrix, or one in a loop over all."""
-    assert products_of_large(_groups.map_matrices, platform, count) == products
+    assert products_of(_groups.map_matrices, platform, count, 2049) == products
+
+
+@pytest.mark.parametrize(
+    "platform, count, size, products",
+    [("cpu", 32, 128, 1), ("tpu", 64, 512, 1), ("cuda", 32, 1024, 4), ("cuda", 128, 1024, 16), ("cuda", 136, 1024, 1)],
+)
+def test_a_few_batches_are_written_out_on_a_gpu(platform, count, size, products):
+    """One product a batch; elsewhere, and for many batches, one in a loop over all of them."""
+    assert products_of(_groups.map_matrices, platform, count, size) == products
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("count", [2, 65])
 def test_large_matrices_of_a_stack_are_looped_over(platform, count):
-    assert products_of_large(lambda f, arrays: _groups.map_stacks(f, [jnp.stack(arrays)]), platform, count) == 1
+    assert products_of(lambda f, arrays: _groups.map_stacks(f, [jnp.stack(arrays)]), platform, count, 2049) == 1
 
 
 def test_a_stack_of_small_matrices_is_one_call():

@@ -14,6 +14,8 @@ from _budget import Budget, Contender
 from _grouping import Case, propose_limits
 from _report import Report
 
+from muon_optax._orthogonalizers.batching import _Limits
+
 FOLDER = Path(__file__).parents[1]
 
 
@@ -86,6 +88,6 @@ def test_limits_end_where_a_batch_stops_to_pay() -> None:
         Case(16, 1024, 1024): {"one batch": 1.1, "loop": 1.3},
         Case(8, 2048, 2048): {"one batch": 0.9, "loop": 1.0},
     }
-    expected = {"matrix": 512**2, "batch": 24 * 512**2, "written_out": 16}
-    assert propose_limits(ratios, written_out=4) == expected
-    assert propose_limits({Case(4, 8, 8): {"loop": 1.0}}, written_out=4) is None
+    present = _Limits(matrix=7, batch=7, batches=7, written_out=4)
+    assert propose_limits(ratios, present) == (512**2, 24 * 512**2, 7, 16)
+    assert propose_limits({Case(4, 8, 8): {"loop": 1.0}}, present) is None

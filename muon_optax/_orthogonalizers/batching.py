@@ -17,7 +17,8 @@ class _Limits(NamedTuple):
 
     matrix: int  # Larger matrices run one by one.
     batch: int  # A batch has no more: the intermediate results of all its matrices are in memory at once.
-    written_out: int  # So many are written out one by one; more are looped over, to keep the program small.
+    batches: int  # So many are written out; more are looped over, to keep the program small.
+    written_out: int  # Likewise of matrices that run one by one.
 
 
 # Set from `benchmarks/grouping.py`.
@@ -28,11 +29,11 @@ class _Limits(NamedTuple):
 # On a CPU a product of 128 x 128 has all the cores to itself, and small batches stay in the cache. Without bfloat16
 # instructions one by one is 1.2 to 1.5 times as fast from 64 x 64 on, but 32 to 128 matrices compile 1.5 to 3 times
 # as long: there batches are for the compiler.
-# GPUs, the default, are not measured.
+# GPUs, the default: TODO
 _LIMITS = {
-    "cpu": _Limits(matrix=2**14, batch=2**16, written_out=16),
-    "tpu": _Limits(matrix=3 * 2**18, batch=2**23, written_out=64),
-    "default": _Limits(matrix=2**20, batch=6 * 2**20, written_out=16),
+    "cpu": _Limits(matrix=2**14, batch=2**16, batches=1, written_out=16),
+    "tpu": _Limits(matrix=3 * 2**18, batch=2**23, batches=1, written_out=64),
+    "default": _Limits(matrix=2**22, batch=2**23, batches=16, written_out=16),
 }
 
 
@@ -87,14 +88,13 @@ def _traced_once(function: Orthogonalizer) -> Orthogonalizer:
 
 def _run(function: Orthogonalizer, group: list[jax.Array]) -> Sequence[jax.Array]:
     def run(way: _Way, *matrices: jax.Array) -> list[jax.Array]:
-        if way.written_out:
+        if not way.written_out:
+            return list(_in_batches(function, jnp.stack(matrices), way.together))
+        if way.together == 1:
             return [function(matrix) for matrix in matrices]
-        return list(_in_batches(function, jnp.stack(matrices), way.together))
+        return [result for batch in _batches(matrices, way.together) for result in function(jnp.stack(batch))]
 
-    chosen = _ways(len(group), group[0].size)
-    if not any(way.written_out for way in chosen.values()):  # then one stack serves every platform
-        return list(_run_stack(function, jnp.stack(group)))
-    return _on_each_platform(run, chosen, *group)
+    return _on_each_platform(run, _ways(len(group), group[0].size), *group)
 
 
 def _run_stack(function: Orthogonalizer, stack: jax.Array) -> jax.Array:
@@ -109,19 +109,29 @@ def _run_stack(function: Orthogonalizer, stack: jax.Array) -> jax.Array:
 def _in_batches(function: Orthogonalizer, stack: jax.Array, count: int) -> jax.Array:
     if len(stack) <= count:
         return function(stack)
-    # A loop over batches of nearly one size, of which only a smaller last one is written out besides.
-    batches = math.ceil(len(stack) / count)
-    return jax.lax.map(function, stack, batch_size=math.ceil(len(stack) / batches) if count > 1 else None)
+    # A loop over batches, of which only a smaller last one is written out besides.
+    return jax.lax.map(function, stack, batch_size=_evenly(len(stack), count) if count > 1 else None)
+
+
+def _batches(matrices: Sequence[jax.Array], count: int) -> list[Sequence[jax.Array]]:
+    size = _evenly(len(matrices), count)
+    return [matrices[first : first + size] for first in range(0, len(matrices), size)]
+
+
+def _evenly(matrices: int, count: int) -> int:
+    """The size of batches of at most ``count`` that are nearly of one size."""
+    return math.ceil(matrices / math.ceil(matrices / count))
 
 
 class _Way(NamedTuple):
-    together: int  # Matrices of a batch.
-    written_out: bool  # One by one, without a loop.
+    together: int  # Matrices of a batch, at most.
+    written_out: bool  # Without a loop.
 
 
 def _way(limits: _Limits, matrices: int, size: int) -> _Way:
     together = max(1, min(matrices, limits.batch // max(size, 1))) if size <= limits.matrix else 1
-    return _Way(together, together == 1 and matrices <= limits.written_out)
+    allowed = limits.written_out if together == 1 else limits.batches
+    return _Way(together, math.ceil(matrices / together) <= allowed)
 
 
 def _ways(matrices: int, size: int) -> dict[str, _Way]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from muon_optax._orthogonalizers.coefficients import Coefficients
-from muon_optax._orthogonalizers.precision import accumulation_dtype, blend, multiply
+from muon_optax._orthogonalizers.precision import accumulation_dtype, blend, multiply, rounded
 from muon_optax._orthogonalizers.restarts import restart_steps
 from muon_optax._orthogonalizers.start import Start
 from muon_optax._orthogonalizers.step import apply, gram, is_wide, polynomial
@@ -33,7 +33,7 @@ def gram_newton_schulz(begin: Start, coefficients: Coefficients) -> jax.Array:
     restarts = (*restart_steps(coefficients, X.dtype), len(coefficients))
     Y = apply(*_factor(X, R, coefficients[: restarts[0]]), X) / norm
     for first, end in pairwise(restarts):
-        X = Y.astype(X.dtype)
+        X = rounded(Y, X.dtype)
         Y = apply(*_factor(X, gram(X), coefficients[first:end]), X)
     return Y
 
@@ -45,18 +45,18 @@ def _factor(X: jax.Array, R: jax.Array, coefficients: Coefficients) -> tuple[flo
     """
     q, Q = 1.0, jnp.zeros_like(R, X.dtype)
     for index, step in enumerate(coefficients):
-        rounded = R.astype(X.dtype)
-        d, B = polynomial(step, rounded)
+        A = rounded(R, X.dtype)
+        d, B = polynomial(step, A)
         # (d I + B) (q I + Q), without its multiple of the identity.
-        Q = B if index == 0 else (d * _widen(Q) + q * _widen(B) + _beside(X, B, Q)).astype(X.dtype)
+        Q = B if index == 0 else rounded(d * _widen(Q) + q * _widen(B) + _beside(X, B, Q), X.dtype)
         q = d * q
         if index + 1 < len(coefficients):
             a, _, c = step
-            half = blend(d, rounded, multiply(B, rounded))
+            half = blend(d, A, multiply(B, A))
             if c:
                 # What rounding took off R matters among its small eigenvalues, where Z is a I. A cubic Z, which takes
                 # the largest almost to 0, is too far from a I there.
-                half += a * (R - _widen(rounded))
+                half += a * (R - _widen(A))
             R = d * half + multiply(half.astype(X.dtype), B)
     return q, Q
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from muon_optax._orthogonalizers.checks import as_matrices, refuse_array
 from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients, check_coefficients
 from muon_optax._orthogonalizers.gram_newton_schulz import gram_newton_schulz, gram_products
+from muon_optax._orthogonalizers.precision import rounded
 from muon_optax._orthogonalizers.start import Norm, Start, start
 from muon_optax._orthogonalizers.step import apply, gram, polynomial
 
@@ -30,9 +31,9 @@ def direct_newton_schulz(begin: Start, coefficients: Coefficients) -> jax.Array:
     Y = jnp.zeros_like(X)
     for index, step in enumerate(coefficients):
         if index > 0:
-            X = Y.astype(X.dtype)
+            X = rounded(Y, X.dtype)
             A = gram(X)
-        Y = apply(*polynomial(step, A.astype(X.dtype)), X)
+        Y = apply(*polynomial(step, rounded(A, X.dtype)), X)
         if index == 0:
             Y = Y / norm
     return Y

@@ -14,7 +14,7 @@ Rounding B is the largest error of a step and is proportional to B, so this remo
 import jax
 import jax.numpy as jnp
 
-from muon_optax._orthogonalizers.precision import accumulation_dtype, blend, multiply
+from muon_optax._orthogonalizers.precision import accumulation_dtype, blend, multiply, rounded
 
 # Squared singular values stay below this from the second step on, in every schedule that ends near 1.
 _LARGEST_SQUARE = 1.3
@@ -43,7 +43,7 @@ def polynomial(coefficients: tuple[float, float, float], A: jax.Array) -> tuple[
     square = c * multiply(A, A) if c else jnp.zeros_like(A, wide)
     identity = jnp.broadcast_to(jnp.eye(A.shape[-1], dtype=wide), A.shape)
     B = blend(b, A, square) - middle * identity
-    return a + middle, B.astype(A.dtype)
+    return a + middle, rounded(B, A.dtype)
 
 
 def apply(d: float, B: jax.Array, X: jax.Array) -> jax.Array:
