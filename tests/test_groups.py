@@ -105,8 +105,8 @@ def test_batches_are_of_nearly_one_size(monkeypatch, count, together):
         ("tpu", 886, {8}),
         ("tpu", 887, {1}),
         ("tpu", 1024, {1}),
-        ("cuda", 1024, {8}),
-        ("cuda", 2048, {2}),
+        ("cuda", 1024, {16}),
+        ("cuda", 2048, {4}),
         ("cuda", 2049, {1}),
     ],
 )
@@ -156,7 +156,7 @@ def test_a_few_large_matrices_are_written_out(platform, count, products):
 
 @pytest.mark.parametrize(
     "platform, count, size, products",
-    [("cpu", 32, 128, 1), ("tpu", 64, 512, 1), ("cuda", 32, 1024, 4), ("cuda", 128, 1024, 16), ("cuda", 136, 1024, 1)],
+    [("cpu", 32, 128, 1), ("tpu", 64, 512, 1), ("cuda", 32, 1024, 2), ("cuda", 256, 1024, 16), ("cuda", 272, 1024, 1)],
 )
 def test_a_few_batches_are_written_out_on_a_gpu(platform, count, size, products):
     """One product a batch; elsewhere, and for many batches, one in a loop over all of them."""

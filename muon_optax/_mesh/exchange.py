@@ -27,21 +27,25 @@ def exchange(plan: Plan, map_stacks: MapStacks) -> Callable[[Arrays], dict[str, 
         plan: Who orthogonalizes what.
         map_stacks: From stacks ``(matrices, rows, cols)`` on one device to the same, orthogonalized.
     """
+    # Arrays without elements stay: beside others in a `shard_map` they crash XLA (jaxlib 0.11.2).
+    filled = {number: leaf for number, leaf in enumerate(plan.leaves) if math.prod(leaf.shape)}
     run = jax.shard_map(
         partial(_on_one_device, plan, map_stacks),
         mesh=plan.mesh,
-        in_specs=tuple(spec_of(leaf.there) for leaf in plan.leaves),
-        out_specs=[spec_of(leaf.back) for leaf in plan.leaves],
+        in_specs=({number: spec_of(leaf.there) for number, leaf in filled.items()},),
+        out_specs={number: spec_of(leaf.back) for number, leaf in filled.items()},
         # What a device computes depends on its place in the mesh in ways that the types of arrays can't follow.
         check_vma=False,
     )
 
     def whole(arrays: Arrays) -> dict[str, jax.Array]:
         blocks: dict[str, list[jax.Array]] = {}
-        results = run(*(_placed(leaf, arrays[leaf.path]) for leaf in plan.leaves))
-        for leaf, result in zip(plan.leaves, results, strict=True):
+        placed = {number: _placed(leaf, arrays[leaf.path]) for number, leaf in enumerate(plan.leaves)}
+        results = run({number: placed[number] for number in filled}) if filled else {}
+        for number, leaf in enumerate(plan.leaves):
             # Zeros that were appended for the mesh go, and the blocks of a fused projection meet again.
-            blocks.setdefault(leaf.path, []).append(result[tuple(map(slice, leaf.shape))])
+            result = results.get(number, placed[number])[tuple(map(slice, leaf.shape))]
+            blocks.setdefault(leaf.path, []).append(result)
         axes = {leaf.path: leaf.layout.axes.index("o") for leaf in plan.leaves}
         joined = {path: jnp.concatenate(own, axis=axes[path]) for path, own in blocks.items()}
         return {path: _lying_as(plan.shardings[path].spec, array) for path, array in joined.items()}
@@ -67,8 +71,8 @@ def _lying_as(spec: PartitionSpec, array: jax.Array) -> jax.Array:
     return jax.sharding.reshard(array, NamedSharding(typed.mesh, spec))
 
 
-def _on_one_device(plan: Plan, map_stacks: MapStacks, *arrays: jax.Array) -> list[jax.Array]:
-    sent, done = list(arrays), {}
+def _on_one_device(plan: Plan, map_stacks: MapStacks, arrays: dict[int, jax.Array]) -> dict[int, jax.Array]:
+    sent, done = arrays, {}
     for batch in plan.batches:
         if done:
             # A batch starts when the one before has ended, so that the stacks of one are in memory at a time.
@@ -76,7 +80,7 @@ def _on_one_device(plan: Plan, map_stacks: MapStacks, *arrays: jax.Array) -> lis
         received = [_send(plan.leaves, stack, sent) for stack in batch]
         for stack, made in zip(batch, _work(batch, received, map_stacks), strict=True):
             done |= _return(stack, made)
-    results = list(arrays)  # those without elements stay
+    results = {}
     for number, own in groupby(sorted(done), key=lambda matrix: matrix[0]):
         leaf, array = plan.leaves[number], arrays[number]
         batch = leaf.of_batch(range(array.ndim))
@@ -86,7 +90,7 @@ def _on_one_device(plan: Plan, map_stacks: MapStacks, *arrays: jax.Array) -> lis
     return results
 
 
-def _send(leaves: Sequence[Leaf], stack: Stack, arrays: Sequence[jax.Array]) -> jax.Array:
+def _send(leaves: Sequence[Leaf], stack: Stack, arrays: Mapping[int, jax.Array]) -> jax.Array:
     """``(senders, rows, width)``: from each device that holds another piece its pieces of this owner's matrices."""
     way = stack.kind.there
     # A device knows its place in the mesh only when it runs, so every copy's program is written out.
@@ -126,7 +130,7 @@ def _runs(matrices: Sequence[Matrix | None]) -> Iterator[tuple[Matrix | None, in
         yield (None if key is None else run[0]), len(run)
 
 
-def _pack(leaves: Sequence[Leaf], stack: Stack, owners: list[int], arrays: Sequence[jax.Array]) -> jax.Array:
+def _pack(leaves: Sequence[Leaf], stack: Stack, owners: list[int], arrays: Mapping[int, jax.Array]) -> jax.Array:
     """This device's pieces of the matrices of some owners, ``(owners, rows, width)``."""
     packed: list[jax.Array] = []
     for held, same in groupby(owners, stack.held.__getitem__):
@@ -212,7 +216,9 @@ def _write(
         parts.append(own.reshape(lead, -1, width))
     # A collective needs equal parts. Owners with fewer matrices send zeros.
     empty = stack.rows(direction) - sum(part.shape[1] for part in parts)
-    return jnp.concatenate([*parts, jnp.zeros((lead, empty, width), stack.kind.dtype)], axis=1)
+    if empty:
+        parts.append(jnp.zeros((lead, empty, width), stack.kind.dtype))
+    return jnp.concatenate(parts, axis=1)
 
 
 def _read(stack: Stack, direction: Direction, held: Sequence[int], rows: jax.Array) -> list[jax.Array]:

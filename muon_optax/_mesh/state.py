@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
 from muon_optax._mesh.checks import refuse_other_paths, refuse_other_shapes, require_mesh
@@ -48,7 +48,7 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
 
     Example:
         >>> import jax, jax.numpy as jnp, muon_optax as mo
-        >>> from jax.sharding import NamedSharding, PartitionSpec
+        >>> from jax.sharding import AxisType, NamedSharding, PartitionSpec
         >>> place = NamedSharding(jax.make_mesh((1,), ("data",)), PartitionSpec("data"))
         >>> params = {"kernel": jax.device_put(jnp.ones((8, 4)), place)}
         >>> mo.state_shardings(mo.muon(3e-4), params).inner_states["muon"].inner_state[0].trace["kernel"].spec
@@ -78,7 +78,7 @@ def init_sharded(
 
     Example:
         >>> import jax, jax.numpy as jnp, muon_optax as mo
-        >>> from jax.sharding import NamedSharding, PartitionSpec
+        >>> from jax.sharding import AxisType, NamedSharding, PartitionSpec
         >>> place = NamedSharding(jax.make_mesh((1,), ("data",)), PartitionSpec("data"))
         >>> params = {"kernel": jax.device_put(jnp.ones((8, 4)), place)}
         >>> state = mo.init_sharded(mo.muon(3e-4), params)
@@ -119,10 +119,16 @@ def stay_spread(
 
 
 def _constrain(array: Any, place: NamedSharding) -> Any:
-    # Inside `shard_map` all is local. Under Explicit axes an array's type holds it in place.
-    if inside_shard_map() or typed_sharding(array) is not None:
+    # Inside `shard_map` all is local. Under Explicit axes an array's type holds it in place, and JAX refuses to say it
+    # again, of arrays without a type too, which `jax.eval_shape` makes.
+    if inside_shard_map() or typed_sharding(array) is not None or _names_explicit_axes(place):
         return array
     return jax.lax.with_sharding_constraint(array, place)
+
+
+def _names_explicit_axes(place: NamedSharding) -> bool:
+    kinds = dict(zip(place.mesh.axis_names, place.mesh.axis_types, strict=True))
+    return any(kinds[axis] == AxisType.Explicit for axis in jax.tree.leaves(tuple(place.spec)))
 
 
 def _places(state: Any, params: Any, own: Mapping[str, NamedSharding]) -> Any:
