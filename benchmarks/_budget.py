@@ -11,6 +11,7 @@ from _measure import time_interleaved
 from _report import Report, Row
 
 Run = Callable[[], Any]
+SPENT = "the section's time was spent"
 
 
 class Contender(NamedTuple):
@@ -47,11 +48,14 @@ class Budget:
 
         A ratio is the median of the rounds' ratios to ``reference``. What no longer fits is left out and said.
         """
+        if time.perf_counter() > self._ends[section]:
+            self._report.left_out.append(f"{section}, {case}: {SPENT}")
+            return []
         ready: dict[str, Contender] = {}
         results: dict[str, str] = {}
         for name, prepare in contenders.items():
             if time.perf_counter() > self._ends[section]:
-                self._report.left_out.append(f"{section}, {case}, {name}: the section's time was spent")
+                self._report.left_out.append(f"{section}, {case}, {name}: {SPENT}")
                 continue
             try:
                 contender = prepare()

@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_said_and_the_next_section_has_its_time(tmp_path: P
     report = Report("trial", "cpu", [])
     budget = Budget(report, tmp_path, 60, {"first": 0, "second": 1})
     assert budget.compare("first", "case", {"small": adding}, "small", 2) == []
-    assert report.left_out == ["first, case, small: the section's time was spent"]
+    assert report.left_out == ["first, case: the section's time was spent"]
     assert len(budget.compare("second", "case", {"small": adding}, "small", 2)) == 1
 
 
