@@ -11,7 +11,7 @@ from jaxpr import matrix_products
 from tolerances import RTOL
 
 from muon_optax._orthogonalizers import precision as _precision
-from muon_optax._orthogonalizers.precision import accumulation_dtype, blend, multiply
+from muon_optax._orthogonalizers.precision import accumulation_dtype, blend, multiply, rounded
 
 # What NumPy says of them.
 CPUS = {"Haswell": {"found": ["X86_V3"]}, "Sapphire Rapids": {"found": ["X86_V3", "AVX512_SPR"]}, "unknown": {}}
@@ -140,6 +140,26 @@ def test_blend_rounds_no_coefficient(dtype: str) -> None:
     assert got.dtype == jnp.float32
     # Half a unit of float32; with 3.4375, which 3.4445 becomes in bfloat16, it would be 2e-3.
     np.testing.assert_allclose(got, 3.4445 * matrices.astype(np.float64) + product, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("platform, kept", [("cuda", True), ("rocm", True), ("cpu", False), ("tpu", False)])
+def test_only_on_gpus_a_rounded_matrix_is_kept_from_its_readers(platform: str, kept: bool) -> None:
+    """XLA for GPUs would hand them the number before rounding; elsewhere a barrier would cost a fusion."""
+
+    def widened(matrices: jax.Array) -> jax.Array:
+        return rounded(matrices, jnp.bfloat16).astype(jnp.float32)
+
+    text = jax.jit(widened).trace(jnp.ones((4, 4))).lower(lowering_platforms=(platform,)).as_text()
+    assert ("optimization_barrier" in text) == kept
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_rounding_has_a_derivative_and_maps_over_a_batch(dtype: str) -> None:
+    matrices = jnp.asarray(oracle.gaussian(3, 4, 5), jnp.float32)
+    one = jax.vmap(lambda matrix: rounded(matrix, FLOATS[dtype]))(matrices)
+    np.testing.assert_array_equal(one, matrices.astype(FLOATS[dtype]))
+    gradient = jax.grad(lambda matrix: rounded(matrix, FLOATS[dtype]).astype(jnp.float32).sum())(matrices)
+    np.testing.assert_array_equal(gradient, np.ones_like(matrices))
 
 
 @pytest.mark.parametrize("dtype, want", [(name, jnp.float32) for name in FLOATS] + [("float64", jnp.float64)])
