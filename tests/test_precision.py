@@ -153,6 +153,11 @@ def test_only_on_gpus_a_rounded_matrix_is_kept_from_its_readers(platform: str, k
     assert ("optimization_barrier" in text) == kept
 
 
+def test_what_is_not_rounded_is_not_kept() -> None:
+    trace = jax.jit(lambda matrices: rounded(matrices, jnp.float32)).trace(jnp.ones((4, 4)))
+    assert "optimization_barrier" not in trace.lower(lowering_platforms=("cuda",)).as_text()
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_rounding_has_a_derivative_and_maps_over_a_batch(dtype: str) -> None:
     matrices = jnp.asarray(oracle.gaussian(3, 4, 5), jnp.float32)

@@ -47,9 +47,8 @@ def direct_products(coefficients: Coefficients, aspect: float) -> float:
 def choose_method(coefficients: Coefficients, short: int, long: int, dtype: jax.typing.DTypeLike) -> Method:
     """Gram where it saves at least 14% of the multiplications for matrices of sides ``short`` and ``long``.
 
-    So it takes Llama's MLP, 2.67 times as long as wide, there saving a quarter of the time on a CPU and 13% to 15% of a
-    TPU's cycles from 768 on. On a GPU it saves less, since its operations are more and smaller; and small matrices take
-    no time to multiply.
+    So it takes Llama's MLP, about 2.7 times as long as wide. There it saves 16% to 26% of the time on a CPU and, from
+    768 on, 13% to 15% of a TPU's cycles; no GPU was tried. Small matrices take no time to multiply.
     """
     aspect = long / short
     saves = gram_products(coefficients, aspect, dtype) < 0.86 * direct_products(coefficients, aspect)
@@ -78,7 +77,7 @@ def newton_schulz(
             A CPU not known to have bfloat16 instructions multiplies the same numbers as float32, which is faster there.
         method: ``"direct"`` multiplies the matrix itself in every step; ``"gram"`` works on the smaller
             Gram matrix and gives the same up to rounding; ``"auto"`` takes the one with fewer
-            multiplications for each shape: Gram for matrices about 2.6 times as long as wide, and not small.
+            multiplications for each shape: Gram from about 2.6 times as long as wide on, if not small.
         norm: What the matrix is divided by first. ``"frobenius"``, everyone's, exceeds the largest singular value by up
             to the root of the rank. ``"schatten4"``, the fourth root of the sum of fourth powers of the singular
             values, exceeds it by less and costs nothing. With it, ``polar_express(4, 4e-3)`` comes as close to
