@@ -6,6 +6,7 @@ from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.per_head import per_head
 from muon_optax._layouts.rules import default_layouts
 from muon_optax._layouts.split_fused import split_fused
+from muon_optax._layouts.unknown import MuonWarning
 from muon_optax._mesh.plan import Plan, plan
 from muon_optax._mesh.state import init_sharded, state_shardings
 from muon_optax._muon import muon
@@ -44,6 +45,7 @@ __all__ = [
     "KELLER",
     "YOU_JIACHENG",
     "Layout",
+    "MuonWarning",
     "Plan",
     "add_cautious_decayed_weights",
     "assign_layouts",

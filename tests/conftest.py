@@ -28,6 +28,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones end a
 def pytest_configure(config: pytest.Config) -> None:
     fast = config.option.markexpr.startswith(("slow", "not (slow"))
     os.environ.setdefault("XLA_FLAGS", COMPILE_FAST if fast else IN_ONE_MODULE)
+    # Not in pyproject.toml: pytest would import the package, and JAX, before the settings above.
+    config.addinivalue_line("filterwarnings", "error::muon_optax.MuonWarning")
     jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
     # Tracing and lowering are the other half of the time. No test reads a program's source lines, and the garbage
     # collector would look through millions of live objects again and again.

@@ -1,6 +1,7 @@
 """What is shipped: wheel and sdist in a clean environment, nothing else imported, no code run from what is read."""
 
 import ast
+import itertools
 import json
 import os
 import re
@@ -15,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = {"jax", "numpy", "optax"}
 NEEDED_BY_TESTS = [
     "README.md",
-    ".ci/run",
+    "constraints.txt",
+    ".ci/*",
     ".github/workflows/*.yml",
     "benchmarks/*.py",
     "benchmarks/tests/*.py",
@@ -239,6 +243,31 @@ def test_checkers_and_the_build_backend_are_pinned() -> None:
     assert len(pinned) >= 3
     for requirement in pinned:
         assert re.fullmatch(r"[\w\[\]-]+==[\d.]+", requirement), requirement
+
+
+def constraints_for(python: str) -> dict[str, str]:
+    """The versions in constraints.txt for a Python, by the package's name in lower case with dashes."""
+    found = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        requirement = Requirement(line.partition("#")[0].strip() or "none==0")
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": python}):
+            found[canonicalize_name(requirement.name)] = str(requirement.specifier)
+    return found
+
+
+@pytest.mark.parametrize("python, jax", [("3.11", "==0.10."), ("3.12", "==0.10."), ("3.13", "==0.1")])
+def test_the_constraints_hold_every_dependency_of_every_extra(python: str, jax: str) -> None:
+    named = [*PROJECT["dependencies"], *itertools.chain(*PROJECT["optional-dependencies"].values())]
+    found = constraints_for(python)
+    assert {canonicalize_name(Requirement(text).name) for text in named} <= found.keys()
+    assert found["jax"].startswith(jax)
+    assert found["jax"] == found["jaxlib"]
+
+
+def test_both_commands_of_the_readme_use_the_constraints() -> None:
+    commands = re.findall(r"^pip install -e .*&&.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    assert all(" -c constraints.txt && " in command for command in commands)
 
 
 def test_the_workflows_may_only_read_and_pin_what_they_use() -> None:

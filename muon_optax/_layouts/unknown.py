@@ -15,6 +15,10 @@ _LIBRARIES = {"muon_optax", "jax", "jaxlib", "optax", "flax", "equinox", "haiku"
 _LISTED = 12  # groups that a warning names
 
 
+class MuonWarning(UserWarning):
+    """What muon_optax warns of; ``warnings.simplefilter("error", muon_optax.MuonWarning)`` makes it an error."""
+
+
 def is_trainable(leaf: NamedLeaf) -> bool:
     """Whether updates in the leaf's dtype can be anything but zero: not in integers, nor in eight bits."""
     return bool(jnp.issubdtype(leaf.dtype, jnp.inexact)) and jnp.finfo(leaf.dtype).bits >= 16
@@ -29,6 +33,7 @@ def warn_unknown(unknown: Sequence[NamedLeaf], leaves: Sequence[NamedLeaf]) -> N
             "No rule knows which axes of these arrays are inputs and outputs, so AdamW trains them: "
             f"{_listed(groups)}. Give their layout, for example layouts={{{_remedy(groups[0], leaves)}}}, or None to "
             "leave them to AdamW.",
+            MuonWarning,
             stacklevel=_level_of_user(),
         )
 
@@ -40,6 +45,7 @@ def warn_without_matrices(leaves: Sequence[NamedLeaf]) -> None:
         f"No parameter is seen as a matrix, so Muon trains nothing: {listed}. Raveled parameters "
         "(optax.flatten, jax.flatten_util.ravel_pytree) have lost their shapes: give the optimizer the tree itself. "
         "Where matrices are there, name their layout in layouts.",
+        MuonWarning,
         stacklevel=_level_of_user(),
     )
 

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, show
+from muon_optax._layouts.unknown import MuonWarning
 
 
 class Use(NamedTuple):
@@ -156,5 +157,6 @@ def warn_of_silence(orthogonalizer: Any) -> None:
             f"The orthogonalizer has no {' and no '.join(missing)}. Without dtype matrices travel in their own dtype, "
             "perhaps twice the bytes; without flops their cost is guessed. Pass muon_optax.newton_schulz() itself, or "
             "an object with __call__, dtype (of its products, or None) and flops(rows, cols).",
+            MuonWarning,
             stacklevel=2,
         )

@@ -84,7 +84,10 @@ def beside(layout: str | None, param: Any, *gradients: Any) -> Build:
 def of_dtype(dtype: Any, matrix: bool = False, factor: float = 1.0, layout: str | None = None) -> Build:
     """The plain tree and a leaf ``extra`` with parameters and gradients of ``dtype``."""
     drawn = (weights(*SHAPE), *steps(3)) if matrix else (weights(12), *vectors())
-    return beside(layout, *(jnp.asarray(factor * array, dtype) for array in drawn))
+    # Only numbers that the type has: what becomes of others is NumPy's to say, and ml_dtypes may warn of it.
+    limits = jnp.iinfo(dtype) if jnp.issubdtype(dtype, jnp.integer) else None
+    inside = (factor * array if limits is None else np.clip(factor * array, limits.min, limits.max) for array in drawn)
+    return beside(layout, *(jnp.asarray(array, dtype) for array in inside))
 
 
 def on_host(change: Change) -> Build:
