@@ -28,7 +28,7 @@ def kind_of(value: object) -> str:
     if isinstance(value, ModuleType):
         return "module"
     if inspect.isclass(value):
-        return "class"
+        return "warning" if issubclass(value, Warning) else "class"
     return "function" if inspect.isfunction(value) or hasattr(value, "__wrapped__") else "data"
 
 
