@@ -14,7 +14,7 @@ import pytest
 import muon_optax
 
 API_PAGE = Path(__file__).parents[1] / "docs" / "api.md"
-DIRECTIVE = re.compile(r"^\.\. auto(function|class|data|module):: muon_optax\.(\w+)$", re.MULTILINE)
+DIRECTIVE = re.compile(r"^\.\. auto(function|class|data|module|exception):: muon_optax\.(\w+)$", re.MULTILINE)
 INTEGRATIONS = ("flax",)
 WITH_MEMBERS = re.compile(r"^\.\. automodule:: muon_optax\.(\w+)\n   :members:$", re.MULTILINE)
 
@@ -28,7 +28,7 @@ def kind_of(value: object) -> str:
     if isinstance(value, ModuleType):
         return "module"
     if inspect.isclass(value):
-        return "warning" if issubclass(value, Warning) else "class"
+        return "exception" if issubclass(value, Exception) else "class"
     return "function" if inspect.isfunction(value) or hasattr(value, "__wrapped__") else "data"
 
 
