@@ -5,6 +5,7 @@ from muon_optax._layouts.assign import assign_layouts, label_params
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.per_head import per_head
 from muon_optax._layouts.rules import default_layouts
+from muon_optax._layouts.saved import layouts_from_json, layouts_to_json
 from muon_optax._layouts.split_fused import split_fused
 from muon_optax._layouts.unknown import MuonWarning
 from muon_optax._mesh.plan import Plan, plan
@@ -58,6 +59,8 @@ __all__ = [
     "hold_idle_matrices",
     "init_sharded",
     "label_params",
+    "layouts_from_json",
+    "layouts_to_json",
     "muon",
     "muon_clip",
     "muon_h",

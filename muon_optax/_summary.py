@@ -10,17 +10,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._layouts.assign import Layouts, resolve
+from muon_optax._layouts.assign import Layouts, decisions_on
+from muon_optax._layouts.decision import Strength
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
 from muon_optax._layouts.repeated import natural_order, pattern, without_numbers
-from muon_optax._layouts.rules import decide
-from muon_optax._layouts.unknown import warn_unknown
+from muon_optax._layouts.unknown import refuse_uncertain, warn_unknown
 from muon_optax._transforms.scales import Scale, scale_factors
 
 _HEADINGS = ("path", "shape", "layout", "matrices", "label", "why", "scale", "state bytes")
 _RIGHT_ALIGNED = 6  # columns from here on hold numbers
-_LEGEND = "layout: i input, o output, b each index is a matrix of its own, - not a matrix, ? no rule knows"
+_LEGEND = (
+    "layout: i input, o output, b each index is a matrix of its own, - not a matrix, ~ weak evidence, ? no rule knows"
+)
 # Below this share of all elements under Muon a person should look; embeddings rarely hold as much as the rest does.
 _SMALL_SHARE = 1 / 3
 _LARGEST_LISTED = 3
@@ -35,9 +37,24 @@ class Row:
     layout: Layout | None
     label: str
     why: str
-    known: bool
+    strength: Strength
     scale: tuple[float, ...]
     state_bytes: int
+
+    @property
+    def known(self) -> bool:
+        """Whether strong evidence decides: neither weak nor unknown."""
+        return self.strength == "strong"
+
+    @property
+    def weak(self) -> bool:
+        """Whether weak evidence decides."""
+        return self.strength == "weak"
+
+    @property
+    def unknown(self) -> bool:
+        """Whether no evidence decides, so that AdamW gets the parameter."""
+        return self.strength == "none"
 
     @property
     def size(self) -> int:
@@ -94,11 +111,13 @@ class Summary:
     def _totals(self) -> str:
         by_muon, unknown = ([row for row in self.rows if own(row)] for own in (_by_muon, _is_unknown))
         total = _elements(self.rows)
+        weak = sum(row.weak for row in self.rows)
         left = f", {_elements(unknown):,} of them in {len(unknown)} arrays that no rule knows" if unknown else ""
         return (
             f"{len(self.rows)} parameters, {total:,} elements: {_elements(by_muon):,} by Muon ({self.muon_share:.1%}), "
             f"{total - _elements(by_muon):,} by AdamW{left}. "
-            f"Optimizer state: {sum(row.state_bytes for row in self.rows):,} bytes."
+            + (f"Weak evidence (~) decides on {weak} arrays. " if weak else "")
+            + f"Optimizer state: {sum(row.state_bytes for row in self.rows):,} bytes."
         )
 
     def _alarms(self) -> list[str]:
@@ -126,7 +145,7 @@ def _by_muon(row: Row) -> bool:
 
 
 def _is_unknown(row: Row) -> bool:
-    return not row.known
+    return row.unknown
 
 
 def _elements(rows: Iterable[Row]) -> int:
@@ -138,7 +157,7 @@ def _cells(group: Sequence[Row]) -> tuple[str, ...]:
     first = group[0]
     path = pattern([row.path for row in group]) + (f" x{len(group)}" if len(group) > 1 else "")
     matrices = " + ".join(map(_show_matrices, first.layout.matrix_shapes(first.shape))) if first.layout else ""
-    layout = str(first.layout) if first.layout else "-" if first.known else "?"
+    layout = "?" if first.unknown else "~" * first.weak + (str(first.layout) if first.layout else "-")
     scale = ", ".join(f"{factor:.4g}" for factor in dict.fromkeys(first.scale))
     kept = f"{sum(row.state_bytes for row in group):,}"
     return (path, str(list(first.shape)), layout, matrices, first.label, first.why, scale, kept)
@@ -163,6 +182,7 @@ def summarize(
     *,
     scale: Scale = "moonlight",
     optimizer: optax.GradientTransformation | None = None,
+    strict: bool = False,
 ) -> Summary:
     """A table of which parameter goes where, seen as which matrices, scaled by what, and why.
 
@@ -172,6 +192,7 @@ def summarize(
         scale: As given to :func:`muon_optax.muon`.
         optimizer: Whose state to count. ``None`` counts what :func:`muon_optax.muon` keeps by default: one momentum for
             a matrix and two moments for any other parameter, in the parameter's dtype.
+        strict: Whether to refuse what weak evidence decides, or none, as in :func:`muon_optax.assign_layouts`.
 
     Returns:
         A summary: ``print`` it for columns path, shape, layout, matrices, label, why (which evidence decided), scale
@@ -183,7 +204,7 @@ def summarize(
         ValueError: As :func:`muon_optax.assign_layouts`, and for an unknown scale.
 
     Warns:
-        UserWarning: As :func:`muon_optax.assign_layouts`.
+        MuonWarning: As :func:`muon_optax.assign_layouts`.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
@@ -196,19 +217,17 @@ def summarize(
         2 parameters, 288 elements: 256 by Muon (88.9%), 32 by AdamW. Optimizer state: 1,280 bytes.
     """
     leaves = named_leaves(params)
-    resolved, unknown = resolve(params, leaves, layouts)
-    warn_unknown(unknown, leaves)
-    unknown_paths, decisions = {leaf.path for leaf in unknown}, decide(leaves)
+    decisions = decisions_on(params, leaves, layouts)
+    if strict:
+        refuse_uncertain(decisions, leaves)
+    warn_unknown([leaf for leaf in leaves if decisions[leaf.path].unknown], leaves)
     measured = None if optimizer is None else _state_bytes(optimizer, params, leaves)
     rows = []
     for leaf in sorted(leaves, key=lambda leaf: natural_order(leaf.path)):
-        layout, decision = resolved[leaf.path], decisions[leaf.path]
-        known = leaf.path not in unknown_paths
-        # Where `layouts` says something else than the rules, or answers what they don't know, the user has decided.
-        why = decision.why if decision.layout == layout and decision.known == known else "given"
+        layout, why, strength = decisions[leaf.path]
         kept = (1 if layout else 2) * _bytes(leaf) if measured is None else measured[leaf.path]
         factors = scale_factors(scale, layout, leaf.shape) if layout else ()
-        rows.append(Row(leaf.path, leaf.shape, layout, "muon" if layout else "adamw", why, known, factors, kept))
+        rows.append(Row(leaf.path, leaf.shape, layout, "muon" if layout else "adamw", why, strength, factors, kept))
     return Summary(tuple(rows))
 
 

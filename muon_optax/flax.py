@@ -7,6 +7,7 @@ import jax
 from flax import linen, nnx
 from flax.linen.recurrent import DenseParams
 
+from muon_optax._layouts.last_layers import last_layers
 from muon_optax._layouts.layers import Known, combine, convolution_layout, einsum_layout
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import named_leaves
@@ -23,23 +24,27 @@ def layouts_of(
     """The layout of every parameter of a Flax model, exact for Flax's own layers and by the default rules for the rest.
 
     An NNX model is asked for its layers; nothing runs. A Linen model is initialized in the abstract, on shapes, and
-    its layers are asked as they are called. Subclasses count as the layer they derive from. Heads are told by name, as
-    the default rules do: no layer knows that it is the last one.
+    its layers are asked as they are called. Subclasses count as the layer they derive from.
+
+    With inputs the model's output is followed back to the layers that make it, whatever their names: they go to AdamW,
+    as heads do. Without inputs, for NNX alone, heads are judged as the default rules do, by names and sizes. A result
+    of several layers, as behind a residual connection, has no last layer.
 
     Args:
         model: An NNX model, concrete or from ``nnx.eval_shape``, or a Linen module.
-        *inputs: For Linen, what the model is called with: arrays or ``ShapeDtypeStruct`` of any batch size.
+        *inputs: What the model is called with: arrays or ``ShapeDtypeStruct`` of any batch size. A Linen model needs
+            them.
         wrt: For NNX, which variables the optimizer trains, as in ``nnx.Optimizer(model, optimizer, wrt=...)``.
         rngs: For Linen, the keys that ``init`` takes. Default: one key for parameters and one for dropout.
         layouts: Path globs that go before the layers, as in :func:`muon_optax.assign_layouts`.
-        **options: For Linen, more arguments of ``init``, such as ``train=False`` or ``method=...``.
+        **options: More arguments of the call, such as ``train=False``; for Linen also ``method=...``.
 
     Returns:
         A mapping from path to layout, which ``muon(..., layouts=...)`` takes. The paths are those of
         ``nnx.state(model, wrt)``, or of ``model.init(...)["params"]``.
 
     Raises:
-        TypeError: If ``model`` is neither, or if an NNX model is given inputs or options.
+        TypeError: If ``model`` is neither, or if an NNX model is given options without inputs.
         ValueError: As in :func:`muon_optax.assign_layouts`.
 
     Warns:
@@ -55,15 +60,16 @@ def layouts_of(
         >>> optimizer = nnx.Optimizer(model, mo.muon(1e-3, layouts=layouts_of(model)), wrt=nnx.Param)
     """
     if isinstance(model, nnx.Module):
-        if inputs or options:
-            raise TypeError("An NNX model holds its layers: layouts_of(model) takes no inputs and no options.")
+        if options and not inputs:
+            raise TypeError("Options belong to a call: layouts_of(model, *inputs, **options), or layouts_of(model).")
         params, known = _from_nnx(model, wrt)
+        last = _last_of_nnx(model, wrt, params, inputs, options) if inputs else None
     elif isinstance(model, linen.Module):
         rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)} if rngs is None else rngs
-        params, known = _from_linen(model, rngs, inputs, options)
+        params, known, last = _from_linen(model, rngs, inputs, options)
     else:
         raise TypeError(f"layouts_of takes an NNX model or a Linen module; got {type(model).__name__}.")
-    return combine(params, known, layouts)
+    return combine(params, known, layouts, last)
 
 
 # NNX: each function lists a layer's variables with what is known of them.
@@ -155,6 +161,17 @@ def _from_nnx(model: nnx.Module, wrt: Any) -> tuple[Any, dict[str, Known]]:
     return params, {path: said[id(variable)] for path, variable in variables.items() if id(variable) in said}
 
 
+def _last_of_nnx(
+    model: nnx.Module, wrt: Any, params: Any, inputs: tuple[Any, ...], options: Mapping[str, Any]
+) -> set[str]:
+    graph, _, others = nnx.split(model, wrt, ...)
+
+    def call(params: Any, *inputs: Any) -> Any:
+        return nnx.merge(graph, params, others)(*inputs, **options)
+
+    return last_layers(call, params, *inputs)
+
+
 def _at(node: Any, path: tuple[Any, ...]) -> Any:
     for key in path:
         node = node[key] if isinstance(node, Mapping | list | tuple | nnx.List) else getattr(node, key, None)
@@ -232,7 +249,7 @@ METHODS = ("__call__", "attend")  # an Embed may be used as a head alone
 
 def _from_linen(
     model: linen.Module, rngs: Any, inputs: tuple[Any, ...], options: Mapping[str, Any]
-) -> tuple[Any, dict[str, Known]]:
+) -> tuple[Any, dict[str, Known], set[str]]:
     known: dict[str, Known] = {}
 
     def ask(method: Callable[..., Any], args: Any, kwargs: Any, context: linen.module.InterceptorContext) -> Any:
@@ -247,7 +264,13 @@ def _from_linen(
 
     with linen.intercept_methods(ask):
         variables = jax.eval_shape(lambda *given: model.init(rngs, *given, **options), *inputs)
-    return variables.get("params", {}), known
+
+    def call(params: Any, others: Any, *given: Any) -> Any:
+        # Whatever a layer keeps besides may change; only what the model returns is followed.
+        return model.apply({**others, "params": params}, *given, rngs=rngs, mutable=True, **options)[0]
+
+    params, others = variables.get("params", {}), {name: kept for name, kept in variables.items() if name != "params"}
+    return params, known, last_layers(call, params, others, *inputs)
 
 
 def _own_arrays(layer: linen.Module) -> dict[str, tuple[int, ...]]:

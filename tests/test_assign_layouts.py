@@ -53,7 +53,7 @@ def test_a_key_with_special_characters_is_named_by_its_exact_path(key: str):
 
 def test_keys_that_are_no_strings():
     assert shown({1: KERNEL, 2: [KERNEL]}, {"1": "oi"}) == {"1": "oi", "2/0": "io"}
-    assert shown({(2, 3): KERNEL}) == {"(2, 3)": "io"}
+    assert shown({(2, 3): KERNEL}) == {"2/3": "io"}
 
 
 def test_a_tree_that_is_one_leaf_has_the_empty_path():

@@ -1,4 +1,7 @@
-"""Each kind of evidence on its smallest tree: names, shapes and the right layout, ``UNKNOWN`` where nothing tells."""
+"""Each kind of evidence on its smallest tree: names, shapes and the right layout.
+
+``?`` stands where nothing tells, ``~`` before what is taken on weak evidence.
+"""
 
 import warnings
 from typing import Any, NamedTuple
@@ -10,6 +13,7 @@ import pytest
 from test_real_models import tree_of
 
 import muon_optax as mo
+from muon_optax._layouts.decision import Decision
 from muon_optax._layouts.paths import named_leaves
 from muon_optax._layouts.rules import decide
 
@@ -18,7 +22,14 @@ UNKNOWN = "?"
 
 def table(tree: Any) -> dict[str, str | None]:
     decisions = decide(named_leaves(tree))
-    return {path: d.layout and str(d.layout) if d.known else UNKNOWN for path, d in decisions.items()}
+    return {path: shown(decision) for path, decision in decisions.items()}
+
+
+def shown(decision: Decision) -> str | None:
+    if decision.unknown:
+        return UNKNOWN
+    letters = decision.layout and str(decision.layout)
+    return f"~{letters or '-'}" if decision.weak else letters
 
 
 def rows(text: str) -> list[tuple[str, tuple[int, ...], str | None]]:
@@ -43,7 +54,7 @@ CASES = {
     "experts by name": """
         experts/up 4x6x8 bio
         experts/down 4x8x6 bio
-        dense/kernel 6x5 io""",
+        dense/kernel 6x5 ~-""",
     "attention of a model called moe": """
         moe_lm/block/attn/qkv/kernel 6x3x4x5 iooo
         moe_lm/block/attn/qkv/bias 3x4x5 -""",
@@ -150,8 +161,8 @@ CASES = {
         Conv_0/kernel 3x8x16 iio
         Conv_1/kernel 3x16x8 iio""",
     "heads of attention": """
-        head_0/query/kernel 64x16 io
-        Head_1/key/kernel 64x16 io""",
+        head_0/query/kernel 64x16 ~io
+        Head_1/key/kernel 64x16 ~io""",
     "a whole network called classifier": """
         classifier/conv/kernel 3x3x3x8 iiio
         classifier/dense1/kernel 8x32 io
@@ -163,7 +174,7 @@ CASES = {
         mlm_head_dense/kernel 8x10 -
         value_head/kernel 8x5 -
         unembed/kernel 8x10 -
-        per_head/kernel 8x10 io""",
+        per_head/kernel 8x10 ~io""",
     "a head by the vocabulary": """
         token/embedding 100x8 -
         last/kernel 8x100 -
@@ -198,8 +209,8 @@ CASES = {
         coefs 4x4x4 -
         up/kernel 64x12x64 ibo""",
     "queries, keys and values whose siblings are masked": """
-        q/kernel 64x8x8 ioo
-        k/kernel 64x8x8 ioo""",
+        q/kernel 64x8x8 ~ioo
+        k/kernel 64x8x8 ~ioo""",
     "the same, and heads don't fill the width": """
         query/kernel 48x8x8 ?
         key/kernel 48x8x8 ?""",
@@ -211,8 +222,8 @@ CASES = {
         inner/kernel 16x3x16 ?
         outer/kernel 16x3x16 ?""",
     "axis 1, without norms": """
-        query/kernel 6x3x4x5 iboo
-        out/kernel 4x3x5x6 ibio""",
+        query/kernel 6x3x4x5 ~iboo
+        out/kernel 4x3x5x6 ~ibio""",
     "axis 1 told by a bias": """
         up/kernel 6x3x12 ibo
         up/bias 12x3 -""",
@@ -285,7 +296,7 @@ CASES = {
         embeddings/patch_embedding/kernel 32x32x3x768 iiio
         embeddings/position_embedding/embedding 50x768 -
         embeddings/token_type_embeddings/weight 2x768 -
-        time_embed/layers_1/DenseGeneral_0/kernel 256x1024 io
+        time_embed/layers_1/DenseGeneral_0/kernel 256x1024 ~io
         embedder/input_embedding 1000x1536 -
         embedder/per_layer_model_projection/w 1536x12x256 -""",
     "a layer into a wider stream is no router (tunix' Gemma 4)": """
@@ -317,15 +328,15 @@ CASES = {
         ln/weight/0 64 -
         attn/c_attn/weight/0 3x4x16x64 oooi
         attn/c_proj/weight/0 64x4x16 oii
-        mlp/c_fc/weight/0 256x64 oi""",
+        mlp/c_fc/weight/0 256x64 ~oi""",
     "Megatron's names, inputs first (Haliax's layers)": """
         norm/weight/0 512 -
         attn/query_key_value/weight/0 512x3x8x96 iooo
         mlp/dense_h_to_4h/weight/0 512x2048 io
         mlp/dense_4h_to_h/weight/0 2048x512 io""",
     "weights with an index (e3nn-jax's Linear beside a Dense)": """
-        mlp/Dense_0/kernel 17x64 io
-        linear_up/w[0,0]_8x0e,16x0e 8x16 io
+        mlp/Dense_0/kernel 17x64 ~io
+        linear_up/w[0,0]_8x0e,16x0e 8x16 ~io
         linear_up/w[1,1]_3x1o,8x1o 3x8 io""",
 }
 

@@ -162,7 +162,7 @@ def test_where_the_rules_decide_they_say_what_the_layers_say(generate: Any) -> N
             layer, decision, truth = kind(leaf.path), decisions[leaf.path], exact[leaf.path]
             general = layer in SEVERAL_AXES and leaf.path.rpartition("/")[0] not in biased
             one_channel = layer == "Conv" and truth is None
-            if not decision.known:
+            if decision.unknown:
                 count["unknown"] += 1
             elif _axes(decision.layout) == _axes(truth):
                 count["right"] += truth is not None

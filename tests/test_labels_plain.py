@@ -91,10 +91,10 @@ def test_the_warning_names_every_unknown_path_once_and_at_init_only():
         warnings.simplefilter("always")
         state = optimizer.init(params)
     (warning,) = caught
-    assert warning.category is UserWarning
+    assert warning.category is mo.MuonWarning
     text = str(warning.message)
-    assert "'a' float32[2, 3, 4], 'deep/b' float32[3, 4, 5, 6]. Give their layout" in text
-    assert "layouts={'a': 'bio'}" in text
+    assert "'a' float32[2, 3, 4], 'deep/b' float32[3, 4, 5, 6]. Give 'a' a letter" in text
+    assert "'bio' is 2 matrices from 3 inputs to 4 outputs" in text
     for path in ("'w'", "'v'"):
         assert path not in text
     optimizer.update(params, state, params)  # a warning here would be an error

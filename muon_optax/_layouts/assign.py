@@ -10,16 +10,17 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from muon_optax._layouts.decision import Decision, layouts_in
 from muon_optax._layouts.layout import Layout, as_layout
-from muon_optax._layouts.paths import HIDDEN, NamedLeaf, is_hidden, named_leaves, show
-from muon_optax._layouts.rules import guess_layouts
-from muon_optax._layouts.unknown import warn_unknown
+from muon_optax._layouts.paths import HIDDEN, NamedLeaf, has_hidden, hidden_paths, named_leaves, show
+from muon_optax._layouts.rules import decide
+from muon_optax._layouts.unknown import refuse_uncertain, warn_unknown
 
 LayoutMap: TypeAlias = Mapping[str, Layout | None]
 Layouts: TypeAlias = Mapping[str, Layout | str | None] | Callable[[Any], Mapping[str, Layout | str | None]] | None
 
 
-def assign_layouts(params: Any, layouts: Layouts = None) -> dict[str, Layout | None]:
+def assign_layouts(params: Any, layouts: Layouts = None, *, strict: bool = False) -> dict[str, Layout | None]:
     """The layout of every leaf of ``params``: overrides first, then the default rules.
 
     Args:
@@ -28,6 +29,8 @@ def assign_layouts(params: Any, layouts: Layouts = None) -> dict[str, Layout | N
             ``None`` for "not a matrix"), where ``*`` also matches slashes: a leaf's exact path counts first, then the
             globs in order, then the default rules; or a function that replaces the rules: called with ``params``, it
             returns the layout of every path.
+        strict: Whether to refuse what weak evidence decides, or none: for long runs. ``functools.partial(
+            muon_optax.assign_layouts, layouts={...}, strict=True)`` can be given as ``layouts``.
 
     Returns:
         A mapping from each leaf's path, in the order of the leaves, to its :class:`Layout`, or ``None`` where the leaf
@@ -36,12 +39,13 @@ def assign_layouts(params: Any, layouts: Layouts = None) -> dict[str, Layout | N
     Raises:
         ValueError: If a glob matches no path, a layout does not fit a leaf's shape, or a leaf with a layout is complex
             or integer; the message names the path. In a part of a model globs may also match what is out of sight: the
-            path of a ``None``, or anything where ``optax.masked`` hides leaves.
+            path of a ``None``, or anything where ``optax.masked`` hides leaves. With ``strict``, also if weak evidence
+            or none decides on a leaf.
         TypeError: If ``layouts`` is neither a mapping nor a function that returns one.
 
     Warns:
-        UserWarning: Once, with the paths of the arrays that no rule knows: some of three or more axes, and those of two
-            or more that are no real floats. They go to AdamW.
+        MuonWarning: Once, with the paths of the arrays that no rule knows: some of two or more axes, and complex ones.
+            They go to AdamW.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
@@ -50,9 +54,11 @@ def assign_layouts(params: Any, layouts: Layouts = None) -> dict[str, Layout | N
         {'router': 'None', 'up': 'io'}
     """
     leaves = named_leaves(params)
-    resolved, unknown = resolve(params, leaves, layouts)
-    warn_unknown(unknown, leaves)
-    return resolved
+    decisions = decisions_on(params, leaves, layouts)
+    if strict:
+        refuse_uncertain(decisions, leaves)
+    warn_unknown([leaf for leaf in leaves if decisions[leaf.path].unknown], leaves)
+    return layouts_in(decisions)
 
 
 def label_params(params: Any, layouts: Layouts = None) -> Any:
@@ -92,37 +98,54 @@ def resolve(
 
     ``known`` stands in for the default rules where the whole tree was seen before.
     """
+    decisions = decisions_on(tree, leaves, layouts, known)
+    return layouts_in(decisions), [leaf for leaf in leaves if decisions[leaf.path].unknown]
+
+
+def decisions_on(
+    tree: Any, leaves: list[NamedLeaf], layouts: Layouts, known: LayoutMap | None = None
+) -> dict[str, Decision]:
+    """The decision on every leaf: as ``layouts`` says, else by the rules, or as ``known`` from the whole tree."""
     if not (layouts is None or callable(layouts) or isinstance(layouts, Mapping)):
         raise TypeError(
             f"layouts={layouts!r} is not allowed: give a mapping from path globs to layouts, such as "
             "{'*/query/kernel': 'ibo'}, or a function from parameters to such a mapping."
         )
     if callable(layouts):
-        given, globs = layouts(tree), {}
-        if not isinstance(given, Mapping):
-            raise TypeError(
-                f"The layouts function must return a mapping from path to layout; got {type(given).__name__}."
-            )
-        base, unknown = {path: as_layout(layout) for path, layout in given.items()}, []
-        _refuse_unmatched(set(base) - {leaf.path for leaf in leaves}, tree, leaves)
+        base, globs = _by_function(layouts, tree, leaves), {}
     elif known is not None:
-        base, unknown, globs = dict(known), [], layouts or {}
+        base, globs = {path: Decision(layout, "given") for path, layout in known.items()}, layouts or {}
     else:
-        base, unknown = guess_layouts(leaves)
-        globs = layouts or {}
+        base, globs = decide(leaves, hidden_paths(tree)), layouts or {}
     overrides = _match(globs, tree, leaves)
     if len({leaf.path for leaf in leaves}) < len(leaves):
         guessed = set() if callable(layouts) else base.keys() - overrides.keys()
-        _refuse_shared_paths(leaves, base | overrides, guessed)
+        _refuse_shared_paths(leaves, layouts_in(base) | overrides, guessed)
     resolved = {}
     for leaf in leaves:
-        if leaf.path not in overrides and leaf.path not in base:
+        path = leaf.path
+        if path not in overrides and path not in base:
             raise ValueError(
-                f"No layout for {show(leaf.path)}: the layouts function must name every path; use None for AdamW."
+                f"No layout for {show(path)}: the layouts function must name every path; use None for AdamW."
             )
-        resolved[leaf.path] = overrides[leaf.path] if leaf.path in overrides else base[leaf.path]
-        _refuse_misfit(leaf, resolved[leaf.path])
-    return resolved, [leaf for leaf in unknown if leaf.path not in overrides]
+        resolved[path] = base[path] if path not in overrides else _overruled(base.get(path), overrides[path])
+        _refuse_misfit(leaf, resolved[path].layout)
+    return resolved
+
+
+def _by_function(layouts: Callable[[Any], Any], tree: Any, leaves: list[NamedLeaf]) -> dict[str, Decision]:
+    given = layouts(tree)
+    if not isinstance(given, Mapping):
+        raise TypeError(f"The layouts function must return a mapping from path to layout; got {type(given).__name__}.")
+    _refuse_unmatched(set(given) - {leaf.path for leaf in leaves}, tree, leaves)
+    return {path: Decision(as_layout(layout), "given") for path, layout in given.items()}
+
+
+def _overruled(decision: Decision | None, layout: Layout | None) -> Decision:
+    """The user's layout; where the rules say the same on strong evidence, that is worth more in a table."""
+    if decision is not None and decision.strength == "strong" and decision.layout == layout:
+        return decision
+    return Decision(layout, "given")
 
 
 def _match(globs: Mapping[str, Layout | str | None], tree: Any, leaves: list[NamedLeaf]) -> dict[str, Layout | None]:
@@ -156,7 +179,7 @@ def _refuse_unmatched(unmatched: set[str], tree: Any, leaves: list[NamedLeaf]) -
 
 def _not_out_of_sight(unmatched: set[str], tree: Any) -> set[str]:
     """The globs that match nothing, even if ``tree`` is a part: layouts of a whole model name leaves it lacks."""
-    if any(map(is_hidden, jax.tree.leaves(tree, is_leaf=is_hidden))):
+    if has_hidden(tree):
         # A hidden node may stand for a whole subtree, whose paths are not known.
         return set()
     marked = jax.tree.map(lambda leaf: HIDDEN if leaf is None else leaf, tree, is_leaf=lambda leaf: leaf is None)
@@ -253,7 +276,7 @@ def matrices_of(tree: Any, layouts: Layouts) -> list[tuple[NamedLeaf, Layout]]:
 def check_matrices(params: Any, layouts: Layouts) -> None:
     """Refuses at ``init`` what :func:`matrices_of` would refuse at ``update``."""
     # Behind a mask of somebody else's the siblings that tell layouts apart are out of sight.
-    if _handed_on.get() is not None or not any(map(is_hidden, jax.tree.leaves(params, is_leaf=is_hidden))):
+    if _handed_on.get() is not None or not has_hidden(params):
         matrices_of(params, layouts)
 
 
@@ -261,7 +284,7 @@ def _need_layout(leaf: NamedLeaf, layout: Layout | None) -> Layout:
     if layout is None:
         raise ValueError(
             f"{show(leaf.path)} of shape {leaf.shape} has no layout, and this transform takes only "
-            "matrices. Send such parameters elsewhere with muon_optax.partition_by_layout(matrices, others), or give a "
-            f"layout: layouts={{{leaf.path!r}: 'io'}}."
+            "matrices. Send such parameters elsewhere with muon_optax.partition_by_layout(matrices, others), or say in "
+            f"layouts={{{leaf.path!r}: ...}} how it is a matrix: a letter for each axis, i input, o output, b batch."
         )
     return layout

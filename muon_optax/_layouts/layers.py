@@ -5,6 +5,8 @@ from collections.abc import Mapping, Set
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeAlias
 
+import jax.numpy as jnp
+
 from muon_optax._layouts.assign import assign_layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import named_leaves
@@ -21,14 +23,21 @@ class Known(NamedTuple):
 
 
 def combine(
-    params: Any, known: Mapping[str, Known], globs: Mapping[str, Layout | str | None] | None
+    params: Any,
+    known: Mapping[str, Known],
+    globs: Mapping[str, Layout | str | None] | None,
+    last: Set[str] | None = None,
 ) -> dict[str, Layout | None]:
-    """The layouts of ``params``: what the user's globs say, then the layers, then the default rules."""
+    """The layouts of ``params``: what the user's globs say, then the layers, then the default rules.
+
+    ``last`` are the layers that make the model's output. ``None`` where nobody followed it: then the rules judge.
+    """
     leaves = named_leaves(params)
     shapes = {leaf.path: leaf.shape for leaf in leaves}
-    # No layer knows that it is the last one: heads are told by the rules.
-    heads = {path for path, decision in decide(leaves).items() if decision.why.startswith("head")}
-    exact = _stacked({path: known[path] for path in shapes if path in known}, shapes, heads)
+    judged = ("head",) if last is not None else ("head", "edge")
+    heads = {path for path, decision in decide(leaves).items() if decision.why.startswith(judged)} | (last or set())
+    real = {leaf.path for leaf in leaves if not jnp.issubdtype(leaf.dtype, jnp.complexfloating)}
+    exact = _stacked({path: known[path] for path in shapes if path in known and path in real}, shapes, heads)
     # Exact paths go before globs, so what the user's globs match is left to them.
     globs = dict(globs or {})
     exact = {path: layout for path, layout in exact.items() if not any(fnmatchcase(path, glob) for glob in globs)}

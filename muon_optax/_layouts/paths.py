@@ -63,15 +63,26 @@ def _is_named_array(kind: type) -> bool:
 
 
 @cache
+def _is_flat_state(kind: type) -> bool:
+    return kind.__module__.startswith("flax.") and kind.__name__ == "FlatState"
+
+
+@cache
 def _starts_scope(kind: type) -> bool:
-    return _is_flax_box(kind) or _is_layer(kind) or _is_equinox_module(kind) or _is_named_array(kind)
+    kinds = (_is_flax_box, _is_layer, _is_equinox_module, _is_named_array, _is_flat_state)
+    return any(is_kind(kind) for is_kind in kinds)
 
 
 def _component(key: Any) -> str:
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
+            return _written(getattr(key, attribute))
+    return _written(key)
+
+
+def _written(key: Any) -> str:
+    # A tuple as a key is a path of its own, as flatten_dict makes them.
+    return "/".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 
 class _Place(NamedTuple):
@@ -97,6 +108,10 @@ def _walk(node: Any, place: _Place) -> Iterator[NamedLeaf]:
     # Flattening stops at boxes and layers, which a plain flatten would dissolve: their types say what a
     # leaf called "weight" means.
     in_box, place = _is_flax_box(type(node)), place.inside(node)
+    if _is_flat_state(type(node)):  # to JAX its children have numbers, to NNX paths
+        for path, child in node:
+            yield from _walk(child, place._replace(names=(*place.names, _written(path))))
+        return
     children, _ = jax.tree_util.tree_flatten_with_path(
         node, is_leaf=lambda child: child is not node and _starts_scope(type(child))
     )
@@ -107,6 +122,18 @@ def _walk(node: Any, place: _Place) -> Iterator[NamedLeaf]:
         else:
             field = names[place.depth] if len(names) > place.depth else ""
             yield NamedLeaf("/".join(names), child, place.owner, field, place.classes, place.axes)
+
+
+def has_hidden(tree: Any) -> bool:
+    """Whether ``optax.masked`` hides leaves of ``tree``."""
+    return any(map(is_hidden, jax.tree.leaves(tree, is_leaf=is_hidden)))
+
+
+def hidden_paths(tree: Any) -> frozenset[str]:
+    """The paths of the leaves that ``optax.masked`` hides."""
+    if not has_hidden(tree):
+        return frozenset()
+    return frozenset(leaf.path for leaf in named_leaves(unhide(tree)) if leaf.value is HIDDEN)
 
 
 def named_leaves(tree: Any) -> list[NamedLeaf]:

@@ -1,37 +1,38 @@
 """The default layouts: evidence of each kind is asked in its order, the strongest first."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
+from muon_optax._layouts.decision import UNKNOWN, Decision, layouts_in
 from muon_optax._layouts.evidence import names
 from muon_optax._layouts.evidence.bias import by_bias
 from muon_optax._layouts.evidence.convolutions import by_convolution, by_depth
-from muon_optax._layouts.evidence.experts import by_name, by_router
+from muon_optax._layouts.evidence.edges import Edges
+from muon_optax._layouts.evidence.elements import by_elements
+from muon_optax._layouts.evidence.experts import by_name, by_router, is_expert
+from muon_optax._layouts.evidence.flat_keys import nested_paths
 from muon_optax._layouts.evidence.heads import embedding, head, is_vocabulary
 from muon_optax._layouts.evidence.layer_types import kind_of, layout_by_type
-from muon_optax._layouts.evidence.siblings import by_attention, by_einsum, by_gates, by_gating, by_low_rank
-from muon_optax._layouts.evidence.stacks import UNSTACKED, Stack
-from muon_optax._layouts.evidence.tree import Reading, Seen, Tree, unwrapped
+from muon_optax._layouts.evidence.siblings import (
+    by_attention,
+    by_einsum,
+    by_gates,
+    by_gating,
+    by_heads_first,
+    by_low_rank,
+)
+from muon_optax._layouts.evidence.stacks import UNSTACKED, Stack, Stacks
+from muon_optax._layouts.evidence.tree import Reading, Seen, Tree
 from muon_optax._layouts.evidence.two_axes import by_orientation
-from muon_optax._layouts.evidence.vectors import is_bias_or_norm, is_norm
+from muon_optax._layouts.evidence.vectors import is_bias_or_norm
 from muon_optax._layouts.evidence.widths import by_width_of_inputs, by_width_of_outputs
+from muon_optax._layouts.evidence.wrappers import unwrapped
 from muon_optax._layouts.layout import Layout
-from muon_optax._layouts.paths import NamedLeaf, named_leaves
+from muon_optax._layouts.paths import NamedLeaf, hidden_paths, named_leaves
 
-__all__ = ["Decision", "decide", "default_layouts", "guess_layouts", "is_bias_or_norm"]
-
-
-class Decision(NamedTuple):
-    """What the rules say of one leaf: its layout, the evidence in a few words, and whether there is any."""
-
-    layout: Layout | None
-    why: str
-    known: bool
-
-
-UNKNOWN = Decision(None, "unknown", False)
+__all__ = ["decide", "default_layouts", "is_bias_or_norm"]
 
 # Asked before the axes are read, as `_decide` does it: what is told, and how. The page of the rules shows both tables.
 KNOWN_BEFORE = (
@@ -51,8 +52,10 @@ RULES: tuple[tuple[Callable[[Seen], Reading | None], str], ...] = (
     (by_gates, "`io` with a split"),
     (by_low_rank, "`io`, `iio`, `ioo`"),
     (by_depth, "`None`"),
+    (by_elements, "`None`"),
     (by_bias, "`ioo`, `iio`, `iiio`, `iioi`, `oiii`"),
     (by_einsum, "`oio`, `iio`, `boio`, `bioo`"),
+    (by_heads_first, "`oio`, `iio`"),
     (by_gating, "`bio`, `boi`, `bboi`"),
     (by_attention, "`ioo`, `iio`"),
     (by_convolution, "`iiio`, `iioi`, `oiii`"),
@@ -83,76 +86,93 @@ def default_layouts(params: Any) -> dict[str, Layout | None]:
         >>> {path: str(layout) for path, layout in mo.default_layouts(params).items()}
         {'query/bias': 'None', 'query/kernel': 'ioo'}
     """
-    return guess_layouts(named_leaves(params))[0]
+    return layouts_in(decide(named_leaves(params), hidden_paths(params)))
 
 
-def guess_layouts(leaves: Sequence[NamedLeaf]) -> tuple[dict[str, Layout | None], list[NamedLeaf]]:
-    """The default layouts, and the leaves of several axes that no rule knows."""
-    decisions = decide(leaves)
-    unknown = [leaf for leaf in leaves if not decisions[leaf.path].known]
-    return {path: decision.layout for path, decision in decisions.items()}, unknown
+def decide(leaves: Sequence[NamedLeaf], hidden: Collection[str] = ()) -> dict[str, Decision]:
+    """The decision on every leaf, by path, in the order of the leaves; ``hidden`` are paths that can't be seen."""
+    nested = nested_paths([*(leaf.path for leaf in leaves), *hidden])
+    seen = unwrapped([leaf._replace(path=nested.get(leaf.path, leaf.path)) for leaf in leaves])
+    tree = Tree(seen, frozenset(nested.get(path, path) for path in hidden))
+    decisions = [_decide(leaf, tree) for leaf in seen]
+    edges = Edges(tree, seen, decisions)
+    judged = [_at_edge(leaf, decision, tree, edges) for leaf, decision in zip(seen, decisions, strict=True)]
+    return {leaf.path: decision for leaf, decision in zip(leaves, judged, strict=True)}
 
 
-def decide(leaves: Sequence[NamedLeaf]) -> dict[str, Decision]:
-    """The decision on every leaf, by path, in the order of the leaves."""
-    seen = unwrapped(leaves)
-    tree = Tree(seen)
-    return {leaf.path: _decide(bare, tree) for leaf, bare in zip(leaves, seen, strict=True)}
+def _at_edge(leaf: NamedLeaf, decision: Decision, tree: Tree, edges: Edges) -> Decision:
+    """The decision again, now that all matrices are known: the edge of the model beats a name, both ways."""
+    if not decision.why.startswith("head: ") or not edges.is_no_head(leaf):
+        return edges.judged(leaf, decision)
+    as_matrix = _as_matrix(leaf, tree)
+    return as_matrix._replace(why=f"{as_matrix.why}; no head: its outputs are taken", strength="weak")
 
 
 def _decide(leaf: NamedLeaf, tree: Tree) -> Decision:
     if leaf.path in tree.vectors:
-        return Decision(None, "norm" if is_norm(leaf) else "bias", True)
+        return Decision(None, "norm" if leaf.path in tree.norms else "bias")
     if sum(size != 1 for size in leaf.shape) < 2:
-        return Decision(None, "vector" if leaf.shape else "scalar", True)
-    kind, name = kind_of(leaf), embedding(leaf)
+        return Decision(None, "vector" if leaf.shape else "scalar")
+    kind, name = kind_of(leaf), embedding(leaf, tree)
     if kind == "embedding" or name is not None:
-        return Decision(None, f"embedding: {name}" if name else "layer type", True)
+        return Decision(None, f"embedding: {name}" if name else "layer type")
     name = head(leaf, tree)
     if name is not None:
-        return Decision(None, f"head: {name}", True)
+        return Decision(None, f"head: {name}")
     dtype = leaf.dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         # Integers are refused by `init`, in one voice; complex arrays are AdamW's, and that is worth a warning.
         is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
-        return UNKNOWN if is_complex else Decision(None, "integers", True)
-    if kind is not None:
-        return _without_vectors(leaf, Decision(layout_by_type(leaf), "layer type", True))
-    if is_vocabulary(leaf, tree):
-        return Decision(None, "head: vocabulary", True)
+        return UNKNOWN if is_complex else Decision(None, "integers")
+    if kind is None and is_vocabulary(leaf, tree):
+        return Decision(None, "head: vocabulary")
+    return _as_matrix(leaf, tree)
+
+
+def _as_matrix(leaf: NamedLeaf, tree: Tree) -> Decision:
+    if kind_of(leaf) is not None:
+        return _without_vectors(leaf, Decision(layout_by_type(leaf), "layer type"))
     return _without_vectors(leaf, _by_stacks(leaf, tree))
 
 
 def _without_vectors(leaf: NamedLeaf, decision: Decision) -> Decision:
     """A matrix with a side of one is a vector."""
     if decision.layout is not None and 1 in (decision.layout.fan_in(leaf.shape), decision.layout.fan_out(leaf.shape)):
-        return Decision(None, "a side of 1", True)
+        return Decision(None, "a side of 1")
     return decision
 
 
 def _by_stacks(leaf: NamedLeaf, tree: Tree) -> Decision:
     """What the rules say of one layer, if they say the same however layers may be stacked."""
     stacks = tree.stacks(leaf)
-    decisions = {_by_rules(leaf, tree, stack, bool(stacks)) for stack in stacks or (UNSTACKED,)}
+    if stacks.by == "biases" and tree.has_heads(leaf):
+        stacks = Stacks()  # a bias of each head looks like one of each layer
+    decisions = {_by_rules(leaf, tree, stack, stacks.by) for stack in stacks.options or (UNSTACKED,)}
+    if stacks.by == "shapes":
+        # Shapes alone are weak: what the whole array says is worth as much, and more where its evidence is strong.
+        whole = _by_rules(leaf, tree, UNSTACKED, "")
+        if whole.strength == "strong" and whole.layout is not None:
+            decisions = {whole} if whole.layout in {decision.layout for decision in decisions} else {UNKNOWN}
     if len({decision.layout for decision in decisions}) > 1:
         return UNKNOWN
     return min(decisions, key=lambda decision: decision.why)
 
 
-def _by_rules(leaf: NamedLeaf, tree: Tree, stack: Stack, told: bool) -> Decision:
-    seen = Seen(tree, leaf, stack, told)
+def _by_rules(leaf: NamedLeaf, tree: Tree, stack: Stack, told_by: str) -> Decision:
+    seen = Seen(tree, leaf, stack, bool(told_by))
     if len(seen.core) < 2:
         if seen.name in ("kernel", "w"):  # beside a stack, not in it
-            return _by_rules(leaf, tree, UNSTACKED, told)
-        return Decision(None, "stacked vectors", True)
+            return _by_rules(leaf, tree, UNSTACKED, told_by)
+        return Decision(None, "stacked vectors")
     if 1 in seen.core and len(seen.core) == 2:
-        return Decision(None, "a side of 1", True)
+        return Decision(None, "a side of 1")
     if names.is_weight(seen.name) is False:
         return UNKNOWN
-    for rule, _ in RULES:
-        reading = rule(seen)
-        if reading is not None and reading.letters is None:
-            return Decision(None, reading.why, True)
-        if reading is not None:
-            return Decision(Layout(stack.whole(str(reading.letters)), reading.split), reading.why, True)
-    return UNKNOWN
+    reading = next(filter(None, (rule(seen) for rule, _ in RULES)), None)
+    if reading is None:
+        return UNKNOWN
+    why = f"stack by {told_by}, {reading.why}" if stack.sizes else reading.why
+    by_shapes = stack.sizes and told_by == "shapes" and not is_expert(leaf)
+    strength = "weak" if reading.weak or by_shapes else "strong"
+    layout = None if reading.letters is None else Layout(stack.whole(reading.letters), reading.split)
+    return Decision(layout, why, strength)

@@ -1,12 +1,15 @@
-"""The warnings about arrays that no rule knows: grouped, with a layout that fits, at the user's own line."""
+"""What is said of arrays that no rule knows or that weak evidence decides: grouped, at the user's own line."""
 
 import fnmatch
 import inspect
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 
+from muon_optax._layouts.decision import Decision
+from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, show
 from muon_optax._layouts.repeated import pattern, without_numbers
 
@@ -25,17 +28,51 @@ def is_trainable(leaf: NamedLeaf) -> bool:
 
 
 def warn_unknown(unknown: Sequence[NamedLeaf], leaves: Sequence[NamedLeaf]) -> None:
-    """Names the ``unknown`` among ``leaves`` in one warning, with a layout for the first of them."""
+    """Names the ``unknown`` among ``leaves`` in one warning, with the layouts that the first of them may have."""
     # What can't be trained is refused by `init`, and a warning that AdamW trains it would contradict that.
-    groups = _groups([leaf for leaf in unknown if is_trainable(leaf)])
-    if groups:
-        warnings.warn(
+    trainable = [leaf for leaf in unknown if is_trainable(leaf)]
+    real, complex_ = (
+        _groups([leaf for leaf in trainable if jnp.issubdtype(leaf.dtype, jnp.complexfloating) == is_complex])
+        for is_complex in (False, True)
+    )
+    texts = []
+    if real:
+        texts.append(
             "No rule knows which axes of these arrays are inputs and outputs, so AdamW trains them: "
-            f"{_listed(groups)}. Give their layout, for example layouts={{{_remedy(groups[0], leaves)}}}, or None to "
-            "leave them to AdamW.",
-            MuonWarning,
-            stacklevel=_level_of_user(),
+            f"{_listed(real)}. {_readings(real[0], leaves)}"
         )
+    if complex_:
+        texts.append(
+            f"Only real arrays can be orthogonalized, so AdamW trains these complex ones: {_listed(complex_)}. To keep "
+            f"that, say layouts={{{_glob(complex_[0], leaves)!r}: None}}. To train the real and the imaginary "
+            "part as matrices, use optax.contrib.split_real_and_imaginary(optimizer)."
+        )
+    if texts:
+        warnings.warn(" ".join(texts), MuonWarning, stacklevel=_level_of_user())
+
+
+def refuse_uncertain(decisions: Mapping[str, Decision], leaves: Sequence[NamedLeaf]) -> None:
+    """Raises ValueError if evidence is weak or missing, with the paths."""
+    weak, unknown = (
+        _groups([leaf for leaf in leaves if getattr(decisions[leaf.path], kind) and is_trainable(leaf)])
+        for kind in ("weak", "unknown")
+    )
+    texts = []
+    if weak:
+        shown = (f"{_listed([group])} as {_read_as(decisions[group[0].path])}" for group in weak[:_LISTED])
+        more = f" and {len(weak) - _LISTED} more" if len(weak) > _LISTED else ""
+        texts.append(f"Weak evidence decides on {', '.join(shown)}{more}.")
+    if unknown:
+        texts.append(f"No evidence decides on {_listed(unknown)}.")
+    if texts:
+        raise ValueError(
+            f"strict: {' '.join(texts)} Look at print(muon_optax.summarize(params)) and say in layouts what each is, "
+            "also where the table is right; muon_optax.flax.layouts_of asks a Flax model's layers."
+        )
+
+
+def _read_as(decision: Decision) -> str:
+    return f"{'no matrix' if decision.layout is None else repr(str(decision.layout))} ({decision.why})"
 
 
 def warn_without_matrices(leaves: Sequence[NamedLeaf]) -> None:
@@ -80,14 +117,33 @@ def _listed(groups: Sequence[Sequence[NamedLeaf]]) -> str:
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
-def _remedy(group: Sequence[NamedLeaf], leaves: Sequence[NamedLeaf]) -> str:
+def _glob(group: Sequence[NamedLeaf], leaves: Sequence[NamedLeaf]) -> str:
+    """A path, or a glob that matches the whole group and nothing of other axes."""
     first = group[0]
-    chosen = first.path
-    if len(group) > 1:
-        wide = pattern(_paths(group), "*")
-        # A star also spans slashes: the glob may reach an array of other axes, where the layout would not fit.
-        reached = {len(leaf.shape) for leaf in leaves if fnmatch.fnmatchcase(leaf.path, wide)}
-        chosen = wide if reached == {len(first.shape)} else first.path
-    axes = len(first.shape)
-    fits = axes > 1 and jnp.issubdtype(first.dtype, jnp.floating)
-    return f"{chosen!r}: {'b' * (axes - 2) + 'io' if fits else None!r}"
+    if len(group) == 1:
+        return first.path
+    wide = pattern(_paths(group), "*")
+    # A star also spans slashes: the glob may reach an array of other axes, where the layout would not fit.
+    reached = {len(leaf.shape) for leaf in leaves if fnmatch.fnmatchcase(leaf.path, wide)}
+    return wide if reached == {len(first.shape)} else first.path
+
+
+# What most layers are; other layouts, and those of more axes, are on the page about layouts.
+_COMMON = {2: ("io", "oi"), 3: ("bio", "boi", "ioo", "oio", "iio", "oii")}
+
+
+def _readings(group: Sequence[NamedLeaf], leaves: Sequence[NamedLeaf]) -> str:
+    """How to give the first array a layout: no single one is proposed, since several fit."""
+    shape, chosen = group[0].shape, repr(_glob(group, leaves))
+    fitting = "; ".join(f"{letters!r} is {_matrices(letters, shape)}" for letters in _COMMON.get(len(shape), ()))
+    return (
+        f"Give {chosen} a letter for each axis in layouts: i input, o output, b each index is a matrix of its own"
+        f"{f' ({fitting})' if fitting else ''}; None leaves it to AdamW. For Flax models "
+        "muon_optax.flax.layouts_of asks the layers."
+    )
+
+
+def _matrices(letters: str, shape: tuple[int, ...]) -> str:
+    ((*batch, inputs, outputs),) = Layout(letters).matrix_shapes(shape)
+    count = f"{math.prod(batch)} matrices" if batch else "one matrix"
+    return f"{count} from {inputs} inputs to {outputs} outputs"

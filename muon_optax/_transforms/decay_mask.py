@@ -15,10 +15,10 @@ MaskFunction: TypeAlias = Callable[[Any], Any]
 
 def decay_mask(params: Any) -> Any:
     """``True`` for every leaf of two or more axes that is neither a bias nor a norm's, as a tree like ``params``."""
-    # Leaves hidden by a partition still have a path, which is all that is asked of siblings here.
+    # Leaves hidden by a partition still have a path.
     leaves = named_leaves(unhide(params))
-    paths = frozenset(leaf.path for leaf in leaves)
-    decays = [len(leaf.shape) > 1 and not is_bias_or_norm(leaf, paths) for leaf in leaves if leaf.value is not HIDDEN]
+    shapes = {leaf.path: None if leaf.value is HIDDEN else leaf.shape for leaf in leaves}
+    decays = [len(leaf.shape) > 1 and not is_bias_or_norm(leaf, shapes) for leaf in leaves if leaf.value is not HIDDEN]
     return jax.tree.unflatten(jax.tree.structure(params), decays)
 
 

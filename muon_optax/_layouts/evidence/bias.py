@@ -1,5 +1,6 @@
 """A bias beside the weight: it has the shape of the output axes."""
 
+from muon_optax._layouts.evidence import names
 from muon_optax._layouts.evidence.convolutions import is_transposed, looks_like_convolution
 from muon_optax._layouts.evidence.tree import Reading, Seen
 
@@ -11,6 +12,10 @@ def by_bias(seen: Seen) -> Reading | None:
         return None
     axes, outputs = len(core), len(bias)
     if seen.outputs_first:
+        if bias == core[:outputs] and outputs > 1 and seen.name != "weight":
+            return Reading("b" * (outputs - 1) + "o" + "i" * (axes - outputs), "its bias")  # PyTorch's experts
+        if outputs == 1 and bias[0] == core[1] and bias[0] not in (core[0], core[-1]):
+            return Reading("io" + "i" * (axes - 2), "its bias")  # PyTorch's transposed convolutions
         if bias == core[:outputs]:
             return Reading("o" * outputs + "i" * (axes - outputs), "its bias")
         return Reading("i" * (axes - outputs) + "o" * outputs, "its bias") if bias == core[-outputs:] else None
@@ -18,7 +23,22 @@ def by_bias(seen: Seen) -> Reading | None:
         return None  # the bias fits both; the name tells
     if core[-outputs:] == bias:
         return Reading("i" * (axes - outputs) + "o" * outputs, "its bias")
+    if len(core) == 3 and core[0] > 1 < core[-1] and bias == (core[0] * core[-1],):
+        return Reading("bio", "its bias")  # blocks on a diagonal, whose outputs lie one after another
+    if outputs == 1 and bias[0] == core[0] and bias[0] not in core[1:]:
+        return Reading("o" + "i" * (axes - 1), "its bias")
+    if len(core) == 3 and core[-1] > 1 and bias == (core[0], core[-1]):
+        return _by_blocks_or_heads(seen)
     # Transposed convolutions may have their outputs before their inputs.
     if outputs == 1 and core[-2] == bias[0] and (is_transposed(seen) or looks_like_convolution(seen)):
         return Reading("i" * (axes - 2) + "oi", "its bias")
     return None
+
+
+def _by_blocks_or_heads(seen: Seen) -> Reading | None:
+    """A kernel (n, a, b) with a bias (n, b): n blocks on a diagonal, or n heads that all read a inputs."""
+    blocks, inputs, _ = seen.core
+    if names.ATTENTION_IN.fullmatch(seen.module):
+        return Reading("oio", "its bias", weak=not seen.is_width(inputs))
+    whole = any(blocks * inputs in shape for scope in seen.scopes[:3] for shape in scope.shapes)
+    return Reading("bio", "its bias", weak=not whole)

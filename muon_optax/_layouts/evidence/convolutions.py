@@ -5,9 +5,11 @@ import re
 
 from muon_optax._layouts.evidence import names
 from muon_optax._layouts.evidence.tree import Reading, Seen
+from muon_optax._layouts.evidence.windows import LARGEST_WINDOW, has_trailing_window
 
-LARGEST_WINDOW = 31
 _DEPTHWISE = re.compile(r".*(depthwise|dwconv|dw_conv|conv_?dw).*")
+_MAYBE_DEPTHWISE = re.compile(r"(.*_)?dw(_.*|\d*)")
+_FEW = 8  # steps of a window without an axis for the group
 _OUTPUTS_FIRST = re.compile(r".*conv\d_?d_transpose.*")  # Keras and Haiku; Linen's ConvTranspose has them last
 
 
@@ -40,12 +42,19 @@ def by_depth(seen: Seen) -> Reading | None:
     core = seen.core
     if _DEPTHWISE.fullmatch(seen.module) or _DEPTHWISE.fullmatch(seen.name):
         return Reading(None, "depthwise")
-    if len(core) == 2 and "conv" in seen.module and "point" not in seen.module and core[0] <= 8:
+    if len(core) == 2 and "conv" in seen.module and "point" not in seen.module and min(core) <= _FEW:
         return Reading(None, "depthwise")  # a window for each channel, without an axis for the group
+    named = any(_MAYBE_DEPTHWISE.fullmatch(name) for name in (seen.module, seen.name))
+    if named and len(core) > 2 and core[-2] == 1 < math.prod(core[:-2]):
+        return Reading(None, "depthwise")
+    if seen.outputs_first and len(core) > 2 and core[1] == 1 < math.prod(core[2:]):
+        return _one_channel(seen)
+    if has_trailing_window(core) and core[1] > 1:
+        return None
     if not looks_like_convolution(seen):
         return None
     if seen.outputs_first:
-        return Reading(None, "depthwise") if core[1] == 1 else None
+        return None
     # Patches of a gray image or a spectrogram have a single channel, and no later convolution to tell.
     patches = any("patch" in part for part in seen.leaf.path.lower().split("/")[-3:])
     if core[-2] == 1 and math.prod(core[:-2]) > 1 and not is_transposed(seen) and not patches:
@@ -53,9 +62,22 @@ def by_depth(seen: Seen) -> Reading | None:
     return None
 
 
+def _one_channel(seen: Seen) -> Reading | None:
+    """PyTorch's (channels, 1, *window): a filter for each channel, or the first layer of a signal with one channel."""
+    if seen.tree.is_first_of_convolutions(seen.leaf):
+        return None
+    named = _by_name(seen) or any(_DEPTHWISE.fullmatch(name) for name in (seen.module, seen.name))
+    if seen.tree.outputs[seen.core[0]]:
+        return Reading(None, "depthwise")
+    return Reading(None, "depthwise", weak=True) if named else None
+
+
 def by_convolution(seen: Seen) -> Reading | None:
     """The window and the channels are inputs."""
     axes = len(seen.core)
+    attention = names.role(seen.module) is not None and names.ATTENTION.fullmatch(seen.leaf.path.lower())
+    if has_trailing_window(seen.core) and not is_transposed(seen) and not attention and seen.width is None:
+        return Reading("o" + "i" * (axes - 1), "window behind")
     if not looks_like_convolution(seen):
         return None
     if seen.outputs_first:

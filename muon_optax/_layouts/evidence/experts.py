@@ -2,6 +2,7 @@
 
 from muon_optax._layouts.evidence import names
 from muon_optax._layouts.evidence.tree import Reading, Seen
+from muon_optax._layouts.paths import NamedLeaf
 
 
 def by_router(seen: Seen) -> Reading | None:
@@ -9,10 +10,10 @@ def by_router(seen: Seen) -> Reading | None:
     core = seen.core
     if len(core) != 3 or "conv" in seen.module or names.ATTENTION_IN.fullmatch(seen.module):
         return None
-    if seen.width == 0 and not _named(seen):
+    if seen.width == 0 and not is_expert(seen.leaf):
         return None
     experts, rows, columns = core
-    for scope in seen.scopes[: 3 if _named(seen) else 2]:
+    for scope in seen.scopes[: 3 if is_expert(seen.leaf) else 2]:
         beside = seen.cores(scope.weights)
         # No router has more experts than inputs, but many a layer writes into a wider stream.
         widths = [size for size in {rows, columns} if (size, experts) in beside and size >= experts]
@@ -31,13 +32,14 @@ def _letters(seen: Seen, widths: list[int]) -> str:
 
 def by_name(seen: Seen) -> Reading | None:
     """Without a router in sight: a component called experts or moe, three axes."""
-    if len(seen.core) == 3 and _named(seen):
+    if len(seen.core) == 3 and is_expert(seen.leaf):
         return Reading("boi" if seen.outputs_first else "bio", "experts by name")
     return None
 
 
-def _named(seen: Seen) -> bool:
+def is_expert(leaf: NamedLeaf) -> bool:
+    """Whether a name near says so."""
     # A component far up may be the name of the whole model, and experts are no attention and no convolutions.
-    parts = [names.clean(part) for part in seen.leaf.path.split("/")[-4:]]
+    parts = [names.clean(part) for part in leaf.path.split("/")[-4:]]
     others = any(names.ATTENTION.fullmatch(part) or names.SHARED.fullmatch(part) or "conv" in part for part in parts)
     return not others and any(map(names.EXPERTS.fullmatch, parts))

@@ -1,13 +1,13 @@
 """Heads and embeddings, by their names in context."""
 
 from muon_optax._layouts.evidence import names
-from muon_optax._layouts.evidence.tree import Tree, each_part, is_embedding, is_torch, module_of
+from muon_optax._layouts.evidence.tree import Tree, each_part, is_torch, module_of
 from muon_optax._layouts.paths import NamedLeaf
 
 
-def embedding(leaf: NamedLeaf) -> str | None:
+def embedding(leaf: NamedLeaf, tree: Tree) -> str | None:
     """The name that makes ``leaf`` an embedding."""
-    if not is_embedding(leaf):
+    if not tree.is_table(leaf):
         return None
     parts = [names.clean(part) for part in leaf.path.split("/")]
     return next((part for part in parts[-4:] if names.EMBEDDING.fullmatch(part)), parts[-1])

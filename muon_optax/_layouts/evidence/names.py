@@ -23,6 +23,8 @@ LAST = re.compile(r"(?!(attn|attention)_)(\w+_outputs|(\w+_)?scores?|\w+_relatio
 MAYBE_EMBEDDING = re.compile("emb|wte|wpe|tok|pos", re.IGNORECASE)
 MAYBE_HEAD = re.compile("head|classifier|logit|prediction|embed", re.IGNORECASE)
 BIAS = re.compile(r"(.*_)?bias(es)?(_.*|\d*)|(.*_)?(offset|beta)")
+# A module whose arrays are biases of attention, by distance; a kernel in it is a layer's.
+BIAS_MODULE = re.compile(r"(.*_)?rel(ative)?_(\w+_)?bias(_table)?")
 NORM = re.compile(r".*norm(s|alization)?\d*(_.*)?|(ln|rms|rmsn|bn)(_?[a-z]?\d*|_.*)|.*_(ln|rms)")
 NORM_ARRAY = frozenset({"scale", "gamma"})
 NORM_FIELD = frozenset({"weight", "w", "g", "b", "gain"})  # never "kernel": under "norm_mlp" that is a matrix
@@ -40,15 +42,17 @@ ATTENTION_OUT = re.compile(
     r"(_?(proj|projection|w|einsum|lin|linear|dense))?"
 )
 _FEED_IN = re.compile(
-    r"(ffn_|mlp_)?(wi|w1|w3|up|gate|fc1|fc_in|c_fc|w_in|w_up|w_gate|lin1|intermediate)(_?proj|_w)?|dense_h_to_4h"
+    r"(ffn_|ffw_|mlp_)?(wi|w1|w3|up|gate|fc1|fc_in|c_fc|w_in|w_up|w_gate|lin1|intermediate)(_?proj|_w)?|dense_h_to_4h"
 )
-_FEED_OUT = re.compile(r"(ffn_|mlp_)?(wo|w2|down|fc2|fc_out|c_proj|w_out|w_down|lin2|linear)(_?proj|_w)?|dense_4h_to_h")
+_FEED_OUT = re.compile(
+    r"(ffn_|ffw_|mlp_)?(wo|w2|down|fc2|fc_out|c_proj|w_out|w_down|lin2|linear)(_?proj|_w)?|dense_4h_to_h"
+)
 ATTENTION = re.compile(r".*(attn|attention).*")
 CONVOLUTION = re.compile(r"conv|^depthwise|^pointwise|transpose|^patch")  # patches may be wider than any window
 EXPERTS = re.compile(r"(routed_|local_)?experts?|.*moe.*")
 SHARED = re.compile(r".*shared.*")
 ROUTER = re.compile(r".*(router|gate|gating).*")
-FUSED = re.compile(r"c_attn|(\w+_)?qkv(_(proj|projection|linear|dense))?")
+FUSED = re.compile(r"c_attn|in_proj_weight|(\w+_)?qkv(_(proj|projection|linear|dense))?")
 HALVES = re.compile(r"(to_)?(kv|gate_up|up_gate|gate_and_up|w13)(_(proj|projection|linear|dense))?")
 
 MODULE_ARRAY = frozenset({"kernel", "w", "weight", "weights"})
@@ -67,7 +71,7 @@ _OTHER_WORD = re.compile(
 @cache
 def clean(component: str) -> str:
     """Lower case, without a trailing number or index: "Dense_0" is "dense", e3nn's "w[0,0] 8x0e,4x0e" is "w"."""
-    return re.sub(r"_\d+$|(?<=\w)\[.*", "", component).lower()
+    return re.sub(r"_\d+$|:\d+$|(?<=\w)\[.*", "", component).lower()
 
 
 @cache

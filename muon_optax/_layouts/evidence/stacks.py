@@ -30,6 +30,13 @@ class Stack(NamedTuple):
 UNSTACKED = Stack(0, ())
 
 
+class Stacks(NamedTuple):
+    """The stacks that fit, and what told them: ``"norms"``, ``"biases"``, ``"shapes"``, or nothing."""
+
+    options: tuple[Stack, ...] = ()
+    by: str = ""
+
+
 class Pair(NamedTuple):
     """The shapes of a weight and of its bias."""
 
@@ -84,17 +91,18 @@ class Scope:
         self.has_outputs_first = False  # as frameworks store them that stack in front, never on axis 1
         self.queries: set[Shape] = set()
         self.outs: set[Shape] = set()
+        self.has_others = False  # kernels of more than two axes that are not attention's
         self.inputs: dict[int, int] = {}  # how many weights take so many inputs
 
     @cached_property
-    def told(self) -> tuple[Stack, ...]:
+    def told(self) -> Stacks:
         """The stacks that the scope's norms and biases allow; empty where they don't tell."""
         found = self._by_norms()
         if found:
-            return found
+            return Stacks(found, "norms")
         if any(len(norm) == 1 for norm in self.norms) or any(len(pair.bias) == 1 for pair in self.pairs):
-            return (UNSTACKED,)
-        return self._allowed if len(self._allowed) == 1 else ()
+            return Stacks((UNSTACKED,), "vectors")
+        return Stacks(self._allowed, "biases") if len(self._allowed) == 1 else Stacks()
 
     @cached_property
     def likely(self) -> tuple[Stack, ...]:
@@ -150,7 +158,7 @@ class Scope:
             or min(map(len, self.shapes)) < 2
         ):
             return ()
-        if self.attention_fits(UNSTACKED):
+        if self.attention_fits(UNSTACKED) or self.may_be_heads:
             return ()
         various = len(kernels) > 1 or (bool(self.queries) and bool(self.outs))
         front, behind = ({shape[axis] for shape in self.shapes} for axis in (0, 1))
@@ -163,12 +171,24 @@ class Scope:
             found += (Stack(1, tuple(behind)),)
         return found
 
+    @property
+    def may_be_heads(self) -> bool:
+        """Whether what looks like a stack may be heads: attention alone, with its heads first or half out of sight."""
+        return not self.has_others and (self.heads_first_fit(UNSTACKED) or (bool(self.queries) and not self.outs))
+
     def attention_fits(self, stack: Stack) -> bool:
         """Whether a query (d, heads, size) and an output (heads, size, d) agree in heads."""
         queries, outs = (
             {stack.core(shape) for shape in shapes if stack.fits(shape)} for shapes in (self.queries, self.outs)
         )
         return any(len(q) == len(o) == 3 and q[1] == o[0] for q in queries for o in outs)
+
+    def heads_first_fit(self, stack: Stack) -> bool:
+        """Whether a query (heads, d, size) and an output (heads, size, d) agree."""
+        queries, outs = (
+            {stack.core(shape) for shape in shapes if stack.fits(shape)} for shapes in (self.queries, self.outs)
+        )
+        return any(len(q) == 3 and (q[0], q[2], q[1]) in outs for q in queries)
 
 
 def _meet(kernels: Iterable[Shape], first: int) -> bool:

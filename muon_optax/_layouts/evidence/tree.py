@@ -9,33 +9,51 @@ from functools import cached_property
 from typing import NamedTuple
 
 from muon_optax._layouts.evidence import names
-from muon_optax._layouts.evidence.stacks import UNSTACKED, Pair, Scope, Shape, Stack, without_ones
-from muon_optax._layouts.evidence.vectors import biases_of, is_bias_or_norm, is_norm, weight_beside
+from muon_optax._layouts.evidence.stacks import UNSTACKED, Pair, Scope, Shape, Stack, Stacks, without_ones
+from muon_optax._layouts.evidence.vectors import biases_of, is_named_vector, is_norm, weight_beside
+from muon_optax._layouts.evidence.windows import has_trailing_window
 from muon_optax._layouts.paths import NamedLeaf
 
 
 class Tree:
     """What all leaves together tell of each."""
 
-    def __init__(self, leaves: Sequence[NamedLeaf]) -> None:
+    def __init__(self, leaves: Sequence[NamedLeaf], hidden: frozenset[str] = frozenset()) -> None:
         self.leaves = leaves
+        self.hidden = hidden  # paths of leaves that can't be seen
         self.shapes: dict[str, Shape] = {leaf.path: leaf.shape for leaf in leaves}
         self.paths = frozenset(self.shapes)
         self.scopes: defaultdict[str, Scope] = defaultdict(Scope)
         self.tables: Counter[Shape] = Counter()  # token embeddings
         self.reversed: Counter[Shape] = Counter()
+        self.outputs: Counter[int] = Counter()  # of weights that store them first
         self._biases: dict[str, Shape | None] = {}
         self._chains: dict[str, list[Scope]] = {}
-        self.vectors = {leaf.path for leaf in leaves if self._is_vector(leaf)}
+        self.norms = {leaf.path for leaf in leaves if is_norm(leaf, self.shapes)}
+        self.vectors = {leaf.path for leaf in leaves if leaf.path in self.norms or self._is_vector(leaf)}
         for leaf in leaves:
             self._add(leaf)
 
     def _is_vector(self, leaf: NamedLeaf) -> bool:
         """As for decay; but a "b" with as many axes as its "w" is a matrix, as in LoRA's "a" and "b"."""
-        if not is_bias_or_norm(leaf, frozenset()):
-            weight = weight_beside(leaf.path, self.paths)
-            return weight is not None and len(leaf.shape) < len(self.shapes[weight])
-        return True
+        if is_named_vector(leaf, self.shapes):
+            return True
+        weight = weight_beside(leaf.path, self.paths)
+        if weight is not None:
+            return len(leaf.shape) < len(self.shapes[weight])
+        return _is_b(leaf) and self._is_bias_alone(leaf)
+
+    def _is_bias_alone(self, leaf: NamedLeaf) -> bool:
+        """Whether a "b" is a bias whose weight is out of sight: stacked biases have two axes."""
+        if weight_beside(leaf.path, self.hidden) is not None:
+            return True
+        scope, slash, name = leaf.path.rpartition("/")
+        other = f"{scope}{slash}{'a' if name == 'b' else 'A'}"
+        return self._only_biases and other not in self.paths and other not in self.hidden
+
+    @cached_property
+    def _only_biases(self) -> bool:
+        return all(_is_b(leaf) for leaf in self.leaves if len(leaf.shape) > 1)
 
     def chain(self, scope: str) -> list[Scope]:
         """The scopes from ``scope`` outward; the last is the whole tree."""
@@ -48,7 +66,7 @@ class Tree:
         path, shape = leaf.path, leaf.shape
         chain, axes = self.chain(path.rpartition("/")[0]), len(shape)
         if path in self.vectors:
-            if axes and is_norm(leaf):
+            if axes and path in self.norms:
                 # Haiku's batch normalization has (1, 1, 1, channels).
                 shape = shape[-1:] if axes > 2 and math.prod(shape[:-1]) == 1 else shape
                 inner = names.INNER_NORM.fullmatch(names.clean(path.split("/")[-2:][0])) is not None
@@ -58,7 +76,7 @@ class Tree:
                         scope.widths.add(shape)
             self._add_to(chain, leaf.shape)
             return
-        if axes < 2 or is_embedding(leaf):
+        if axes < 2 or self.is_table(leaf):
             if axes == 2:
                 self.tables[shape] += "pos" not in path and "type" not in path
             return
@@ -66,16 +84,20 @@ class Tree:
         bias = self.bias_of(path)
         pair = None if bias is None or len(bias) >= axes else Pair(shape, bias, is_torch(path))
         query, out = names.QUERY.fullmatch(module), names.ATTENTION_OUT.fullmatch(module)
+        attention = out or names.ATTENTION_IN.fullmatch(module) is not None
         inputs = shape[-1] if is_torch(path) and axes == 2 else shape[-2]
         self.reversed[shape[::-1]] += axes == 2
+        self.outputs[shape[0]] += is_torch(path) and (axes == 2 or shape[1] > 1)
         unnamed = names.is_weight(names.clean(path.rpartition("/")[2])) is not True
         flat = axes == 2 and path.rpartition("/")[2] in names.MODULE_ARRAY
+        convolution = axes > 2 and (names.CONVOLUTION.search(module) is not None or has_trailing_window(shape))
         for scope in chain:
             scope.weights.add(shape)
             scope.inputs[inputs] = scope.inputs.get(inputs, 0) + 1
             scope.has_flat_weight |= flat
-            scope.has_convolution |= axes > 2 and names.CONVOLUTION.search(module) is not None
+            scope.has_convolution |= convolution
             if axes > 2:
+                scope.has_others |= not attention
                 scope.kernels.add(shape)
                 scope.has_unnamed |= unnamed
                 scope.has_outputs_first |= is_torch(path)
@@ -90,6 +112,10 @@ class Tree:
         if shape:
             for scope in chain:
                 scope.shapes.add(shape)
+
+    def is_table(self, leaf: NamedLeaf) -> bool:
+        """Whether a name says that the leaf is a table of embeddings, and no bias beside it says that it is a layer."""
+        return is_embedding(leaf) and (len(leaf.shape) != 2 or self.bias_of(leaf.path) is None)
 
     def bias_of(self, path: str) -> Shape | None:
         """The shape of the bias of the weight at ``path``."""
@@ -120,21 +146,35 @@ class Tree:
     def is_first_of_convolutions(self, leaf: NamedLeaf) -> bool:
         """Whether a later one takes the channels of this one and mixes them in a window."""
         (first, _), *later = self.families[family_of(leaf.path)]
+        outputs, inputs, window = (0, 1, slice(2, None)) if is_torch(leaf.path) else (-1, -2, slice(-2))
         return first == _numbers(leaf.path) and any(
-            len(shape) == len(leaf.shape) and shape[-2] == leaf.shape[-1] > 1 < math.prod(shape[:-2])
+            len(shape) == len(leaf.shape) and shape[inputs] == leaf.shape[outputs] > 1 < math.prod(shape[window])
             for _, shape in later
         )
 
-    def stacks(self, leaf: NamedLeaf) -> tuple[Stack, ...]:
+    def has_heads(self, leaf: NamedLeaf) -> bool:
+        """Whether a query (heads, d, size) lies beside a norm of length d, which no stack has."""
+        scope, module = module_of(leaf.path)
+        if len(leaf.shape) != 3 or names.ATTENTION_IN.fullmatch(module) is None:
+            return False
+        return any(leaf.shape[1:2] in scope.widths for scope in self.chain(scope)[:2])
+
+    def stacks(self, leaf: NamedLeaf) -> Stacks:
         """The stacks that the nearest scope which tells allows; empty where none tells."""
-        found: tuple[Stack, ...] = ()
+        likely: tuple[Stack, ...] = ()
+        told, may_be_heads = Stacks(), False
         for scope in self.chain(leaf.path.rpartition("/")[0]):
-            found = tuple(stack for stack in scope.likely if stack in found or not found) or found
-            if scope.told:
-                # Shapes count less than the norms of a stack around them, and more than vectors outside of it.
-                found = scope.told if scope.told != (UNSTACKED,) or not found else found
+            may_be_heads |= scope.may_be_heads
+            if not may_be_heads:  # shapes farther out say nothing else
+                likely = tuple(stack for stack in scope.likely if stack in likely or not likely) or likely
+            told = scope.told
+            if told.options:
                 break
-        return tuple(stack for stack in found if stack.fits(leaf.shape)) or (UNSTACKED,) * bool(found)
+        # Shapes count less than the norms of a stack around them, and more than vectors outside of it.
+        if likely and told.options in ((), (UNSTACKED,)):
+            told = Stacks(likely, "shapes")
+        fitting = tuple(stack for stack in told.options if stack.fits(leaf.shape))
+        return Stacks(fitting or (UNSTACKED,), told.by) if told.options else Stacks()
 
 
 class Reading(NamedTuple):
@@ -143,6 +183,7 @@ class Reading(NamedTuple):
     letters: str | None
     why: str
     split: Shape | None = None
+    weak: bool = False  # another reading fits as well, or a name is all there is against a shape
 
 
 @dataclass(frozen=True)
@@ -199,6 +240,10 @@ class Seen:
                 return axes[0] if len(axes) == 1 else None
         return None
 
+    def is_width(self, size: int, within: int | None = None) -> bool:
+        """Whether a norm of the residual stream has this length, in the nearest scopes only if ``within`` says so."""
+        return any(size in self._lengths(scope.widths) for scope in self.scopes[:within])
+
     @cached_property
     def reads_normalized(self) -> bool:
         """Whether the first axis has the length of any norm near, that of a compressed rank too."""
@@ -209,21 +254,8 @@ class Seen:
         return {norm[0] for norm in norms if len(norm) == 1} | {core[-1] for core in many}
 
 
-_WRAPPED = re.compile(r"((?:.*?/)?(?:weight|bias))/(?:(?:\w+/)*args/)?\d+")
-
-
-def unwrapped(leaves: Sequence[NamedLeaf]) -> list[NamedLeaf]:
-    """The leaves with "weight" for "weight/0" of a Haliax array and "weight/args/1" of a wrapper: its largest part.
-
-    Wrappers may lie in wrappers: "weight/weight/args/0" beside "weight/scale/args/0".
-    """
-    wrapped: defaultdict[str, list[NamedLeaf]] = defaultdict(list)
-    for leaf in leaves:
-        match = _WRAPPED.fullmatch(leaf.path) if leaf.path[-1:].isdigit() else None
-        if match:
-            wrapped[match[1]].append(leaf)
-    largest = {max(parts, key=lambda leaf: math.prod(leaf.shape)).path: short for short, parts in wrapped.items()}
-    return [leaf._replace(path=largest[leaf.path]) if leaf.path in largest else leaf for leaf in leaves]
+def _is_b(leaf: NamedLeaf) -> bool:
+    return leaf.path.rpartition("/")[2] in ("b", "B")
 
 
 def is_embedding(leaf: NamedLeaf) -> bool:
@@ -253,7 +285,7 @@ def module_of(path: str) -> tuple[str, str]:
 def is_torch(path: str) -> bool:
     """Whether an array is called "weight", which has its outputs first."""
     name = path.rpartition("/")[2]
-    return name.startswith("weight") and name != "weights"
+    return (name.startswith("weight") and name != "weights") or name.endswith("_weight")
 
 
 def family_of(path: str) -> str:

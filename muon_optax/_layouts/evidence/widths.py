@@ -1,8 +1,8 @@
 """The width of the model, from the norms in scope: the axis of that length is the side of the residual stream."""
 
 from muon_optax._layouts.evidence import names
-from muon_optax._layouts.evidence.convolutions import LARGEST_WINDOW
 from muon_optax._layouts.evidence.tree import Reading, Seen
+from muon_optax._layouts.evidence.windows import LARGEST_WINDOW
 
 
 def by_width_of_inputs(seen: Seen) -> Reading | None:
@@ -10,6 +10,8 @@ def by_width_of_inputs(seen: Seen) -> Reading | None:
     last, role = len(seen.core) - 1, names.role(seen.module)
     if last < 2 or role == "writes" or "conv" in seen.module:
         return None
+    if role is None and names.is_weight(seen.name) is None:
+        return None  # an array of any name may as well have the width as its output
     axis = seen.width
     if axis is None and names.ATTENTION_IN.fullmatch(seen.module) and seen.reads_normalized:
         axis = 0  # from a compressed rank, which has a norm of its own
@@ -29,7 +31,9 @@ def by_width_of_outputs(seen: Seen) -> Reading | None:
     if names.role(seen.module) == "writes" and attention:
         if axis == last:
             return Reading("i" * last + "o", "name + width")
-        return Reading("o" + "i" * last, "name + width") if axis == 0 and seen.outputs_first else None
+        # Stored as the query is, (d, heads, size), or as all weights of a framework that has outputs first.
+        as_query = core in seen.cores(seen.scopes[0].queries)
+        return Reading("o" + "i" * last, "name + width") if axis == 0 and (seen.outputs_first or as_query) else None
     window = last == 3 and max(core[:2]) <= LARGEST_WINDOW and seen.name in ("kernel", "w") and not attention
     if window and axis == last and seen.told and not seen.stack.sizes and names.role(seen.module) is None:
         return Reading("i" * last + "o", "window + width")

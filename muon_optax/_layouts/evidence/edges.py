@@ -1,0 +1,122 @@
+"""The edge of a model: outputs that nothing in it takes belong to a head or to a table, whatever their names."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from muon_optax._layouts.decision import Decision
+from muon_optax._layouts.evidence import names
+from muon_optax._layouts.evidence.stacks import Shape
+from muon_optax._layouts.evidence.tree import Tree, family_of, is_torch, module_of
+from muon_optax._layouts.layout import Layout
+from muon_optax._layouts.paths import NamedLeaf
+
+# Sizes that differ by so much are parts of one another: query, key and value side by side, or a hidden layer's halves.
+FACTORS = range(2, 9)
+FEW = 4  # networks side by side, such as critics; blocks are more
+
+
+class Edges:
+    """The sides of all matrices and norms of a model, and how often each occurs."""
+
+    def __init__(self, tree: Tree, leaves: Sequence[NamedLeaf], decisions: Sequence[Decision]) -> None:
+        self.tree = tree
+        self.sides: Counter[int] = Counter()  # leaves that have the size as a side
+        self.outputs: Counter[int] = Counter()
+        self.channels: set[int] = set()  # of convolutions
+        self.widths: set[int] = set()  # of norms
+        self.matrices = 0
+        self.alike: defaultdict[Shape, list[int]] = defaultdict(list)  # inputs of leaves of a shape or the turned one
+        self.modules: defaultdict[str, set[str]] = defaultdict(set)  # scopes of modules that differ in numbers only
+        for leaf, decision in zip(leaves, decisions, strict=True):
+            if leaf.path in tree.vectors:
+                lengths = leaf.shape[-1:] if leaf.path in tree.norms else ()
+                self.sides.update(lengths)
+                self.outputs.update(lengths)
+                self.widths.update(lengths)
+            elif len(leaf.shape) > 1:
+                self._add(leaf, decision.layout)
+
+    def _add(self, leaf: NamedLeaf, layout: Layout | None) -> None:
+        shape = leaf.shape
+        fans = () if layout is None else (layout.fan_in(shape), layout.fan_out(shape))
+        self.sides.update({*shape, *fans})
+        outputs = {shape[-1]}  # of a table
+        if layout is not None:
+            outputs = {size for size, letter in zip(shape, layout.axes, strict=True) if letter == "o"} | {fans[1]}
+            if len(shape) > 2 and names.CONVOLUTION.search(module_of(leaf.path)[1]):
+                self.channels.add(fans[1])
+        self.outputs.update(outputs)
+        self.matrices += 1
+        scope, module = module_of(leaf.path)
+        self.modules[f"{family_of(scope)}/{module}"].add(scope)
+        if len(shape) == 2:
+            # A table reads nothing: its rows are looked up.
+            self.alike[min(shape), max(shape)].append(fans[0] if fans else 0)
+
+    def takers(self, leaf: NamedLeaf, inputs: int, size: int) -> int:
+        """How many other leaves have ``size`` as a side, but for tables and parallel layers of the leaf's own shape."""
+        alike = self.alike[min(leaf.shape), max(leaf.shape)]
+        return self.sides[size] - len(alike) + alike.count(size) - (inputs == size)
+
+    def is_pair(self, leaf: NamedLeaf) -> bool:
+        """Whether both sides are those of leaves of this shape alone: an encoder and its decoder, say."""
+        alike = len(self.alike[min(leaf.shape), max(leaf.shape)])
+        return all(self.sides[size] == alike for size in leaf.shape) and leaf.shape[0] != leaf.shape[1]
+
+    def repetitions(self, leaf: NamedLeaf) -> int:
+        """How many modules of this name lie in scopes that differ in their numbers only."""
+        scope, module = module_of(leaf.path)
+        return len(self.modules[f"{family_of(scope)}/{module}"])
+
+    def is_repeated(self, leaf: NamedLeaf) -> bool:
+        """Whether the module is one of repeated blocks."""
+        return self.repetitions(leaf) > 1
+
+    def is_multiple(self, size: int) -> bool:
+        """Whether ``size`` is a small multiple of another side, or a small part of one."""
+        return any(
+            (size % factor == 0 and self.sides[size // factor]) or self.sides[size * factor] for factor in FACTORS
+        )
+
+    def is_produced(self, size: int, outputs: int) -> bool:
+        """Whether another leaf's output or a norm has ``size``, or a convolution's channels do once they are flat."""
+        if self.outputs[size] - (size == outputs) > 0:
+            return True
+        return any(size % channels == 0 for channels in self.channels)
+
+    def is_no_head(self, leaf: NamedLeaf) -> bool:
+        """Whether a leaf that is called a head feeds the model: a norm of its outputs, or repeated blocks."""
+        first = is_torch(leaf.path)
+        outputs, inputs = (leaf.shape[0], leaf.shape[1]) if first else (leaf.shape[-1], leaf.shape[-2])
+        scope, module = module_of(leaf.path)
+        if self.is_repeated(leaf) and names.HEAD.fullmatch(module):
+            return self.sides[outputs] > (inputs == outputs) + 1 or self.is_multiple(outputs)
+        nested = any(names.HEAD.fullmatch(names.clean(part)) for part in scope.split("/"))
+        return len(leaf.shape) == 2 and outputs in self.widths and not nested
+
+    def judged(self, leaf: NamedLeaf, decision: Decision) -> Decision:
+        """The decision on a matrix, or another one if it lies at the edge of the model."""
+        layout = decision.layout
+        paired = decision.why == "low rank" or (layout is not None and layout.split)
+        if layout is None or paired or len(leaf.shape) != 2 or self.matrices < 2:
+            return decision
+        inputs, outputs = layout.fan_in(leaf.shape), layout.fan_out(leaf.shape)
+        if self.takers(leaf, inputs, outputs) > 0:
+            pair = self.is_pair(leaf) and not self.is_repeated(leaf)
+            return decision._replace(strength="weak") if pair else decision
+        _, module = module_of(leaf.path)
+        fused = names.FUSED.fullmatch(module) or names.HALVES.fullmatch(module)
+        produced = self.is_produced(inputs, outputs)
+        if self.is_repeated(leaf):
+            head = produced and not fused and not self.is_multiple(outputs) and self.repetitions(leaf) <= FEW
+            return decision._replace(strength="weak") if head else decision
+        if fused and self.is_multiple(outputs):
+            return decision
+        kept = decision._replace(why=f"{decision.why}; nothing takes its outputs", strength="weak")
+        # What reads the residual stream is no last layer, whatever lies out of sight.
+        if fused or names.role(module) == "reads":
+            return kept
+        table = is_torch(leaf.path) and self.tree.bias_of(leaf.path) is None and self.sides[inputs] > 1
+        if table or (produced and not self.is_multiple(outputs)):
+            return Decision(None, "edge: nothing takes its outputs", "weak")
+        return kept

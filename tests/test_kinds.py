@@ -1,0 +1,337 @@
+"""Kinds of layers that real models have and rules mistook: each with siblings, as `tests/test_evidence.py` writes them.
+
+``?`` is unknown (AdamW and a warning), ``~`` is taken on weak evidence and shown so.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from test_evidence import rows, table
+from test_real_models import tree_of
+
+import muon_optax as mo
+
+KINDS = {
+    "tables without embed in their names: a recommender": """
+        item/weight 1000x64 ~-
+        user/weight 500x64 ~-
+        mlp/0/weight 128x128 oi
+        mlp/0/bias 128 -
+        mlp/2/weight 1x128 -
+        mlp/2/bias 1 -""",
+    "tables without embed in their names: T5's shared": """
+        shared/weight 32128x512 ~-
+        encoder/block/0/layer/0/SelfAttention/q/weight 384x512 oi
+        encoder/block/0/layer/0/SelfAttention/o/weight 512x384 oi
+        encoder/block/0/layer/0/layer_norm/weight 512 -
+        lm_head/weight 32128x512 -""",
+    "tables without embed in their names: queries of a detector": """
+        query_embed/weight 100x256 ~-
+        decoder/layers/0/linear1/weight 2048x256 oi
+        decoder/layers/0/linear1/bias 2048 -
+        decoder/layers/0/linear2/weight 256x2048 oi
+        decoder/layers/0/linear2/bias 256 -
+        decoder/norm/weight 256 -
+        decoder/norm/bias 256 -""",
+    "heads under any name: an actor in Linen": """
+        Dense_0/kernel 17x64 io
+        Dense_0/bias 64 -
+        Dense_1/kernel 64x64 io
+        Dense_1/bias 64 -
+        Dense_2/kernel 64x6 ~-
+        Dense_2/bias 6 -""",
+    "heads under any name: means and action values": """
+        torso/Dense_0/kernel 17x128 io
+        torso/Dense_0/bias 128 -
+        actor_mean/kernel 128x6 ~-
+        actor_mean/bias 6 -
+        q_values/kernel 128x11 ~-
+        q_values/bias 11 -
+        log_std 6 -""",
+    "heads under any name: a convolution before the last layer": """
+        Conv_0/kernel 3x3x3x32 iiio
+        Conv_0/bias 32 -
+        Dense_0/kernel 2048x100 ~-
+        Dense_0/bias 100 -""",
+    "heads under any name: a part of another size stays, marked": """
+        Dense_0/kernel 12x64 io
+        Dense_0/bias 64 -
+        Dense_1/kernel 64x6 ~io
+        Dense_1/bias 6 -""",
+    "no heads: projections of every block": """
+        blocks/0/input_head/weight 2304x768x1x1 ~oiii
+        blocks/0/output_head/weight 768x768x1x1 ~oiii
+        blocks/0/norm/weight 768 -
+        blocks/1/input_head/weight 2304x768x1x1 ~oiii
+        blocks/1/output_head/weight 768x768x1x1 ~oiii
+        blocks/1/norm/weight 768 -
+        head/weight 10x768 -""",
+    "no heads: a layer before the logits, and one into another model": """
+        norm/scale 768 -
+        norm_of_text/scale 512 -
+        up/kernel 768x3072 io
+        down/kernel 3072x768 io
+        pre_logits/kernel 768x768 ~io
+        image_head/kernel 768x512 ~io
+        head/kernel 768x1000 -""",
+    "heads first, beside a norm": """
+        layers/0/ln/scale 64 -
+        layers/0/attn/wq 4x64x16 oio
+        layers/0/attn/wk 4x64x16 oio
+        layers/0/attn/wv 4x64x16 oio
+        layers/0/attn/wo 4x16x64 iio""",
+    "heads first, fewer keys": """
+        layers/0/ln/scale 64 -
+        layers/0/attn/q_proj/w 8x64x16 oio
+        layers/0/attn/k_proj/w 2x64x16 oio
+        layers/0/attn/v_proj/w 2x64x16 oio
+        layers/0/attn/o_proj/w 8x16x64 iio""",
+    "heads first, the norm far away": """
+        final_norm/scale 64 -
+        layers/0/attn/wq 4x64x16 ~oio
+        layers/0/attn/wo 4x16x64 ~iio""",
+    "keras-hub's EinsumDense": """
+        attention/query/kernel 8x2048x256 oio
+        attention/key/kernel 1x2048x256 oio
+        attention/value/kernel 1x2048x256 oio
+        attention/attention_output/kernel 8x256x2048 iio
+        pre_attention_norm/scale 2048 -""",
+    "outputs of attention stored as the query is": """
+        norm/gamma 256 -
+        attn/query/kernel 256x4x64 ioo
+        attn/key/kernel 256x4x64 ioo
+        attn/attention_output/kernel 256x4x64 oii""",
+    "PyTorch's pairs of X_weight and X_bias": """
+        attn/in_proj_weight 2304x768 oi split 768+768+768
+        attn/in_proj_bias 2304 -
+        attn/out_proj/weight 768x768 oi
+        attn/out_proj/bias 768 -""",
+    "PyTorch's pairs: a convolution": """
+        proj1_weight 768x192x4x4x4 oiiii
+        proj1_bias 768 -
+        proj2_weight 96x768x3x3 oiii
+        proj2_bias 96 -""",
+    "raw convolutions with their outputs first": """
+        stack/0 64x32x3x3 oiii
+        stack/1 128x64x3x3x3 oiiii
+        stack/2 64x32x5x5 oiii""",
+    "windows in front stay in front": """
+        a/kernel 3x3x16x16 iiio
+        b/kernel 5x5x8x8 iiio""",
+    "weight normalization": """
+        conv/weight_v 64x32x7 oii
+        conv/weight_g 64x1x1 -
+        conv/bias 64 -
+        post/parametrizations/weight/original0 8x1 -
+        post/parametrizations/weight/original1 8x64 oi
+        post/bias 8 -""",
+    "a pair of scale and matrix": """
+        Dense_0/kernel/0 256 -
+        Dense_0/kernel/1 64x256 io
+        Dense_0/bias 256 -
+        Dense_1/kernel/0 64 -
+        Dense_1/kernel/1 256x64 io
+        Dense_1/bias 64 -
+        Dense_2/kernel/0 64 -
+        Dense_2/kernel/1 64x64 io""",
+    "weights in the wrapper of an adapter": """
+        model/embed_tokens/base_layer/weight 32000x64 -
+        layers/0/q_proj/base_layer/weight 64x64 oi
+        layers/0/q_proj/lora_A/default/weight 4x64 oi
+        layers/0/q_proj/lora_B/default/weight 64x4 oi
+        norm/weight 64 -""",
+    "blocks on a diagonal: their bias is flat": """
+        gru/kernel 8x256x768 bio
+        gru/bias 6144 -
+        hidden/kernel 8x1024x256 bio
+        hidden/bias 2048 -
+        norm/scale 2048 -""",
+    "blocks on a diagonal: a bias for each": """
+        gate/w 10x256x256 bio
+        gate/b 10x256 -
+        linear_x/w 2560x2560 io
+        linear_x/b 2560 -
+        norm/scale 2560 -""",
+    "heads with a bias for each": """
+        norm/scale 64 -
+        query/kernel 4x64x16 oio
+        query/bias 4x16 -""",
+    "low-rank pairs of an einsum": """
+        norm/scale 18x2048 -
+        q_einsum/w 18x8x2048x256 boio
+        q_einsum/lora_a 18x8x2048x16 bbio
+        q_einsum/lora_b 18x8x16x256 bbio
+        attn_vec_einsum/w 18x8x256x2048 biio
+        attn_vec_einsum/lora_a 18x8x256x16 bbio
+        attn_vec_einsum/lora_b 18x8x16x2048 bbio""",
+    "low-rank pairs of stacked layers": """
+        proj/lora_a 6x512x8 bio
+        proj/lora_b 6x8x512 bio""",
+    "low-rank pairs of gates": """
+        gating_einsum 2x64x256 bio
+        linear 256x64 io
+        gating_einsum_lora_a 2x64x4 bio
+        gating_einsum_lora_b 2x4x256 bio""",
+    "gates in a module beside": """
+        ffw_up/w 2x2560x7680 bio
+        ffw_down/kernel 7680x2560 io
+        norm/scale 2560 -""",
+    "gates in a module beside, stacked": """
+        layers/ffw_up/w 6x2x64x256 bbio
+        layers/ffw_down/kernel 6x256x64 bio
+        layers/norm/scale 6x64 -""",
+    "depthwise of two axes, and by its name": """
+        mixer/conv1d_kernel 512x4 -
+        mixer/in_proj/kernel 256x1024 ~io
+        mixer/out_proj/kernel 512x256 io
+        norm/scale 256 -
+        a/dw/kernel 3x1x32 -
+        b/conv_dw/kernel 3x3x1x64 -
+        attn/k_proj/w 256x1x64 ioo""",
+    "a norm's name on a linear layer": """
+        norm_mlp/w 3x8 io
+        norm_mlp/b 8 -
+        final_norm/w 8 -
+        ln_out/weight 16x8 oi
+        ln_out/bias 16 -
+        up/weight 8x16 oi""",
+    "only biases in sight": """
+        a/b 3x16 -
+        c/b 3x8 -""",
+    "a b beside its a": """
+        a 6x2 ~io
+        b 2x6 ~io""",
+    "complex arrays": """
+        dense/bias 8 -""",
+    "half of an attention": """
+        query/kernel 64x4x32 ~ioo
+        key/kernel 64x2x32 ~ioo""",
+    "half of an attention, which may be a stack": """
+        query/kernel 48x8x8 ?
+        key/kernel 48x4x8 ?""",
+    "one for each feature, by heads": """
+        ln/scale 256 -
+        time_mix/r_k 4x64 ~-
+        time_mix/bonus 8x32 ~-
+        time_mix/receptance/kernel 256x256 io""",
+    "biases of attention by distance": """
+        norm/scale 64 -
+        attn/relative_bias/wrb 4x32 -
+        attn/relative_attention_bias/weight 32x4 -""",
+}
+
+# What nothing tells must stay unknown: a guess would be wrong for one of the layers that look the same.
+UNKNOWN = {
+    "heads first or stacked, no norm": """
+        attn/wq 4x64x16 ?
+        attn/wk 4x64x16 ?
+        attn/wo 4x16x64 ?""",
+    "heads first or stacked, the norm far away and heads that do not fill it": """
+        final_norm/scale 64 -
+        layers/attn/wq 4x64x64 ?
+        layers/attn/wo 4x64x64 ?""",
+    "a query alone": """
+        query/kernel 64x4x32 ?""",
+    "a query and a key of one shape": """
+        query/kernel 64x4x32 ?
+        key/kernel 64x4x32 ?""",
+    "three axes of any name": """
+        mystery 6x8x5 ?
+        other 8x6x5 ?""",
+    "pairs of real and imaginary numbers": """
+        norm/scale 512 -
+        ssm/C1 512x192x2 ?""",
+    "four axes of any name": """
+        tensor 4x5x6x7 ?""",
+    "a flat list": """
+        0 100x8 ?
+        1 8x8 ?
+        2 8 -""",
+    "blocks that look alike both ways on axis 1": """
+        inner/kernel 16x3x16 ?
+        outer/kernel 16x3x16 ?""",
+}
+
+
+@pytest.mark.parametrize("text", [*KINDS.values(), *UNKNOWN.values()], ids=[*KINDS, *UNKNOWN])
+def test_kind(text: str) -> None:
+    leaves = rows(text)
+    assert table(tree_of(leaves)) == {path: layout for path, _, layout in leaves}
+
+
+LLAMA = """
+    model/embed_tokens/weight 32000x64 -
+    model/layers/0/self_attn/q_proj/weight 64x64 oi
+    model/layers/0/self_attn/k_proj/weight 64x64 oi
+    model/layers/0/self_attn/o_proj/weight 64x64 oi
+    model/layers/0/mlp/up_proj/weight 256x64 oi
+    model/layers/0/mlp/down_proj/weight 64x256 oi
+    model/layers/0/input_layernorm/weight 64 -
+    model/norm/weight 64 -
+    lm_head/weight 32000x64 -"""
+LINEN = """
+    params/Embed_0/embedding 1000x64 -
+    params/blocks_0/Dense_0/kernel 64x256 io
+    params/blocks_0/Dense_0/bias 256 -
+    params/blocks_0/Dense_1/kernel 256x64 io
+    params/blocks_0/Dense_1/bias 64 -
+    params/cls_token 1x1x64 -
+    params/head/kernel 64x1000 -"""
+SCANNED = """
+    layers/norm/scale 4x64 -
+    layers/up/kernel 4x64x256 bio
+    layers/down/kernel 4x256x64 bio"""
+JOINED = {separator: lambda path, separator=separator: path.replace("/", separator) for separator in (".", ":", "__")}
+JOINED["tuple"] = lambda path: tuple(int(part) if part.isdigit() else part for part in path.split("/"))
+
+
+@pytest.mark.parametrize("text", [LLAMA, LINEN, SCANNED], ids=["Llama", "Linen", "scanned"])
+@pytest.mark.parametrize("join", JOINED.values(), ids=JOINED)
+def test_a_flat_dictionary_is_read_as_its_nested_tree(text: str, join: Callable[[str], Any]) -> None:
+    leaves = rows(text)
+    tree = {join(path): jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape, _ in leaves}
+    found = table({"model": tree})  # also below another key
+    for path, _, layout in leaves:
+        key = join(path)
+        assert found[f"model/{key if isinstance(key, str) else path}"] == layout
+
+
+def test_a_string_key_stays_one_component_and_a_tuple_becomes_its_parts() -> None:
+    assert list(mo.assign_layouts({"a.kernel": jnp.ones((4, 5)), "a.bias": jnp.ones(5)})) == ["a.bias", "a.kernel"]
+    assert list(mo.assign_layouts({("a", 0, "kernel"): jnp.ones((4, 5))})) == ["a/0/kernel"]
+    layouts = {"a.kernel": None}
+    assert mo.assign_layouts({"a.kernel": jnp.ones((4, 5)), "a.bias": jnp.ones(5)}, layouts)["a.kernel"] is None
+
+
+def test_what_only_looks_like_a_separator() -> None:
+    text = """
+        dense/kernel:0 4x8 io
+        dense/bias:0 8 -
+        layer__norm 8 -
+        layer__dense 8x4 io"""
+    leaves = rows(text)
+    assert table(tree_of(leaves)) == {path: layout for path, _, layout in leaves}
+
+
+def masked(tree: dict, *hidden: str) -> dict:
+    return {key: optax.MaskedNode() if key in hidden else value for key, value in tree.items()}
+
+
+def test_hidden_siblings_tell_by_their_paths() -> None:
+    stacked, low_rank = {"b": jnp.ones((3, 16))}, {"a": jnp.ones((16, 3)), "b": jnp.ones((3, 16))}
+    assert table(stacked) == {"b": None}
+    assert str(mo.assign_layouts(masked(low_rank, "a"))["b"]) == "io"
+    assert mo.assign_layouts(masked({"w": jnp.ones((3, 8, 16)), "b": jnp.ones((3, 16))}, "w"))["b"] is None
+
+
+def test_low_rank_pairs_are_known_where_their_kernel_is_hidden() -> None:
+    shapes = {"w": (18, 8, 2048, 256), "lora_a": (18, 8, 2048, 16), "lora_b": (18, 8, 16, 256)}
+    tree = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    found = mo.assign_layouts({"q_einsum": masked(tree, "w")})
+    assert {path: str(layout) for path, layout in found.items()} == dict.fromkeys(
+        ("q_einsum/lora_a", "q_einsum/lora_b"), "bbio"
+    )
