@@ -150,7 +150,7 @@ CASES = {
         block/kernel 768x768 io""",
     "a depthwise one before a pointwise one": """
         Conv_0/kernel 3x3x1x12 -
-        Conv_1/kernel 1x1x12x24 iiio""",
+        Conv_1/kernel 1x1x12x24 ~iiio""",
     "Linen's transposed kernel": """
         ConvTranspose_0/kernel 3x3x8x4 iioi
         ConvTranspose_0/bias 8 -""",
@@ -275,13 +275,13 @@ CASES = {
         attn_vec_einsum/lora/a 4x256x4 iio
         attn_vec_einsum/lora/b 4x640 io
         other/w_lora_a 8x640 io
-        other/w_lora_b 640x8 io""",
+        other/w_lora_b 640x8 ~io""",
     "LoRA in a user's own tree": """
         w 6x6 io
-        a 6x2 io
-        b 2x6 io""",
+        a 6x2 ~io
+        b 2x6 ~io""",
     "last layers that nothing follows (transformers 4.53: BERT's tasks, DistilBERT)": """
-        bert/layer/dense/kernel 768x3072 io
+        bert/layer/dense/kernel 768x3072 ~io
         bert/layer/dense/bias 3072 -
         cls/seq_relationship/kernel 768x2 -
         qa_outputs/kernel 768x2 -

@@ -117,7 +117,7 @@ KINDS = {
         proj2_bias 96 -""",
     "raw convolutions with their outputs first": """
         stack/0 64x32x3x3 oiii
-        stack/1 128x64x3x3x3 oiiii
+        stack/1 128x64x3x3x3 ~oiiii
         stack/2 64x32x5x5 oiii""",
     "windows in front stay in front": """
         a/kernel 3x3x16x16 iiio
@@ -131,7 +131,7 @@ KINDS = {
         post/bias 8 -""",
     "a pair of scale and matrix": """
         Dense_0/kernel/0 256 -
-        Dense_0/kernel/1 64x256 io
+        Dense_0/kernel/1 64x256 ~io
         Dense_0/bias 256 -
         Dense_1/kernel/0 64 -
         Dense_1/kernel/1 256x64 io
@@ -196,7 +196,7 @@ KINDS = {
         norm_mlp/w 3x8 io
         norm_mlp/b 8 -
         final_norm/w 8 -
-        ln_out/weight 16x8 oi
+        ln_out/weight 16x8 ~oi
         ln_out/bias 16 -
         up/weight 8x16 oi""",
     "only biases in sight": """
@@ -312,7 +312,7 @@ def test_what_only_looks_like_a_separator() -> None:
         dense/kernel:0 4x8 io
         dense/bias:0 8 -
         layer__norm 8 -
-        layer__dense 8x4 io"""
+        layer__dense 8x4 ~io"""
     leaves = rows(text)
     assert table(tree_of(leaves)) == {path: layout for path, _, layout in leaves}
 

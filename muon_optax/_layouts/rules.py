@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from muon_optax._layouts.blocks import without_repetitions
 from muon_optax._layouts.decision import UNKNOWN, Decision, layouts_in
 from muon_optax._layouts.evidence import names
 from muon_optax._layouts.evidence.bias import by_bias
@@ -92,12 +93,13 @@ def default_layouts(params: Any) -> dict[str, Layout | None]:
 def decide(leaves: Sequence[NamedLeaf], hidden: Collection[str] = ()) -> dict[str, Decision]:
     """The decision on every leaf, by path, in the order of the leaves; ``hidden`` are paths that can't be seen."""
     nested = nested_paths([*(leaf.path for leaf in leaves), *hidden])
-    seen = unwrapped([leaf._replace(path=nested.get(leaf.path, leaf.path)) for leaf in leaves])
-    tree = Tree(seen, frozenset(nested.get(path, path) for path in hidden))
-    decisions = [_decide(leaf, tree) for leaf in seen]
-    edges = Edges(tree, seen, decisions)
-    judged = [_at_edge(leaf, decision, tree, edges) for leaf, decision in zip(seen, decisions, strict=True)]
-    return {leaf.path: decision for leaf, decision in zip(leaves, judged, strict=True)}
+    seen = unwrapped([leaf._replace(path=nested[leaf.path]) for leaf in leaves] if nested else leaves)
+    kept, alike = without_repetitions(seen) if not hidden else (seen, {})
+    tree = Tree(kept, frozenset(nested.get(path, path) for path in hidden))
+    decisions = [_decide(leaf, tree) for leaf in kept]
+    edges = Edges(tree, kept, decisions)
+    found = {leaf.path: _at_edge(leaf, own, tree, edges) for leaf, own in zip(kept, decisions, strict=True)}
+    return {leaf.path: found[alike.get(bare.path, bare.path)] for leaf, bare in zip(leaves, seen, strict=True)}
 
 
 def _at_edge(leaf: NamedLeaf, decision: Decision, tree: Tree, edges: Edges) -> Decision:
@@ -152,7 +154,8 @@ def _by_stacks(leaf: NamedLeaf, tree: Tree) -> Decision:
         # Shapes alone are weak: what the whole array says is worth as much, and more where its evidence is strong.
         whole = _by_rules(leaf, tree, UNSTACKED, "")
         if whole.strength == "strong" and whole.layout is not None:
-            decisions = {whole} if whole.layout in {decision.layout for decision in decisions} else {UNKNOWN}
+            agree = is_expert(leaf) or whole.layout in {decision.layout for decision in decisions}
+            decisions = {whole} if agree else {UNKNOWN}
     if len({decision.layout for decision in decisions}) > 1:
         return UNKNOWN
     return min(decisions, key=lambda decision: decision.why)

@@ -2,6 +2,7 @@
 
 from muon_optax._layouts.evidence import names
 from muon_optax._layouts.evidence.convolutions import is_transposed, looks_like_convolution
+from muon_optax._layouts.evidence.experts import is_expert
 from muon_optax._layouts.evidence.tree import Reading, Seen
 
 
@@ -14,7 +15,7 @@ def by_bias(seen: Seen) -> Reading | None:
     if seen.outputs_first:
         if bias == core[:outputs] and outputs > 1 and seen.name != "weight":
             return Reading("b" * (outputs - 1) + "o" + "i" * (axes - outputs), "its bias")  # PyTorch's experts
-        if outputs == 1 and bias[0] == core[1] and bias[0] not in (core[0], core[-1]):
+        if outputs == 1 and bias[0] == core[1] != core[0]:
             return Reading("io" + "i" * (axes - 2), "its bias")  # PyTorch's transposed convolutions
         if bias == core[:outputs]:
             return Reading("o" * outputs + "i" * (axes - outputs), "its bias")
@@ -41,4 +42,4 @@ def _by_blocks_or_heads(seen: Seen) -> Reading | None:
     if names.ATTENTION_IN.fullmatch(seen.module):
         return Reading("oio", "its bias", weak=not seen.is_width(inputs))
     whole = any(blocks * inputs in shape for scope in seen.scopes[:3] for shape in scope.shapes)
-    return Reading("bio", "its bias", weak=not whole)
+    return Reading("bio", "its bias", weak=not whole and not is_expert(seen.leaf))

@@ -15,7 +15,7 @@ _OUTPUTS_FIRST = re.compile(r".*conv\d_?d_transpose.*")  # Keras and Haiku; Line
 
 def is_transposed(seen: Seen) -> bool:
     """Whether the name is a transposed convolution's."""
-    return "transpose" in seen.module or "deconv" in seen.module
+    return any(word in seen.module for word in ("transpose", "deconv", "conv_tr"))
 
 
 def _by_name(seen: Seen) -> bool:

@@ -1,5 +1,6 @@
 """The edge of a model: outputs that nothing in it takes belong to a head or to a table, whatever their names."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ from muon_optax._layouts.paths import NamedLeaf
 
 # Sizes that differ by so much are parts of one another: query, key and value side by side, or a hidden layer's halves.
 FACTORS = range(2, 9)
+LEAST_CHANNELS = 8  # that a flat layer behind a convolution is told by; colors and latents are fewer
+_NUMBER = re.compile(r"(?:^|[_/])\d+(?:/|$)")
 FEW = 4  # networks side by side, such as critics; blocks are more
 
 
@@ -24,8 +27,10 @@ class Edges:
         self.outputs: Counter[int] = Counter()
         self.channels: set[int] = set()  # of convolutions
         self.widths: set[int] = set()  # of norms
+        self.inputs: set[int] = set()
         self.matrices = 0
-        self.alike: defaultdict[Shape, list[int]] = defaultdict(list)  # inputs of leaves of a shape or the turned one
+        # Of all leaves of a shape or the turned one: how many have so many inputs.
+        self.alike: defaultdict[Shape, Counter[int]] = defaultdict(Counter)
         self.modules: defaultdict[str, set[str]] = defaultdict(set)  # scopes of modules that differ in numbers only
         for leaf, decision in zip(leaves, decisions, strict=True):
             if leaf.path in tree.vectors:
@@ -40,6 +45,7 @@ class Edges:
         shape = leaf.shape
         fans = () if layout is None else (layout.fan_in(shape), layout.fan_out(shape))
         self.sides.update({*shape, *fans})
+        self.inputs.update(fans[:1])
         outputs = {shape[-1]}  # of a table
         if layout is not None:
             outputs = {size for size, letter in zip(shape, layout.axes, strict=True) if letter == "o"} | {fans[1]}
@@ -51,17 +57,17 @@ class Edges:
         self.modules[f"{family_of(scope)}/{module}"].add(scope)
         if len(shape) == 2:
             # A table reads nothing: its rows are looked up.
-            self.alike[min(shape), max(shape)].append(fans[0] if fans else 0)
+            self.alike[min(shape), max(shape)][fans[0] if fans else 0] += 1
 
     def takers(self, leaf: NamedLeaf, inputs: int, size: int) -> int:
         """How many other leaves have ``size`` as a side, but for tables and parallel layers of the leaf's own shape."""
         alike = self.alike[min(leaf.shape), max(leaf.shape)]
-        return self.sides[size] - len(alike) + alike.count(size) - (inputs == size)
+        return self.sides[size] - alike.total() + alike[size] - (inputs == size)
 
-    def is_pair(self, leaf: NamedLeaf) -> bool:
-        """Whether both sides are those of leaves of this shape alone: an encoder and its decoder, say."""
-        alike = len(self.alike[min(leaf.shape), max(leaf.shape)])
-        return all(self.sides[size] == alike for size in leaf.shape) and leaf.shape[0] != leaf.shape[1]
+    def is_taken_back(self, leaf: NamedLeaf, inputs: int, size: int) -> bool:
+        """Whether only layers of the turned shape take ``size``: an encoder of what comes out, or the second of two."""
+        alike = self.alike[min(leaf.shape), max(leaf.shape)]
+        return inputs != size and self.sides[size] == alike.total()
 
     def repetitions(self, leaf: NamedLeaf) -> int:
         """How many modules of this name lie in scopes that differ in their numbers only."""
@@ -98,12 +104,16 @@ class Edges:
         """The decision on a matrix, or another one if it lies at the edge of the model."""
         layout = decision.layout
         paired = decision.why == "low rank" or (layout is not None and layout.split)
-        if layout is None or paired or len(leaf.shape) != 2 or self.matrices < 2:
+        if layout is None or paired or self.matrices < 2:
             return decision
+        if len(leaf.shape) != 2:
+            return self._judged_convolution(leaf, decision, layout)
         inputs, outputs = layout.fan_in(leaf.shape), layout.fan_out(leaf.shape)
         if self.takers(leaf, inputs, outputs) > 0:
-            pair = self.is_pair(leaf) and not self.is_repeated(leaf)
-            return decision._replace(strength="weak") if pair else decision
+            block = self.is_repeated(leaf) or _NUMBER.search(module_of(leaf.path)[0])
+            back = self.is_taken_back(leaf, inputs, outputs) and not block
+            named = names.role(module_of(leaf.path)[1]) is not None
+            return decision._replace(strength="weak") if back and not named else decision
         _, module = module_of(leaf.path)
         fused = names.FUSED.fullmatch(module) or names.HALVES.fullmatch(module)
         produced = self.is_produced(inputs, outputs)
@@ -120,3 +130,14 @@ class Edges:
         if table or (produced and not self.is_multiple(outputs)):
             return Decision(None, "edge: nothing takes its outputs", "weak")
         return kept
+
+    def _judged_convolution(self, leaf: NamedLeaf, decision: Decision, layout: Layout) -> Decision:
+        """A last convolution stays with Muon, marked."""
+        outputs = layout.fan_out(leaf.shape)
+        one = layout.axes.count("o") == 1 and "b" not in layout.axes and names.role(module_of(leaf.path)[1]) is None
+        inputs = leaf.shape[layout.axes.rindex("i") if layout.axes[-1] == "o" else 1]
+        flat = outputs >= LEAST_CHANNELS and any(size % outputs == 0 for size in self.inputs if size > outputs)
+        last = self.sides[outputs] == 1 and self.outputs[inputs] and not flat and not self.is_repeated(leaf)
+        if one and last:
+            return decision._replace(why=f"{decision.why}; nothing takes its outputs", strength="weak")
+        return decision

@@ -7,33 +7,45 @@ from muon_optax._layouts.paths import NamedLeaf
 
 def by_router(seen: Seen) -> Reading | None:
     """An array (experts, a, b) near a matrix (a or b, experts)."""
-    core = seen.core
+    core, named = seen.core, is_expert(seen.leaf)
     if len(core) != 3 or "conv" in seen.module or names.ATTENTION_IN.fullmatch(seen.module):
         return None
-    if seen.width == 0 and not is_expert(seen.leaf):
+    if not named and (seen.width == 0 or names.is_weight(seen.name) is None):
         return None
     experts, rows, columns = core
-    for scope in seen.scopes[: 3 if is_expert(seen.leaf) else 2]:
+    for scope in seen.scopes[: 3 if named else 2]:
         beside = seen.cores(scope.weights)
-        # No router has more experts than inputs, but many a layer writes into a wider stream.
-        widths = [size for size in {rows, columns} if (size, experts) in beside and size >= experts]
+        # No router has as many experts as inputs, but many a layer writes into a wider stream.
+        found = {shape for shape in beside if shape[-1] == experts or (named and shape[0] == experts)}
+        widths = [size for size in {rows, columns} if size > experts and {(size, experts), (experts, size)} & found]
         if widths:
             return Reading(_letters(seen, widths), "router")
     return None
 
 
 def _letters(seen: Seen, widths: list[int]) -> str:
+    """The letters, by the side of the model's width: the input of what reads it, the output of what writes."""
     _, rows, columns = seen.core
-    role = names.role(seen.module)
-    if role is None or rows == columns or len(widths) > 1:
-        return "boi" if seen.outputs_first else "bio"
+    role = "reads" if names.HALVES.fullmatch(seen.module) else names.role(seen.module)
+    if seen.width in (1, 2):
+        widths = [seen.core[seen.width]]
+    if role is None or rows == columns or len(widths) != 1:
+        first = (seen.outputs_first or seen.tree.is_torch) and not _inputs_first(seen)
+        return "boi" if first else "bio"
     return "bio" if (columns == widths[0]) == (role == "writes") else "boi"
+
+
+def _inputs_first(seen: Seen) -> bool:
+    """Whether biases of the experts beside have the length of the last axis alone."""
+    pairs = (pair for pair in seen.scopes[0].pairs if len(pair.weight) == 3 and len(pair.bias) == 2)
+    return any(pair.bias == (pair.weight[0], pair.weight[2]) != pair.weight[:2] for pair in pairs)
 
 
 def by_name(seen: Seen) -> Reading | None:
     """Without a router in sight: a component called experts or moe, three axes."""
     if len(seen.core) == 3 and is_expert(seen.leaf):
-        return Reading("boi" if seen.outputs_first else "bio", "experts by name")
+        letters = _letters(seen, [])
+        return Reading(letters, "experts by name", weak=seen.tree.is_torch and seen.width not in (1, 2))
     return None
 
 

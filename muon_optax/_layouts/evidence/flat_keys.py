@@ -29,7 +29,7 @@ def nested_paths(paths: Collection[str]) -> Mapping[str, str]:
         if separator is not None:
             prefix = f"{scope}/" if scope else ""
             found |= {f"{prefix}{key}": prefix + "/".join(filter(None, key.split(separator))) for key in own}
-    return found
+    return found and {path: found.get(path, path) for path in paths}
 
 
 def _separator(keys: list[str]) -> str | None:

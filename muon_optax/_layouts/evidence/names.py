@@ -28,7 +28,7 @@ BIAS_MODULE = re.compile(r"(.*_)?rel(ative)?_(\w+_)?bias(_table)?")
 NORM = re.compile(r".*norm(s|alization)?\d*(_.*)?|(ln|rms|rmsn|bn)(_?[a-z]?\d*|_.*)|.*_(ln|rms)")
 NORM_ARRAY = frozenset({"scale", "gamma"})
 NORM_FIELD = frozenset({"weight", "w", "g", "b", "gain"})  # never "kernel": under "norm_mlp" that is a matrix
-OTHER_SCALE = re.compile(r"(.*_)?(a_log|scale|coefs?|sinks?)")
+OTHER_SCALE = re.compile(r"(.*_)?(a_log|scales?|scalers?|coefs?|sinks?)")
 # A norm of queries or keys has the length of a head, or of a compressed rank: that says nothing of the model's width.
 INNER_NORM = re.compile(r"_*(q|k|v|kv|qk|query|key|value|attn_inner)(_\w+)?_*(layer)?_?(norm|ln|rms)\w*")
 

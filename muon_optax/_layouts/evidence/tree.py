@@ -120,14 +120,40 @@ class Tree:
     def bias_of(self, path: str) -> Shape | None:
         """The shape of the bias of the weight at ``path``."""
         if path not in self._biases:
-            self._biases[path] = next((self.shapes[bias] for bias in biases_of(path) if bias in self.shapes), None)
+            own = biases_of(path) + self._second_of_pair(path)
+            self._biases[path] = next((self.shapes[bias] for bias in own if bias in self.shapes), None)
         return self._biases[path]
+
+    def _second_of_pair(self, path: str) -> list[str]:
+        """What stands behind a weight in a list of pairs, as plain JAX writes layers."""
+        scope, _, name = path.rpartition("/")
+        second, third = f"{scope}/1", f"{scope}/2"
+        pair = name == "0" and third not in self.shapes and len(self.shapes.get(second, ())) == 1
+        return [second] if pair and self.shapes[second][0] in self.shapes[path] else []
 
     @cached_property
     def of_layers(self) -> bool:
         """Whether a framework made the tree, which gives weights their names."""
         endings = {path.rpartition("/")[2] for path in self.paths if "/" in path}
         return bool(endings & names.MODULE_ARRAY)
+
+    @cached_property
+    def is_torch(self) -> bool:
+        """Whether PyTorch's names are all there are: it stores outputs first, in experts too."""
+        endings = {path.rpartition("/")[2] for path in self.paths}
+        return "weight" in endings and endings.isdisjoint({"kernel", "w"})
+
+    @cached_property
+    def stores_inputs_first(self) -> bool:
+        """Whether weights of PyTorch's name have their inputs first, as older Haliax does: by roles and widths."""
+        widths = {norm[0] for norm in self.scopes[""].widths if len(norm) == 1}
+        votes: Counter[bool] = Counter()
+        for leaf in self.leaves:
+            role = names.role(module_of(leaf.path)[1])
+            sides = [size in widths for size in leaf.shape]
+            if role is not None and sides in ([True, False], [False, True]) and is_torch(leaf.path):
+                votes[sides[0] == (role == "reads")] += 1
+        return votes[True] > votes[False]
 
     @cached_property
     def is_flat_list(self) -> bool:

@@ -3,6 +3,8 @@
 from muon_optax._layouts.evidence import names
 from muon_optax._layouts.evidence.tree import Reading, Seen
 
+_TWO_AXES = "two axes"  # and a name that says nothing
+
 
 def by_orientation(seen: Seen) -> Reading | None:
     """The bias fits one axis only, or that of the siblings does; then the name; then nothing."""
@@ -13,7 +15,9 @@ def by_orientation(seen: Seen) -> Reading | None:
         return None
     inputs, outputs = seen.core if letters == "io" else seen.core[::-1]
     fused = names.FUSED.fullmatch(seen.module) and outputs == 3 * inputs
-    return Reading(letters, why, (inputs,) * 3 if fused else None)
+    # "in_proj_weight" has its outputs first, where PyTorch made it; "loop_weight" may be anybody's.
+    weak = why == _TWO_AXES or (why == "name: weight" and seen.name.endswith("_weight") and not fused)
+    return Reading(letters, why, (inputs,) * 3 if fused else None, weak=weak)
 
 
 def _letters(seen: Seen) -> tuple[str | None, str]:
@@ -32,7 +36,7 @@ def _letters(seen: Seen) -> tuple[str | None, str]:
         return "io", "its bias"
     if weight is None and not seen.tree.is_flat_list:
         if not seen.tree.of_layers:
-            return "io", "two axes"  # a user's own tree, whose names are his own
+            return "io", _TWO_AXES  # a user's own tree, whose names are his own
         if seen.width == 0:
             return "io", "width"
     return None, ""
@@ -61,6 +65,6 @@ def _by_siblings(seen: Seen) -> str | None:
 def _by_role(seen: Seen) -> tuple[str, str] | None:
     """PyTorch's name with the inputs first, as older Haliax stores it: width and role say so."""
     role = names.role(seen.module)
-    if seen.width is None or role is None:
+    if seen.width is None or role is None or not seen.tree.stores_inputs_first:
         return None
     return ("io", "name + width") if (seen.width == 0) == (role == "reads") else ("oi", "name + width")

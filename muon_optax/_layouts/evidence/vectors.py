@@ -43,6 +43,7 @@ def biases_of(path: str) -> list[str]:
     found += [f"{name[:-2]}_b"] if name.endswith("_w") else []
     found += [f"{name.removesuffix('_weight')}_bias"] if name.endswith("_weight") else []
     found += ["bias"] if name == "recurrent_kernel" or name.startswith(("weight_", "pointwise_")) else []
+    found += [f"{name}_bias"]
     return [f"{scope}{slash}{bias}" for bias in found]
 
 
