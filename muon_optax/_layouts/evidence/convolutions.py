@@ -39,15 +39,15 @@ def looks_like_convolution(seen: Seen) -> bool:
 
 def by_depth(seen: Seen) -> Reading | None:
     """A depthwise convolution has a filter for each channel: nothing to orthogonalize."""
-    core = seen.core
+    core, axes = seen.core, len(seen.core)
     if _DEPTHWISE.fullmatch(seen.module) or _DEPTHWISE.fullmatch(seen.name):
         return Reading(None, "depthwise")
-    if len(core) == 2 and "conv" in seen.module and "point" not in seen.module and min(core) <= _FEW:
+    if axes == 2 and "conv" in seen.module and "point" not in seen.module and min(core) <= _FEW:
         return Reading(None, "depthwise")  # a window for each channel, without an axis for the group
     named = any(_MAYBE_DEPTHWISE.fullmatch(name) for name in (seen.module, seen.name))
-    if named and len(core) > 2 and core[-2] == 1 < math.prod(core[:-2]):
+    if named and axes > 2 and core[-2] == 1 < math.prod(core[:-2]):
         return Reading(None, "depthwise")
-    if seen.outputs_first and len(core) > 2 and core[1] == 1 < math.prod(core[2:]):
+    if seen.outputs_first and axes > 2 and core[1] == 1 < math.prod(core[2:]):
         return _one_channel(seen)
     if has_trailing_window(core) and core[1] > 1:
         return None

@@ -43,21 +43,19 @@ class Edges:
 
     def _add(self, leaf: NamedLeaf, layout: Layout | None) -> None:
         shape = leaf.shape
-        fans = () if layout is None else (layout.fan_in(shape), layout.fan_out(shape))
-        self.sides.update({*shape, *fans})
-        self.inputs.update(fans[:1])
-        outputs = {shape[-1]}  # of a table
-        if layout is not None:
-            outputs = {size for size, letter in zip(shape, layout.axes, strict=True) if letter == "o"} | {fans[1]}
-            if len(shape) > 2 and names.CONVOLUTION.search(module_of(leaf.path)[1]):
-                self.channels.add(fans[1])
-        self.outputs.update(outputs)
+        fan_in, fan_out = (0, shape[-1]) if layout is None else (layout.fan_in(shape), layout.fan_out(shape))
+        letters = "" if layout is None else layout.axes
+        self.sides.update({*shape, fan_in, fan_out} - {0})
+        self.inputs.add(fan_in)
+        self.outputs.update({size for size, letter in zip(shape, letters, strict=False) if letter == "o"} | {fan_out})
+        if layout is not None and len(shape) > 2 and names.CONVOLUTION.search(module_of(leaf.path)[1]):
+            self.channels.add(fan_out)
         self.matrices += 1
         scope, module = module_of(leaf.path)
         self.modules[f"{family_of(scope)}/{module}"].add(scope)
         if len(shape) == 2:
             # A table reads nothing: its rows are looked up.
-            self.alike[min(shape), max(shape)][fans[0] if fans else 0] += 1
+            self.alike[min(shape), max(shape)][fan_in] += 1
 
     def takers(self, leaf: NamedLeaf, inputs: int, size: int) -> int:
         """How many other leaves have ``size`` as a side, but for tables and parallel layers of the leaf's own shape."""
