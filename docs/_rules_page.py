@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from muon_optax._layouts.evidence import names
-from muon_optax._layouts.rules import KNOWN_BEFORE, RULES
+from muon_optax._layouts.assigning.rules import KNOWN_BEFORE, RULES
+from muon_optax._layouts.tree import names
 
 PAGE = Path(__file__).parent / "what_the_rules_know.md"
 

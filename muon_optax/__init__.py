@@ -1,13 +1,13 @@
 """Muon for JAX and Optax: composable parts, one factory, the right parameters by default."""
 
 from muon_optax import diagnostics
-from muon_optax._layouts.assign import assign_layouts, label_params
+from muon_optax._layouts.assigning.assign import assign_layouts, label_params
+from muon_optax._layouts.assigning.messages import MuonWarning
+from muon_optax._layouts.assigning.per_head import per_head
+from muon_optax._layouts.assigning.rules import default_layouts
+from muon_optax._layouts.assigning.split_fused import split_fused
 from muon_optax._layouts.layout import Layout
-from muon_optax._layouts.per_head import per_head
-from muon_optax._layouts.rules import default_layouts
 from muon_optax._layouts.saved import layouts_from_json, layouts_to_json
-from muon_optax._layouts.split_fused import split_fused
-from muon_optax._layouts.unknown import MuonWarning
 from muon_optax._mesh.plan import Plan, plan
 from muon_optax._mesh.state import init_sharded, state_shardings
 from muon_optax._muon import muon

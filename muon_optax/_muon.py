@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from muon_optax._layouts.assign import Layouts
+from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._mesh.state import stay_spread
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 from muon_optax._transforms.checks import check_adamw, check_number, refuse_injected_array

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from muon_optax._layouts.assign import Layouts
+from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import named_leaves
 from muon_optax._muon import muon

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._layouts.assign import Layouts, decisions_on
+from muon_optax._layouts.assigning.messages import refuse_uncertain, warn_unknown
+from muon_optax._layouts.assigning.resolve import Layouts, decisions_on
 from muon_optax._layouts.decision import Strength
 from muon_optax._layouts.layout import Layout
+from muon_optax._layouts.path_patterns import natural_order, pattern, without_numbers
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
-from muon_optax._layouts.repeated import natural_order, pattern, without_numbers
-from muon_optax._layouts.unknown import refuse_uncertain, warn_unknown
 from muon_optax._transforms.scales import Scale, scale_factors
 
 _HEADINGS = ("path", "shape", "layout", "matrices", "label", "why", "scale", "state bytes")

@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
-from muon_optax._layouts.assign import Layouts, resolve
+from muon_optax._layouts.assigning.resolve import Layouts, resolve
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import named_leaves, show
 from muon_optax._orthogonalizers.precision import accumulation_dtype, near_one

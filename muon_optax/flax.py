@@ -7,8 +7,8 @@ import jax
 from flax import linen, nnx
 from flax.linen.recurrent import DenseParams
 
-from muon_optax._layouts.last_layers import last_layers
-from muon_optax._layouts.layers import Known, combine, convolution_layout, einsum_layout
+from muon_optax._layouts.assigning.last_layers import last_layers
+from muon_optax._layouts.assigning.told_by_layers import Known, combine, convolution_layout, einsum_layout
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import named_leaves
 

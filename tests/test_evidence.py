@@ -13,9 +13,9 @@ import pytest
 from test_real_models import tree_of
 
 import muon_optax as mo
+from muon_optax._layouts.assigning.rules import decide
 from muon_optax._layouts.decision import Decision
 from muon_optax._layouts.paths import named_leaves
-from muon_optax._layouts.rules import decide
 
 UNKNOWN = "?"
 
@@ -255,7 +255,7 @@ CASES = {
     "a list of pairs": """
         0/0 6x8 io
         0/1 8 -
-        1/0 8x2 io
+        1/0 8x2 ~io
         1/1 2 -""",
     "as many experts as layers, and no name says so": """
         wi 8x8x6x12 ?

@@ -13,8 +13,8 @@ import pytest
 from flax import nnx
 
 import muon_optax as mo
+from muon_optax._layouts.assigning.rules import decide
 from muon_optax._layouts.paths import named_leaves
-from muon_optax._layouts.rules import decide
 from muon_optax.flax import layouts_of
 
 # What shapes and names do not tell: the rules may be wrong of it, and of nothing else. An Einsum's heads come first,

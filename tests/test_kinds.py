@@ -156,6 +156,33 @@ KINDS = {
         linear_x/w 2560x2560 io
         linear_x/b 2560 -
         norm/scale 2560 -""",
+    "pairs of convolutions in lists, with biases of four axes": """
+        0/0 7x7x3x64 iiio
+        0/1 1x1x1x64 -
+        3/0/0/0 3x3x64x64 iiio
+        3/0/0/1 1x1x1x64 -
+        5/0 64x10 ~-
+        5/1 10 -""",
+    "pairs in lists, outputs first": """
+        0/0 512x784 oi
+        0/1 512 -
+        1/0 512x512 oi
+        1/1 512 -""",
+    "blocks on a diagonal without a bias": """
+        norm/weight 128 -
+        proj_up/weight 512x128 ~oi
+        q_proj/weight 64x4x4 ~boi
+        k_proj/weight 64x4x4 ~boi
+        proj_down/weight 128x256 oi""",
+    "tables side by side, some as high as a layer": """
+        tables/a/weight 1000x16 ~-
+        tables/b/weight 24x16 ~-
+        tables/c/weight 64x16 ~-
+        tables/d/weight 3x16 ~-
+        top/0/weight 64x80 oi
+        top/0/bias 64 -
+        top/2/weight 25x64 ~-
+        top/2/bias 25 -""",
     "heads with a bias for each": """
         norm/scale 64 -
         query/kernel 4x64x16 oio

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from muon_optax._layouts.assigning.messages import MuonWarning
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, show
-from muon_optax._layouts.unknown import MuonWarning
 
 
 class Use(NamedTuple):

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from muon_optax._layouts.assign import Layouts, assign_layouts
+from muon_optax._layouts.assigning.assign import assign_layouts
+from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, is_hidden, named_leaves
 from muon_optax._mesh import checks

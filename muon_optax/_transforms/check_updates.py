@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from muon_optax._layouts.assigning.messages import is_trainable
 from muon_optax._layouts.paths import HIDDEN, NamedLeaf, named_leaves, show
-from muon_optax._layouts.unknown import is_trainable
 
 
 def refuse_untrainable(leaf: NamedLeaf, what: str) -> None:

@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
+from muon_optax._layouts.assigning.rules import is_bias_or_norm
 from muon_optax._layouts.paths import HIDDEN, named_leaves, show, unhide
-from muon_optax._layouts.rules import is_bias_or_norm
 from muon_optax._transforms.checks import refuse_injected_array
 
 MaskFunction: TypeAlias = Callable[[Any], Any]

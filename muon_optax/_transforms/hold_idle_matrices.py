@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._layouts.assign import Layouts, resolve_quietly
+from muon_optax._layouts.assigning.handed_on import resolve_quietly
+from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._layouts.assign import Layouts, check_matrices, matrices_of
+from muon_optax._layouts.assigning.handed_on import check_matrices, matrices_of
+from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._mesh.exchange import exchange
 from muon_optax._mesh.plan import as_given, check_given, plan_in_sight

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._layouts.assign import LayoutMap, Layouts, handing_on, labels_of, resolve
+from muon_optax._layouts.assigning.assign import labels_of
+from muon_optax._layouts.assigning.handed_on import handing_on
+from muon_optax._layouts.assigning.messages import warn_unknown, warn_without_matrices
+from muon_optax._layouts.assigning.resolve import LayoutMap, Layouts, resolve
 from muon_optax._layouts.paths import NamedLeaf, is_hidden, named_leaves, show
-from muon_optax._layouts.unknown import warn_unknown, warn_without_matrices
 from muon_optax._mesh.shardings import laid_out_like, typed_sharding
 from muon_optax._transforms.check_state import refuse_other_state
 from muon_optax._transforms.check_updates import params_with_gradients, refuse_untrainable

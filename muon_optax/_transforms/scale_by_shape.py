@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from muon_optax._layouts.assign import Layouts, check_matrices, matrices_of
+from muon_optax._layouts.assigning.handed_on import check_matrices, matrices_of
+from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._orthogonalizers.precision import accumulation_dtype
 from muon_optax._transforms.scales import Scale, scale_factors, scale_function

@@ -1,9 +1,9 @@
 """A bias beside the weight: it has the shape of the output axes."""
 
-from muon_optax._layouts.evidence import names
 from muon_optax._layouts.evidence.convolutions import is_transposed, looks_like_convolution
 from muon_optax._layouts.evidence.experts import is_expert
-from muon_optax._layouts.evidence.tree import Reading, Seen
+from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree.seen import Reading, Seen
 
 
 def by_bias(seen: Seen) -> Reading | None:

@@ -3,9 +3,9 @@
 import math
 import re
 
-from muon_optax._layouts.evidence import names
-from muon_optax._layouts.evidence.tree import Reading, Seen
-from muon_optax._layouts.evidence.windows import LARGEST_WINDOW, has_trailing_window
+from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree.seen import Reading, Seen
+from muon_optax._layouts.tree.windows import LARGEST_WINDOW, has_trailing_window
 
 _DEPTHWISE = re.compile(r".*(depthwise|dwconv|dw_conv|conv_?dw).*")
 _MAYBE_DEPTHWISE = re.compile(r"(.*_)?dw(_.*|\d*)")
@@ -37,7 +37,7 @@ def looks_like_convolution(seen: Seen) -> bool:
     return len(seen.core) > 2 and (_by_name(seen) or _has_window(seen))
 
 
-def by_depth(seen: Seen) -> Reading | None:
+def by_depthwise(seen: Seen) -> Reading | None:
     """A depthwise convolution has a filter for each channel: nothing to orthogonalize."""
     core, axes = seen.core, len(seen.core)
     if _DEPTHWISE.fullmatch(seen.module) or _DEPTHWISE.fullmatch(seen.name):

@@ -5,14 +5,16 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from muon_optax._layouts.decision import Decision
-from muon_optax._layouts.evidence import names
-from muon_optax._layouts.evidence.stacks import Shape
-from muon_optax._layouts.evidence.tree import Tree, family_of, is_torch, module_of
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf
+from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree.layer_stacks import Shape
+from muon_optax._layouts.tree.path_parts import family_of, is_torch, module_of
+from muon_optax._layouts.tree.tree import Tree
 
 # Sizes that differ by so much are parts of one another: query, key and value side by side, or a hidden layer's halves.
 FACTORS = range(2, 9)
+LEAST_TABLES = 4  # no attention has so many projections of one width
 LEAST_CHANNELS = 8  # that a flat layer behind a convolution is told by; colors and latents are fewer
 _NUMBER = re.compile(r"(?:^|[_/])\d+(?:/|$)")
 FEW = 4  # networks side by side, such as critics; blocks are more
@@ -27,6 +29,7 @@ class Edges:
         self.outputs: Counter[int] = Counter()
         self.channels: set[int] = set()  # of convolutions
         self.widths: set[int] = set()  # of norms
+        self.heights: defaultdict[tuple[str, int], set[int]] = defaultdict(set)  # of what may be tables side by side
         self.inputs: set[int] = set()
         self.matrices = 0
         # Of all leaves of a shape or the turned one: how many have so many inputs.
@@ -53,6 +56,8 @@ class Edges:
         self.matrices += 1
         scope, module = module_of(leaf.path)
         self.modules[f"{family_of(scope)}/{module}"].add(scope)
+        if len(shape) == 2 and self.may_be_table(leaf):
+            self.heights[scope, shape[1]].add(shape[0])
         if len(shape) == 2:
             # A table reads nothing: its rows are looked up.
             self.alike[min(shape), max(shape)][fan_in] += 1
@@ -70,7 +75,9 @@ class Edges:
     def repetitions(self, leaf: NamedLeaf) -> int:
         """How many modules of this name lie in scopes that differ in their numbers only."""
         scope, module = module_of(leaf.path)
-        return len(self.modules[f"{family_of(scope)}/{module}"])
+        family = family_of(scope)
+        # In lists of lists every layer would be one of a family.
+        return len(self.modules[f"{family}/{module}"]) if any(map(str.isalpha, family)) else 1
 
     def is_repeated(self, leaf: NamedLeaf) -> bool:
         """Whether the module is one of repeated blocks."""
@@ -98,6 +105,16 @@ class Edges:
         nested = any(names.HEAD.fullmatch(names.clean(part)) for part in scope.split("/"))
         return len(leaf.shape) == 2 and outputs in self.widths and not nested
 
+    def is_one_of_tables(self, leaf: NamedLeaf) -> bool:
+        """Whether modules side by side look up rows of one width: PyTorch's weights of many heights, without a bias."""
+        scope, _ = module_of(leaf.path)
+        return self.may_be_table(leaf) and len(self.heights[scope, leaf.shape[-1]]) >= LEAST_TABLES
+
+    def may_be_table(self, leaf: NamedLeaf) -> bool:
+        """Whether PyTorch's name, no bias beside it, and no layer's name allow a table of embeddings."""
+        _, module = module_of(leaf.path)
+        return is_torch(leaf.path) and self.tree.bias_of(leaf.path) is None and not names.is_layer(module)
+
     def judged(self, leaf: NamedLeaf, decision: Decision) -> Decision:
         """The decision on a matrix, or another one if it lies at the edge of the model."""
         layout = decision.layout
@@ -107,6 +124,8 @@ class Edges:
         if len(leaf.shape) != 2:
             return self._judged_convolution(leaf, decision, layout)
         inputs, outputs = layout.fan_in(leaf.shape), layout.fan_out(leaf.shape)
+        if self.is_one_of_tables(leaf):
+            return Decision(None, "one of many tables", "weak")
         if self.takers(leaf, inputs, outputs) > 0:
             block = self.is_repeated(leaf) or _NUMBER.search(module_of(leaf.path)[0])
             back = self.is_taken_back(leaf, inputs, outputs) and not block
@@ -124,7 +143,7 @@ class Edges:
         # What reads the residual stream is no last layer, whatever lies out of sight.
         if fused or names.role(module) == "reads":
             return kept
-        table = is_torch(leaf.path) and self.tree.bias_of(leaf.path) is None and self.sides[inputs] > 1
+        table = self.may_be_table(leaf) and self.sides[inputs] > 1
         if table or (produced and not self.is_multiple(outputs)):
             return Decision(None, "edge: nothing takes its outputs", "weak")
         return kept

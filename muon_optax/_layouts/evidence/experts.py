@@ -1,8 +1,8 @@
 """Experts: arrays (experts, ., .) told by their router (width, experts), and only without one by their name."""
 
-from muon_optax._layouts.evidence import names
-from muon_optax._layouts.evidence.tree import Reading, Seen
 from muon_optax._layouts.paths import NamedLeaf
+from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree.seen import Reading, Seen
 
 
 def by_router(seen: Seen) -> Reading | None:
@@ -41,7 +41,7 @@ def _inputs_first(seen: Seen) -> bool:
     return any(pair.bias == (pair.weight[0], pair.weight[2]) != pair.weight[:2] for pair in pairs)
 
 
-def by_name(seen: Seen) -> Reading | None:
+def by_expert_name(seen: Seen) -> Reading | None:
     """Without a router in sight: a component called experts or moe, three axes."""
     if len(seen.core) == 3 and is_expert(seen.leaf):
         letters = _letters(seen, [])

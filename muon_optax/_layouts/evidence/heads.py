@@ -1,8 +1,9 @@
 """Heads and embeddings, by their names in context."""
 
-from muon_optax._layouts.evidence import names
-from muon_optax._layouts.evidence.tree import Tree, each_part, is_torch, module_of
 from muon_optax._layouts.paths import NamedLeaf
+from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree.path_parts import each_part, is_torch, module_of
+from muon_optax._layouts.tree.tree import Tree
 
 
 def embedding(leaf: NamedLeaf, tree: Tree) -> str | None:

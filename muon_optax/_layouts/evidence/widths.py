@@ -1,8 +1,8 @@
 """The width of the model, from the norms in scope: the axis of that length is the side of the residual stream."""
 
-from muon_optax._layouts.evidence import names
-from muon_optax._layouts.evidence.tree import Reading, Seen
-from muon_optax._layouts.evidence.windows import LARGEST_WINDOW
+from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree.seen import Reading, Seen
+from muon_optax._layouts.tree.windows import LARGEST_WINDOW
 
 
 def by_width_of_inputs(seen: Seen) -> Reading | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from muon_optax._layouts.assign import Layouts, resolve
+from muon_optax._layouts.assigning.resolve import Layouts, resolve
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, is_hidden, named_leaves, show
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from muon_optax._layouts.assign import Layouts, matrices_of
+from muon_optax._layouts.assigning.handed_on import matrices_of
+from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf
 from muon_optax._mesh.plan import Plan, as_given

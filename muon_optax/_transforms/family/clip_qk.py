@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._layouts.assign import Layouts
+from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, show
 from muon_optax._mesh.shardings import gathered
 from muon_optax._orthogonalizers.precision import accumulation_dtype

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from muon_optax._layouts.assign import Layouts, matrices_of
+from muon_optax._layouts.assigning.handed_on import matrices_of
+from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, show
 from muon_optax._orthogonalizers.precision import accumulation_dtype

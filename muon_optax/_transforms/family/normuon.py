@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._layouts.assign import Layouts, matrices_of
+from muon_optax._layouts.assigning.handed_on import matrices_of
+from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._orthogonalizers.precision import accumulation_dtype
 from muon_optax._transforms.checks import check_number

@@ -20,7 +20,7 @@ def _is_haliax(kind: type) -> bool:
     return any(base.__module__.startswith("haliax") for base in kind.__mro__)
 
 
-def kind_of(leaf: NamedLeaf) -> str | None:
+def layer_type_of(leaf: NamedLeaf) -> str | None:
     """``"norm"``, ``"embedding"`` or a layer's name, for a field that the layer itself declares."""
     if leaf.owner is None:
         return None
@@ -37,7 +37,7 @@ def kind_of(leaf: NamedLeaf) -> str | None:
 
 def layout_by_type(leaf: NamedLeaf) -> Layout | None:
     """The layout of the weight of a known layer; what is in front of the layer's own axes is a stack."""
-    kind, owner, axes = kind_of(leaf), leaf.owner, len(leaf.shape)
+    kind, owner, axes = layer_type_of(leaf), leaf.owner, len(leaf.shape)
     if kind in _GATES:
         # The output axis holds the gates side by side, each a matrix of its own.
         return Layout("b" * (axes - 2) + "oi", split=(owner.hidden_size,) * _GATES[kind])

@@ -1,14 +1,8 @@
-"""Siblings: a query beside its output, a gate beside its linear layer, the two kernels of a recurrent cell."""
+"""Attention: queries beside outputs or keys, heads behind or in front, kernels called einsum."""
 
-import math
-import re
-
-from muon_optax._layouts.evidence import names
-from muon_optax._layouts.evidence.stacks import Shape
-from muon_optax._layouts.evidence.tree import Reading, Seen
-
-_LOW_RANK = re.compile(r"(.*lora[^/]*[/_])([ab])", re.IGNORECASE)
-_CELLS = (("dense_i/kernel", "dense_h/kernel"), ("w_i", "w_h"), ("kernel", "recurrent_kernel"))
+from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree.layer_stacks import Shape
+from muon_optax._layouts.tree.seen import Reading, Seen
 
 
 def by_attention(seen: Seen) -> Reading | None:
@@ -98,67 +92,3 @@ def by_einsum(seen: Seen) -> Reading | None:
     if names.role(seen.module) == "reads" and width in core[:2]:
         return Reading("oio" if core[1] == width else "ioo", "einsum + width")
     return None
-
-
-def by_gating(seen: Seen) -> Reading | None:
-    """Two halves (2, ., .) of a gated layer, told by the layer (hidden, width) that follows them."""
-    core = seen.core
-    # Two heads of a query are no halves, nor is a window of two steps.
-    other = names.ATTENTION_IN.fullmatch(seen.module) or names.ATTENTION_OUT.fullmatch(seen.module)
-    if len(core) not in (3, 4) or core[-3] != 2 or "conv" in seen.module or (other and "gat" not in seen.module):
-        return None
-    front, (rows, columns) = core[:-3], core[-2:]
-    named = "gat" in seen.module or names.role(seen.module) == "reads"
-    if not named and seen.name not in names.MODULE_ARRAY:
-        return None
-    batch = "b" * (len(core) - 2)
-    # The layer that follows may lie in a module beside.
-    for scope in seen.scopes[:2]:
-        beside = seen.cores(scope.weights)
-        if (*front, columns, rows) in beside:
-            return Reading(f"{batch}io", "beside linear", weak=not named)
-        if (*front, rows, columns) in beside:
-            return Reading(f"{batch}oi", "beside linear", weak=not named)
-    return None
-
-
-def by_gates(seen: Seen) -> Reading | None:
-    """Recurrent cells keep their gates side by side, (in, 3 or 4 hidden), told by the kernel of the hidden state."""
-    if len(seen.core) != 2:
-        return None
-    path, outputs, hidden = seen.leaf.path, seen.core[1], 0
-    for inputs, recurrent in _CELLS:
-        if path.rpartition("/")[2] in (inputs, recurrent) or path.endswith((f"/{inputs}", f"/{recurrent}")):
-            scope = path.removesuffix(recurrent) if path.endswith(recurrent) else path.removesuffix(inputs)
-            shape = seen.tree.shapes.get(scope + recurrent, ())
-            if seen.stack.fits(shape) and seen.stack.core(shape)[1:] == (outputs,):
-                hidden = seen.stack.core(shape)[0]
-    if "/".join(map(names.clean, path.split("/")[-3:])).endswith("lstm/linear/w"):
-        hidden = outputs // 4  # Haiku's LSTM has one kernel for inputs and hidden state
-    if hidden and outputs in (3 * hidden, 4 * hidden):
-        return Reading("io", "gates of a cell", (hidden,) * (outputs // hidden))
-    return None
-
-
-def by_low_rank(seen: Seen) -> Reading | None:
-    """The factors of a low-rank update, `a` (inputs, rank) beside `b` (rank, outputs), of two axes or more."""
-    match = _LOW_RANK.fullmatch(seen.leaf.path)
-    if match is None:
-        return None
-    same_case = "AB" if match[2].isupper() else "ab"
-    shapes = [seen.tree.shapes.get(match[1] + factor, ()) for factor in same_case]
-    if not all(map(seen.stack.fits, shapes)):
-        return None
-    first, second = map(seen.stack.core, shapes)
-    if (
-        len(first) == len(second) > 2
-        and first[:-2] == second[:-2]
-        and first[-1] == second[-2]
-        and first[-1] < min(first[-2], second[-1])
-    ):
-        return Reading("b" * (len(first) - 2) + "io", "low rank")  # a pair of factors for each head, or each half
-    # Stored the other way round, (rank, inputs) and (outputs, rank), they agree where the layer is square.
-    if len(first) < 2 or len(second) < 2 or first[-1] != second[0] or second[0] >= math.prod(second[1:]):
-        return None
-    axes = len(seen.core) - 1
-    return Reading("i" * axes + "o" if match[2] in "aA" else "i" + "o" * axes, "low rank")

@@ -1,18 +1,17 @@
-"""A leaf among its neighbors: the scopes around it, its bias, and its shape without stacked axes."""
+"""All leaves together: their shapes by path, their biases and norms, the scopes they lie in."""
 
 import math
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
 
-from muon_optax._layouts.evidence import names
-from muon_optax._layouts.evidence.stacks import UNSTACKED, Pair, Scope, Shape, Stack, Stacks, without_ones
-from muon_optax._layouts.evidence.vectors import biases_of, is_named_vector, is_norm, weight_beside
-from muon_optax._layouts.evidence.windows import has_trailing_window
 from muon_optax._layouts.paths import NamedLeaf
+from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree.layer_stacks import UNSTACKED, LayerStack, LayerStacks, Shape
+from muon_optax._layouts.tree.path_parts import family_of, is_embedding, is_torch, module_of, numbers_in
+from muon_optax._layouts.tree.scope import Pair, Scope
+from muon_optax._layouts.tree.vectors import biases_of, is_named_vector, is_norm, weight_beside
+from muon_optax._layouts.tree.windows import has_trailing_window
 
 
 class Tree:
@@ -120,16 +119,17 @@ class Tree:
     def bias_of(self, path: str) -> Shape | None:
         """The shape of the bias of the weight at ``path``."""
         if path not in self._biases:
-            own = biases_of(path) + self._second_of_pair(path)
-            self._biases[path] = next((self.shapes[bias] for bias in own if bias in self.shapes), None)
+            named = next((self.shapes[bias] for bias in biases_of(path) if bias in self.shapes), None)
+            self._biases[path] = named or self._second_of_pair(path)
         return self._biases[path]
 
-    def _second_of_pair(self, path: str) -> list[str]:
-        """What stands behind a weight in a list of pairs, as plain JAX writes layers."""
+    def _second_of_pair(self, path: str) -> Shape | None:
+        """The bias behind a weight in a list of pairs, as plain JAX writes layers; stax keeps it as (1, 1, 1, out)."""
         scope, _, name = path.rpartition("/")
-        second, third = f"{scope}/1", f"{scope}/2"
-        pair = name == "0" and third not in self.shapes and len(self.shapes.get(second, ())) == 1
-        return [second] if pair and self.shapes[second][0] in self.shapes[path] else []
+        second = self.shapes.get(f"{scope}/1", ())
+        if name != "0" or not second or f"{scope}/2" in self.shapes or math.prod(second[:-1]) != 1:
+            return None
+        return second[-1:] if second[-1] in self.shapes[path] else None
 
     @cached_property
     def of_layers(self) -> bool:
@@ -166,14 +166,14 @@ class Tree:
         found: defaultdict[str, list[tuple[list[int], Shape]]] = defaultdict(list)
         for leaf in self.leaves:
             if len(leaf.shape) > 2 and leaf.path not in self.vectors:
-                found[family_of(leaf.path)].append((_numbers(leaf.path), leaf.shape))
+                found[family_of(leaf.path)].append((numbers_in(leaf.path), leaf.shape))
         return {family: sorted(members) for family, members in found.items()}
 
     def is_first_of_convolutions(self, leaf: NamedLeaf) -> bool:
         """Whether a later one takes the channels of this one and mixes them in a window."""
         (first, _), *later = self.families[family_of(leaf.path)]
         outputs, inputs, window = (0, 1, slice(2, None)) if is_torch(leaf.path) else (-1, -2, slice(-2))
-        return first == _numbers(leaf.path) and any(
+        return first == numbers_in(leaf.path) and any(
             len(shape) == len(leaf.shape) and shape[inputs] == leaf.shape[outputs] > 1 < math.prod(shape[window])
             for _, shape in later
         )
@@ -185,10 +185,10 @@ class Tree:
             return False
         return any(leaf.shape[1:2] in scope.widths for scope in self.chain(scope)[:2])
 
-    def stacks(self, leaf: NamedLeaf) -> Stacks:
+    def stacks(self, leaf: NamedLeaf) -> LayerStacks:
         """The stacks that the nearest scope which tells allows; empty where none tells."""
-        likely: tuple[Stack, ...] = ()
-        told, may_be_heads = Stacks(), False
+        likely: tuple[LayerStack, ...] = ()
+        told, may_be_heads = LayerStacks(), False
         for scope in self.chain(leaf.path.rpartition("/")[0]):
             may_be_heads |= scope.may_be_heads
             if not may_be_heads:  # shapes farther out say nothing else
@@ -198,132 +198,10 @@ class Tree:
                 break
         # Shapes count less than the norms of a stack around them, and more than vectors outside of it.
         if likely and told.options in ((), (UNSTACKED,)):
-            told = Stacks(likely, "shapes")
+            told = LayerStacks(likely, "shapes")
         fitting = tuple(stack for stack in told.options if stack.fits(leaf.shape))
-        return Stacks(fitting or (UNSTACKED,), told.by) if told.options else Stacks()
-
-
-class Reading(NamedTuple):
-    """The letters of one layer's axes, or ``None`` for no matrix, and what told them."""
-
-    letters: str | None
-    why: str
-    split: Shape | None = None
-    weak: bool = False  # another reading fits as well, or a name is all there is against a shape
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A leaf as one stack shows it: ``core`` is its shape in one layer, ``bias`` that of its bias."""
-
-    tree: Tree
-    leaf: NamedLeaf
-    stack: Stack
-    told: bool  # whether something tells the stack
-
-    @cached_property
-    def core(self) -> Shape:
-        """The shape of one layer."""
-        return self.stack.core(self.leaf.shape)
-
-    @cached_property
-    def bias(self) -> Shape | None:
-        """The shape of one layer's bias, where it is stacked as the weight."""
-        bias = self.tree.bias_of(self.leaf.path)
-        return None if bias is None or not self.stack.fits(bias) else without_ones(self.stack.core(bias))
-
-    @cached_property
-    def name(self) -> str:
-        """The array's own name."""
-        return names.clean(self.leaf.path.rpartition("/")[2])
-
-    @cached_property
-    def module(self) -> str:
-        """The name of its module, or its own where it has none."""
-        return module_of(self.leaf.path)[1]
-
-    @cached_property
-    def outputs_first(self) -> bool:
-        """Whether it is stored as in PyTorch."""
-        return is_torch(self.leaf.path)
-
-    @cached_property
-    def scopes(self) -> list[Scope]:
-        """The scopes around its module, nearest first."""
-        return self.tree.chain(module_of(self.leaf.path)[0])
-
-    def cores(self, shapes: set[Shape]) -> set[Shape]:
-        """``shapes`` of one layer, of those that are stacked as the leaf."""
-        return {self.stack.core(shape) for shape in shapes if self.stack.fits(shape)}
-
-    @cached_property
-    def width(self) -> int | None:
-        """The axis of the residual stream, told by the nearest norms with the length of just one axis."""
-        for scope in self.scopes:
-            lengths = self._lengths(scope.widths)
-            axes = [axis for axis, size in enumerate(self.core) if size in lengths]
-            if axes:
-                return axes[0] if len(axes) == 1 else None
-        return None
-
-    def is_width(self, size: int, within: int | None = None) -> bool:
-        """Whether a norm of the residual stream has this length, in the nearest scopes only if ``within`` says so."""
-        return any(size in self._lengths(scope.widths) for scope in self.scopes[:within])
-
-    @cached_property
-    def reads_normalized(self) -> bool:
-        """Whether the first axis has the length of any norm near, that of a compressed rank too."""
-        return any(self.core[0] in self._lengths(scope.norms) for scope in self.scopes[:3])
-
-    def _lengths(self, norms: set[Shape]) -> set[int]:
-        many = self.cores({norm for norm in norms if len(norm) > 1})
-        return {norm[0] for norm in norms if len(norm) == 1} | {core[-1] for core in many}
+        return LayerStacks(fitting or (UNSTACKED,), told.by) if told.options else LayerStacks()
 
 
 def _is_b(leaf: NamedLeaf) -> bool:
     return leaf.path.rpartition("/")[2] in ("b", "B")
-
-
-def is_embedding(leaf: NamedLeaf) -> bool:
-    """Whether a name says that the leaf is a table of embeddings, or something near one."""
-    if names.MAYBE_EMBEDDING.search(leaf.path) is None:
-        return False
-    parts = [names.clean(part) for part in leaf.path.split("/")]
-    if names.EMBEDDING_ARRAY.fullmatch(parts[-1]):
-        return True
-    near = [names.EMBEDDING.fullmatch(part) is not None for part in parts[-4:]]
-    if parts[-1] in names.MODULE_ARRAY and len(parts) > 1:
-        # A dense layer or a convolution in an embedder has a name of its own, and a table fewer axes than a window.
-        own = near[-2] or names.EMBEDDING_ARRAY.fullmatch(parts[-2]) is not None
-        axes, window = len(leaf.shape), names.CONVOLUTION.search(parts[-2]) is not None
-        return any(near) and (own if axes == 2 else axes == 3 and not window)
-    return any(near)
-
-
-def module_of(path: str) -> tuple[str, str]:
-    """The scope and the name of what a leaf belongs to: its module, or itself if its name says more than "kernel"."""
-    scope, _, name = path.rpartition("/")
-    if scope and names.clean(name) in names.MODULE_ARRAY:
-        scope, _, name = scope.rpartition("/")
-    return scope, names.clean(name)
-
-
-def is_torch(path: str) -> bool:
-    """Whether an array is called "weight", which has its outputs first."""
-    name = path.rpartition("/")[2]
-    return (name.startswith("weight") and name != "weights") or name.endswith("_weight")
-
-
-def family_of(path: str) -> str:
-    """``path`` without its numbers."""
-    return re.sub(r"\d+", "#", re.sub(r"_\d+(?=/|$)", "", path))
-
-
-def _numbers(path: str) -> list[int]:
-    return list(map(int, re.findall(r"\d+", path)))
-
-
-def each_part(path: str) -> Iterator[tuple[str, str]]:
-    """Each component of ``path`` with the path of what it names, outermost first."""
-    for slash in [*(match.start() for match in re.finditer("/", path)), len(path)]:
-        yield path[:slash].rpartition("/")[2], path[:slash]

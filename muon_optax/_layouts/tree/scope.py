@@ -1,40 +1,10 @@
-"""Where a scope's layers are stacked: in front, or behind the first axis as MaxText does it."""
+"""A scope of a model: all that lies below a path, and how its layers are stacked."""
 
 from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
 
-Shape = tuple[int, ...]
-
-
-class Stack(NamedTuple):
-    """The axes that count layers: ``sizes``, from axis ``start`` on."""
-
-    start: int
-    sizes: Shape
-
-    def fits(self, shape: Shape) -> bool:
-        """Whether ``shape`` has these axes, and others besides."""
-        end = self.start + len(self.sizes)
-        return len(shape) > len(self.sizes) and shape[self.start : end] == self.sizes
-
-    def core(self, shape: Shape) -> Shape:
-        """``shape`` of one layer."""
-        return shape[: self.start] + shape[self.start + len(self.sizes) :]
-
-    def whole(self, letters: str) -> str:
-        """A layer's letters with a ``b`` for each stacked axis."""
-        return letters[: self.start] + "b" * len(self.sizes) + letters[self.start :]
-
-
-UNSTACKED = Stack(0, ())
-
-
-class Stacks(NamedTuple):
-    """The stacks that fit, and what told them: ``"norms"``, ``"biases"``, ``"shapes"``, or nothing."""
-
-    options: tuple[Stack, ...] = ()
-    by: str = ""
+from muon_optax._layouts.tree.layer_stacks import UNSTACKED, LayerStack, LayerStacks, Shape, without_ones
 
 
 class Pair(NamedTuple):
@@ -44,7 +14,7 @@ class Pair(NamedTuple):
     bias: Shape
     outputs_first: bool
 
-    def allows(self, stack: Stack) -> bool:
+    def allows(self, stack: LayerStack) -> bool:
         """Whether the bias is on the weight's output axes, both stacked so."""
         if not (stack.fits(self.weight) and stack.fits(self.bias)):
             return False
@@ -58,7 +28,7 @@ class Pair(NamedTuple):
             return True
         return len(bias) == 1 and (weight[0] == bias[0] or weight[-2] == bias[0] or weight[-1] == bias[0])
 
-    def allows_inputs_within(self, stack: Stack) -> bool:
+    def allows_inputs_within(self, stack: LayerStack) -> bool:
         """The same, or the bias lacks one axis within: heads of an Einsum come first, positions of a ConvLocal."""
         if self.allows(stack):
             return True
@@ -66,13 +36,6 @@ class Pair(NamedTuple):
         weight, bias = stack.core(self.weight), stack.core(self.bias)
         without_one = ((*weight[:axis], *weight[axis + 1 :]) for axis in range(1, len(weight) - 1))
         return stacked and not self.outputs_first and bias in without_one
-
-
-def without_ones(bias: Shape) -> Shape:
-    """Equinox's convolutions have a bias (out, 1, 1)."""
-    while len(bias) > 1 and bias[-1] == 1:
-        bias = bias[:-1]
-    return bias
 
 
 class Scope:
@@ -95,25 +58,25 @@ class Scope:
         self.inputs: dict[int, int] = {}  # how many weights take so many inputs
 
     @cached_property
-    def told(self) -> Stacks:
+    def told(self) -> LayerStacks:
         """The stacks that the scope's norms and biases allow; empty where they don't tell."""
         found = self._by_norms()
         if found:
-            return Stacks(found, "norms")
+            return LayerStacks(found, "norms")
         if any(len(norm) == 1 for norm in self.norms) or any(len(pair.bias) == 1 for pair in self.pairs):
-            return Stacks((UNSTACKED,), "vectors")
-        return Stacks(self._allowed, "biases") if len(self._allowed) == 1 else Stacks()
+            return LayerStacks((UNSTACKED,), "vectors")
+        return LayerStacks(self._allowed, "biases") if len(self._allowed) == 1 else LayerStacks()
 
     @cached_property
-    def likely(self) -> tuple[Stack, ...]:
+    def likely(self) -> tuple[LayerStack, ...]:
         """The stacks that the scope's shapes suggest, within what its biases allow."""
         return tuple(stack for stack in self._by_shapes() if not self._allowed or stack in self._allowed)
 
-    def _by_norms(self) -> tuple[Stack, ...]:
+    def _by_norms(self) -> tuple[LayerStack, ...]:
         many = {norm for norm in self.norms if len(norm) > 1}
         if not many or not self.kernels:
             return ()
-        options = {Stack(start, n[start : start + k]) for n in many for start in (0, 1) for k in range(1, len(n))}
+        options = {LayerStack(start, n[start : start + k]) for n in many for start in (0, 1) for k in range(1, len(n))}
         found = [s for s in options if all(map(s.fits, many | self.kernels))]
         found = [s for s in found if all(pair.allows_inputs_within(s) for pair in self.pairs if s.fits(pair.weight))]
         longest = {
@@ -122,10 +85,10 @@ class Scope:
         }
         return self._by_width([stack for stack in longest.values() if stack is not None], many)
 
-    def _by_width(self, found: list[Stack], many: set[Shape]) -> tuple[Stack, ...]:
+    def _by_width(self, found: list[LayerStack], many: set[Shape]) -> tuple[LayerStack, ...]:
         """Of several stacks, those in which the kernels read and write what the norms have."""
 
-        def agrees(stack: Stack) -> tuple[bool, bool]:
+        def agrees(stack: LayerStack) -> tuple[bool, bool]:
             widths = {stack.core(norm)[-1] for norm in many}
             cores = [stack.core(kernel) for kernel in self.kernels]
             both = any(core[0] in widths for core in cores) and any(core[-1] in widths for core in cores)
@@ -135,19 +98,19 @@ class Scope:
         return tuple(stack for stack in found if len(found) == 1 or agrees(stack) == best)
 
     @cached_property
-    def _allowed(self) -> tuple[Stack, ...]:
+    def _allowed(self) -> tuple[LayerStack, ...]:
         pairs = [pair for pair in self.pairs if len(pair.bias) < len(pair.weight)]
         if not pairs:
             return ()
         weight = pairs[0].weight
-        options = (UNSTACKED, Stack(0, weight[:1]), Stack(0, weight[:2]), Stack(1, weight[1:2]))
+        options = (UNSTACKED, LayerStack(0, weight[:1]), LayerStack(0, weight[:2]), LayerStack(1, weight[1:2]))
         fitting = [stack for stack in options if all(map(stack.fits, self.kernels))]
         # Heads look like a stack themselves: they count only where not all can be.
         return tuple(s for s in fitting if all(p.allows(s) for p in pairs)) or tuple(
             s for s in fitting if all(p.allows_inputs_within(s) for p in pairs)
         )
 
-    def _by_shapes(self) -> tuple[Stack, ...]:
+    def _by_shapes(self) -> tuple[LayerStack, ...]:
         """Without norms and biases: all leaves share an axis, and the kernels fit each other without it."""
         kernels = self.kernels
         if (
@@ -164,11 +127,11 @@ class Scope:
         front, behind = ({shape[axis] for shape in self.shapes} for axis in (0, 1))
         found = ()
         if len(front) == 1 and various and _meet(kernels, 1):
-            found = (Stack(0, tuple(front)),)
+            found = (LayerStack(0, tuple(front)),)
         # Kernels that agree in their first size too may be dense layers of several axes, or a stack in front.
         behind = set() if self.has_outputs_first else behind
         if len(behind) == 1 and _meet(kernels, 0) and (found or len({kernel[0] for kernel in kernels}) > 1):
-            found += (Stack(1, tuple(behind)),)
+            found += (LayerStack(1, tuple(behind)),)
         return found
 
     @property
@@ -176,14 +139,14 @@ class Scope:
         """Whether what looks like a stack may be heads: attention alone, with its heads first or half out of sight."""
         return not self.has_others and (self.heads_first_fit(UNSTACKED) or (bool(self.queries) and not self.outs))
 
-    def attention_fits(self, stack: Stack) -> bool:
+    def attention_fits(self, stack: LayerStack) -> bool:
         """Whether a query (d, heads, size) and an output (heads, size, d) agree in heads."""
         queries, outs = (
             {stack.core(shape) for shape in shapes if stack.fits(shape)} for shapes in (self.queries, self.outs)
         )
         return any(len(q) == len(o) == 3 and q[1] == o[0] for q in queries for o in outs)
 
-    def heads_first_fit(self, stack: Stack) -> bool:
+    def heads_first_fit(self, stack: LayerStack) -> bool:
         """Whether a query (heads, d, size) and an output (heads, size, d) agree."""
         queries, outs = (
             {stack.core(shape) for shape in shapes if stack.fits(shape)} for shapes in (self.queries, self.outs)

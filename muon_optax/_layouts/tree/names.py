@@ -94,3 +94,9 @@ def is_weight(name: str) -> bool | None:
     if any(map(_OTHER_WORD.fullmatch, words)):
         return False
     return True if any(known) else None
+
+
+@cache
+def is_layer(module: str) -> bool:
+    """Whether the last word of a module's name is a layer's: "proj", "linear", "fc1"."""
+    return _WEIGHT_WORD.fullmatch(re.sub(r"\d+$", "", module.rpartition("_")[2])) is not None

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 
-from muon_optax._layouts.assign import assign_layouts
+from muon_optax._layouts.assigning.assign import assign_layouts
+from muon_optax._layouts.assigning.rules import decide
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import named_leaves
-from muon_optax._layouts.rules import decide
 
 Shape: TypeAlias = tuple[int, ...]
 

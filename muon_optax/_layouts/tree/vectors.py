@@ -3,9 +3,9 @@
 from collections.abc import Container, Mapping
 from typing import TypeAlias
 
-from muon_optax._layouts.evidence import names
-from muon_optax._layouts.evidence.layer_types import kind_of
 from muon_optax._layouts.paths import NamedLeaf
+from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree.layer_types import layer_type_of
 
 # Of every leaf, by path; ``None`` for one that is hidden.
 Shapes: TypeAlias = Mapping[str, tuple[int, ...] | None]
@@ -15,7 +15,7 @@ _WEIGHT_OF_BIAS = (("bias", "kernel"), ("bias", "weight"), ("bias", "weights"), 
 
 def is_norm(leaf: NamedLeaf, shapes: Shapes) -> bool:
     """Whether a norm's type or name holds the leaf, and no bias of fewer axes beside it says that it is a layer."""
-    kind = kind_of(leaf)
+    kind = layer_type_of(leaf)
     if kind is not None:
         return kind == "norm"
     *scopes, name = leaf.path.rsplit("/", 2)[-2:]

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from muon_optax._layouts.assign import assign_layouts
+from muon_optax._layouts.assigning.assign import assign_layouts
 from muon_optax._layouts.layout import Layout
 
 # Whole components of a path, in lower case and without a trailing number; the last are the up-projections of latents.

@@ -5,33 +5,30 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from muon_optax._layouts.blocks import without_repetitions
 from muon_optax._layouts.decision import UNKNOWN, Decision, layouts_in
-from muon_optax._layouts.evidence import names
+from muon_optax._layouts.evidence.attention import by_attention, by_einsum, by_heads_first
 from muon_optax._layouts.evidence.bias import by_bias
-from muon_optax._layouts.evidence.convolutions import by_convolution, by_depth
+from muon_optax._layouts.evidence.blocks import by_blocks
+from muon_optax._layouts.evidence.convolutions import by_convolution, by_depthwise
 from muon_optax._layouts.evidence.edges import Edges
-from muon_optax._layouts.evidence.elements import by_elements
-from muon_optax._layouts.evidence.experts import by_name, by_router, is_expert
-from muon_optax._layouts.evidence.flat_keys import nested_paths
+from muon_optax._layouts.evidence.experts import by_expert_name, by_router, is_expert
+from muon_optax._layouts.evidence.gated_halves import by_gated_halves
 from muon_optax._layouts.evidence.heads import embedding, head, is_vocabulary
-from muon_optax._layouts.evidence.layer_types import kind_of, layout_by_type
-from muon_optax._layouts.evidence.siblings import (
-    by_attention,
-    by_einsum,
-    by_gates,
-    by_gating,
-    by_heads_first,
-    by_low_rank,
-)
-from muon_optax._layouts.evidence.stacks import UNSTACKED, Stack, Stacks
-from muon_optax._layouts.evidence.tree import Reading, Seen, Tree
-from muon_optax._layouts.evidence.two_axes import by_orientation
-from muon_optax._layouts.evidence.vectors import is_bias_or_norm
+from muon_optax._layouts.evidence.low_rank import by_low_rank
+from muon_optax._layouts.evidence.recurrent import by_recurrent_gates
+from muon_optax._layouts.evidence.two_axes import by_elements, by_orientation
 from muon_optax._layouts.evidence.widths import by_width_of_inputs, by_width_of_outputs
-from muon_optax._layouts.evidence.wrappers import unwrapped
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, hidden_paths, named_leaves
+from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree.flat_keys import nested_paths
+from muon_optax._layouts.tree.layer_stacks import UNSTACKED, LayerStack, LayerStacks
+from muon_optax._layouts.tree.layer_types import layer_type_of, layout_by_type
+from muon_optax._layouts.tree.repeated_blocks import without_repetitions
+from muon_optax._layouts.tree.seen import Reading, Seen
+from muon_optax._layouts.tree.tree import Tree
+from muon_optax._layouts.tree.vectors import is_bias_or_norm
+from muon_optax._layouts.tree.wrappers import unwrapped
 
 __all__ = ["decide", "default_layouts", "is_bias_or_norm"]
 
@@ -50,20 +47,21 @@ KNOWN_BEFORE = (
 
 # Asked in this order about one layer's axes, with the layouts each gives; the first that answers decides.
 RULES: tuple[tuple[Callable[[Seen], Reading | None], str], ...] = (
-    (by_gates, "`io` with a split"),
+    (by_recurrent_gates, "`io` with a split"),
     (by_low_rank, "`io`, `iio`, `ioo`"),
-    (by_depth, "`None`"),
+    (by_depthwise, "`None`"),
     (by_elements, "`None`"),
     (by_bias, "`ioo`, `iio`, `iiio`, `iioi`, `oiii`"),
     (by_einsum, "`oio`, `iio`, `boio`, `bioo`"),
     (by_heads_first, "`oio`, `iio`"),
-    (by_gating, "`bio`, `boi`, `bboi`"),
+    (by_gated_halves, "`bio`, `boi`, `bboi`"),
     (by_attention, "`ioo`, `iio`"),
     (by_convolution, "`iiio`, `iioi`, `oiii`"),
     (by_router, "`bio`, `boi`"),
     (by_width_of_inputs, "`ioo`, `ooi`"),
     (by_width_of_outputs, "`iio`, `iiio`"),
-    (by_name, "`bio`, `boi`"),
+    (by_expert_name, "`bio`, `boi`"),
+    (by_blocks, "`bio`, `boi`"),
     (by_orientation, "`io`, `oi`"),
 )
 
@@ -115,7 +113,7 @@ def _decide(leaf: NamedLeaf, tree: Tree) -> Decision:
         return Decision(None, "norm" if leaf.path in tree.norms else "bias")
     if sum(size != 1 for size in leaf.shape) < 2:
         return Decision(None, "vector" if leaf.shape else "scalar")
-    kind, name = kind_of(leaf), embedding(leaf, tree)
+    kind, name = layer_type_of(leaf), embedding(leaf, tree)
     if kind == "embedding" or name is not None:
         return Decision(None, f"embedding: {name}" if name else "layer type")
     name = head(leaf, tree)
@@ -132,7 +130,7 @@ def _decide(leaf: NamedLeaf, tree: Tree) -> Decision:
 
 
 def _as_matrix(leaf: NamedLeaf, tree: Tree) -> Decision:
-    if kind_of(leaf) is not None:
+    if layer_type_of(leaf) is not None:
         return _without_vectors(leaf, Decision(layout_by_type(leaf), "layer type"))
     return _without_vectors(leaf, _by_stacks(leaf, tree))
 
@@ -148,7 +146,7 @@ def _by_stacks(leaf: NamedLeaf, tree: Tree) -> Decision:
     """What the rules say of one layer, if they say the same however layers may be stacked."""
     stacks = tree.stacks(leaf)
     if stacks.by == "biases" and tree.has_heads(leaf):
-        stacks = Stacks()  # a bias of each head looks like one of each layer
+        stacks = LayerStacks()  # a bias of each head looks like one of each layer
     decisions = {_by_rules(leaf, tree, stack, stacks.by) for stack in stacks.options or (UNSTACKED,)}
     if stacks.by == "shapes":
         # Shapes alone are weak: what the whole array says is worth as much, and more where its evidence is strong.
@@ -161,7 +159,7 @@ def _by_stacks(leaf: NamedLeaf, tree: Tree) -> Decision:
     return min(decisions, key=lambda decision: decision.why)
 
 
-def _by_rules(leaf: NamedLeaf, tree: Tree, stack: Stack, told_by: str) -> Decision:
+def _by_rules(leaf: NamedLeaf, tree: Tree, stack: LayerStack, told_by: str) -> Decision:
     seen = Seen(tree, leaf, stack, bool(told_by))
     if len(seen.core) < 2:
         if seen.name in ("kernel", "w"):  # beside a stack, not in it

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
-from muon_optax._layouts.assign import Layouts, assign_layouts
-from muon_optax._layouts.evidence import names
-from muon_optax._layouts.evidence.tree import module_of
+from muon_optax._layouts.assigning.assign import assign_layouts
+from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, show
+from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree.path_parts import module_of
 
 Blocks: TypeAlias = int | Sequence[int]
 

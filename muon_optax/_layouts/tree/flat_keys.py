@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
-from muon_optax._layouts.evidence import names
+from muon_optax._layouts.tree import names
 
 _SEPARATORS = (".", ":", "__")
 _ARRAYS = names.MODULE_ARRAY | names.NORM_ARRAY | {"bias", "b", "embedding", "embeddings", "beta"}

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from muon_optax._layouts.decision import Decision
 from muon_optax._layouts.layout import Layout
+from muon_optax._layouts.path_patterns import pattern, without_numbers
 from muon_optax._layouts.paths import NamedLeaf, show
-from muon_optax._layouts.repeated import pattern, without_numbers
 
 # A warning from within these blames whoever called them.
 _LIBRARIES = {"muon_optax", "jax", "jaxlib", "optax", "flax", "equinox", "haiku", "contextlib", "functools"}

@@ -1,0 +1,1 @@
+"""What lies around a leaf: names, scopes, stacks of layers."""
