@@ -237,4 +237,4 @@ def test_ten_thousand_leaves_cost_ten_times_one_thousand(
 ):
     layouts = {glob: "b" * scanned + layout for glob, layout in globs.items()}
     few = calls_for(monkeypatch, 100, scanned, layouts)
-    assert few < calls_for(monkeypatch, 1000, scanned, layouts) < 11 * few  # equal blocks are judged once
+    assert few <= calls_for(monkeypatch, 1000, scanned, layouts) < 11 * few  # equal blocks are judged once

@@ -70,6 +70,13 @@ KINDS = {
         blocks/1/output_head/weight 768x768x1x1 ~oiii
         blocks/1/norm/weight 768 -
         head/weight 10x768 -""",
+    "no heads: a convolution before the classifier": """
+        blocks/0/conv_pw/weight 320x192x1x1 oiii
+        blocks/0/bn/weight 320 -
+        conv_head/weight 1280x320x1x1 ~oiii
+        bn2/weight 1280 -
+        classifier/weight 1000x1280 -
+        classifier/bias 1000 -""",
     "no heads: a layer before the logits, and one into another model": """
         norm/scale 768 -
         norm_of_text/scale 512 -

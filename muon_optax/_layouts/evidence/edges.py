@@ -31,6 +31,7 @@ class Edges:
         self.widths: set[int] = set()  # of norms
         self.heights: defaultdict[tuple[str, int], set[int]] = defaultdict(set)  # of what may be tables side by side
         self.inputs: set[int] = set()
+        self.read_by_heads: set[int] = set()
         self.matrices = 0
         # Of all leaves of a shape or the turned one: how many have so many inputs.
         self.alike: defaultdict[Shape, Counter[int]] = defaultdict(Counter)
@@ -42,12 +43,14 @@ class Edges:
                 self.outputs.update(lengths)
                 self.widths.update(lengths)
             elif len(leaf.shape) > 1:
-                self._add(leaf, decision.layout)
+                self._add(leaf, decision.layout, decision.why.startswith("head"))
 
-    def _add(self, leaf: NamedLeaf, layout: Layout | None) -> None:
+    def _add(self, leaf: NamedLeaf, layout: Layout | None, head: bool) -> None:
         shape = leaf.shape
         fan_in, fan_out = (0, shape[-1]) if layout is None else (layout.fan_in(shape), layout.fan_out(shape))
         letters = "" if layout is None else layout.axes
+        if head and len(shape) == 2:
+            self.read_by_heads.add(shape[1] if is_torch(leaf.path) else shape[0])
         self.sides.update({*shape, fan_in, fan_out} - {0})
         self.inputs.add(fan_in)
         self.outputs.update({size for size, letter in zip(shape, letters, strict=False) if letter == "o"} | {fan_out})
@@ -96,12 +99,14 @@ class Edges:
         return any(size % channels == 0 for channels in self.channels)
 
     def is_no_head(self, leaf: NamedLeaf) -> bool:
-        """Whether a leaf that is called a head feeds the model: a norm of its outputs, or repeated blocks."""
+        """Whether a leaf that is called a head feeds the model: a norm, another head, or repeated blocks."""
         first = is_torch(leaf.path)
         outputs, inputs = (leaf.shape[0], leaf.shape[1]) if first else (leaf.shape[-1], leaf.shape[-2])
         scope, module = module_of(leaf.path)
         if self.is_repeated(leaf) and names.HEAD.fullmatch(module):
             return self.sides[outputs] > (inputs == outputs) + 1 or self.is_multiple(outputs)
+        if len(leaf.shape) > 2 and outputs in self.read_by_heads:
+            return True
         nested = any(names.HEAD.fullmatch(names.clean(part)) for part in scope.split("/"))
         return len(leaf.shape) == 2 and outputs in self.widths and not nested
 
