@@ -15,7 +15,8 @@ This page is written by `docs/_rules_page.py` from the rules themselves.
 The rules ask for evidence in the order of these tables, and the first kind that answers decides. Axes that stack
 layers are found first, in front (`(layers, in, out)`) or behind the first axis as MaxText has them
 (`(in, layers, out)`): norms and biases in the same scope have them too. The rules then judge the axes of one layer.
-What no rule knows goes to AdamW, and one warning names it.
+Last, the edge of the model is judged: outputs that no layer takes are a head's or a table's.
+What no rule knows goes to AdamW, and one warning names it. Weak evidence is marked `~` in `summarize`.
 """
 
 LIMITS = """\
@@ -23,8 +24,12 @@ LIMITS = """\
 
 - A flat list of arrays has no names and no scopes. Its matrices are not guessed but named in the warning.
 - Where all sizes agree (as many layers as heads, and as wide), nothing tells a stack in front from one on axis 1.
-- Queries, keys and values whose output is masked away are known only if their heads fill the width.
-- A stack of layers without norms and biases is told by its shapes, and only if its arrays have the names of weights.
+- Attention with its heads first, without a norm near, looks like stacked layers. It is unknown.
+- Queries and keys whose output is masked away are known only if their heads fill the width, or differ in number.
+- A stack of layers without norms and biases is told by its shapes alone. It is marked weak.
+- A last layer with a part or a multiple of another layer's size stays with Muon, marked weak. So does a last
+  convolution.
+- An array that PyTorch calls `X_weight` may have either axis first. Without a bias it is marked weak.
 - A gated layer whose hidden width is the model's reads the same both ways, and gets the same update.
 """
 
