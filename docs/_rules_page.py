@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from muon_optax._layouts.assigning.rules import KNOWN_BEFORE, RULES
-from muon_optax._layouts.tree import names
+from muon_optax._layouts.assigning.rules import NO_MATRICES, RULES
+from muon_optax._layouts.tree import names, roles
 
 PAGE = Path(__file__).parent / "what_the_rules_know.md"
 
@@ -36,7 +36,7 @@ LIMITS = """\
 
 def page() -> str:
     """The page's text."""
-    known = [f"| {what} | {how} |" for what, how in KNOWN_BEFORE]
+    known = [f"| {what} | {' '.join((ask.__doc__ or '').split())} |" for ask, what in NO_MATRICES]
     rules = [f"| {' '.join((rule.__doc__ or '').split())} | {layouts} |" for rule, layouts in RULES]
     patterns = {
         "heads": names.HEAD,
@@ -45,11 +45,12 @@ def page() -> str:
         "arrays of embeddings": names.EMBEDDING_ARRAY,
         "biases": names.BIAS,
         "norms": names.NORM,
-        "queries, keys, values": names.ATTENTION_IN,
-        "outputs of attention": names.ATTENTION_OUT,
         "experts": names.EXPERTS,
     }
-    named = [f"| {what} | `{pattern.pattern.replace('|', chr(92) + '|')}` |" for what, pattern in patterns.items()]
+    words = {name: pattern.pattern for name, pattern in patterns.items()} | {
+        f"projections: {role.replace('_', ' ')}": pattern for role, pattern in roles.ROLES.items()
+    }
+    named = [f"| {what} | `{pattern.replace('|', chr(92) + '|')}` |" for what, pattern in words.items()]
     return "\n".join(
         [
             HEADER,

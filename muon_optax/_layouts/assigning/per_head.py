@@ -1,21 +1,21 @@
 """Layouts of attention head by head."""
 
-import re
 from typing import Any
 
 from muon_optax._layouts.assigning.assign import assign_layouts
 from muon_optax._layouts.layout import Layout
-
-# Whole components of a path, in lower case and without a trailing number; the last are the up-projections of latents.
-_PROJECTION = re.compile(r"(to_|c_)?(q|k|v|query|key|value)(_proj|_projection)?|w[qkv]|(q|kv)_(b|up)_proj|wq_b|wkv_b")
+from muon_optax._layouts.paths import has_hidden
+from muon_optax._layouts.tree.names import clean
+from muon_optax._layouts.tree.roles import HEADS, role_of
 
 
 def per_head(params: Any) -> dict[str, Layout | None]:
     """The default layouts, with queries, keys and values taken head by head: for ``layouts=muon_optax.per_head``.
 
-    A kernel ``(embed, heads, head_dim)`` is ``heads`` matrices ``embed x head_dim`` in place of one, ``"ibo"`` in place
-    of ``"ioo"``; so are the up-projections of multi-head latent attention. The output projection stays whole. To change
-    more, ``layouts=lambda params: muon_optax.per_head(params) | {"router/kernel": None}``.
+    A kernel ``(embed, heads, head_dim)`` is ``heads`` matrices ``embed x head_dim`` in place of one: ``"ibo"`` in place
+    of ``"ioo"``, ``"bio"`` of Gemma's ``"oio"``, ``"bboi"`` of Levanter's ``"oooi"``. The up-projections of multi-head
+    latent attention split alike. The output projection stays whole. To change more,
+    ``layouts=lambda params: muon_optax.per_head(params) | {"router/kernel": None}``.
 
     Kernels of two axes do not tell their heads: give each as a split,
     ``{"*/q_proj/kernel": Layout("io", split=(head_dim,) * heads)}``.
@@ -29,8 +29,11 @@ def per_head(params: Any) -> dict[str, Layout | None]:
     Returns:
         A mapping from every leaf's path to its layout.
 
+    Raises:
+        ValueError: If nothing in the tree has heads to split.
+
     Warns:
-        UserWarning: As :func:`muon_optax.assign_layouts`.
+        MuonWarning: As :func:`muon_optax.assign_layouts`.
 
     References:
         Moonshot AI, "Kimi K3", https://arxiv.org/abs/2607.24653, section 2.5, 2026.
@@ -41,12 +44,21 @@ def per_head(params: Any) -> dict[str, Layout | None]:
         >>> {path: str(layout) for path, layout in mo.per_head(params).items()}
         {'query/bias': 'None', 'query/kernel': 'ibo'}
     """
-    return {path: _by_head(path, layout) for path, layout in assign_layouts(params).items()}
+    whole = assign_layouts(params)
+    split = {path: _by_head(path, layout) for path, layout in whole.items()}
+    if split == whole and not has_hidden(params):
+        raise ValueError(
+            "per_head found no query, key or value with an axis for its heads. Kernels of two axes need a split, as in "
+            'layouts={"*/q_proj/kernel": muon_optax.Layout("io", split=(head_dim,) * heads)}.'
+        )
+    return split
 
 
 def _by_head(path: str, layout: Layout | None) -> Layout | None:
+    """The letters with ``b`` for every output axis but the last, which holds a head's features."""
     # The projection is the module or, in a plain tree, the array itself.
-    names = [re.sub(r"_\d+$", "", name).lower() for name in path.split("/")[-2:]]
-    if layout is None or not layout.axes.endswith("ioo") or not any(map(_PROJECTION.fullmatch, names)):
+    projects = any(role_of(clean(name)) in HEADS for name in path.split("/")[-2:])
+    if layout is None or layout.axes.count("o") < 2 or not projects:
         return layout
-    return Layout(layout.axes.removesuffix("ioo") + "ibo")
+    last = layout.axes.rindex("o")
+    return Layout(layout.axes[:last].replace("o", "b") + layout.axes[last:])

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
 from muon_optax._layouts.decision import UNKNOWN, Decision, layouts_in
 from muon_optax._layouts.evidence.attention import by_attention, by_einsum, by_heads_first
 from muon_optax._layouts.evidence.bias import by_bias
@@ -13,36 +11,39 @@ from muon_optax._layouts.evidence.convolutions import by_convolution, by_depthwi
 from muon_optax._layouts.evidence.edges import Edges
 from muon_optax._layouts.evidence.experts import by_expert_name, by_router, is_expert
 from muon_optax._layouts.evidence.gated_halves import by_gated_halves
-from muon_optax._layouts.evidence.heads import embedding, head, is_vocabulary
 from muon_optax._layouts.evidence.low_rank import by_low_rank
+from muon_optax._layouts.evidence.no_matrices import (
+    bias_or_norm,
+    named_head,
+    no_real_number,
+    table,
+    turned_table,
+    vector,
+)
 from muon_optax._layouts.evidence.recurrent import by_recurrent_gates
 from muon_optax._layouts.evidence.two_axes import by_elements, by_orientation
 from muon_optax._layouts.evidence.widths import by_width_of_inputs, by_width_of_outputs
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, hidden_paths, named_leaves
 from muon_optax._layouts.tree import names
-from muon_optax._layouts.tree.flat_keys import nested_paths
+from muon_optax._layouts.tree.bare_paths import nested_paths, unwrapped
 from muon_optax._layouts.tree.layer_stacks import UNSTACKED, LayerStack, LayerStacks
 from muon_optax._layouts.tree.layer_types import layer_type_of, layout_by_type
 from muon_optax._layouts.tree.repeated_blocks import without_repetitions
 from muon_optax._layouts.tree.seen import Reading, Seen
 from muon_optax._layouts.tree.tree import Tree
 from muon_optax._layouts.tree.vectors import is_bias_or_norm
-from muon_optax._layouts.tree.wrappers import unwrapped
 
 __all__ = ["decide", "default_layouts", "is_bias_or_norm"]
 
-# Asked before the axes are read, as `_decide` does it: what is told, and how. The page of the rules shows both tables.
-KNOWN_BEFORE = (
-    ("biases and norms", "an Equinox or Haliax type, or the name; `b` beside `w`, `query_b` beside `query_w`"),
-    ("vectors and scalars", "all axes but one have length 1"),
-    ("embeddings", "an Equinox or Haliax type, or the name"),
-    ("heads", "the module's name, a class called `*Head`, or the last layer in a scope called head"),
-    ("integers", "the type; `init` refuses them"),
-    ("layers with types", "Equinox `Linear`, `Conv`, `ConvTranspose`, `GRUCell`, `LSTMCell`; Haliax `Linear`"),
-    ("a head by the vocabulary", "the shape of the table of tokens, turned, and no other leaf has it"),
-    ("vectors of a stack", "one axis is left without the stacked ones"),
-    ("no weights", "words such as `params`, `log_*`, `codebook`, `inducing_inputs`: a warning"),
+# Asked before the axes are read, in this order; the first that answers decides.
+NO_MATRICES: tuple[tuple[Callable[[NamedLeaf, Tree], Decision | None], str], ...] = (
+    (bias_or_norm, "biases and norms"),
+    (vector, "vectors and scalars"),
+    (table, "embeddings"),
+    (named_head, "heads"),
+    (no_real_number, "integers and complex numbers"),
+    (turned_table, "a head by the vocabulary"),
 )
 
 # Asked in this order about one layer's axes, with the layouts each gives; the first that answers decides.
@@ -109,27 +110,12 @@ def _at_edge(leaf: NamedLeaf, decision: Decision, tree: Tree, edges: Edges) -> D
 
 
 def _decide(leaf: NamedLeaf, tree: Tree) -> Decision:
-    if leaf.path in tree.vectors:
-        return Decision(None, "norm" if leaf.path in tree.norms else "bias")
-    if sum(size != 1 for size in leaf.shape) < 2:
-        return Decision(None, "vector" if leaf.shape else "scalar")
-    kind, name = layer_type_of(leaf), embedding(leaf, tree)
-    if kind == "embedding" or name is not None:
-        return Decision(None, f"embedding: {name}" if name else "layer type")
-    name = head(leaf, tree)
-    if name is not None:
-        return Decision(None, f"head: {name}")
-    dtype = leaf.dtype
-    if not jnp.issubdtype(dtype, jnp.floating):
-        # Integers are refused by `init`, in one voice; complex arrays are AdamW's, and that is worth a warning.
-        is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
-        return UNKNOWN if is_complex else Decision(None, "integers")
-    if kind is None and is_vocabulary(leaf, tree):
-        return Decision(None, "head: vocabulary")
-    return _as_matrix(leaf, tree)
+    answers = (ask(leaf, tree) for ask, _ in NO_MATRICES)
+    return next((decision for decision in answers if decision is not None), None) or _as_matrix(leaf, tree)
 
 
 def _as_matrix(leaf: NamedLeaf, tree: Tree) -> Decision:
+    """What the layer's type says, else the rules."""
     if layer_type_of(leaf) is not None:
         return _without_vectors(leaf, Decision(layout_by_type(leaf), "layer type"))
     return _without_vectors(leaf, _by_stacks(leaf, tree))

@@ -8,7 +8,7 @@ from muon_optax._layouts.assigning.assign import assign_layouts
 from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, show
-from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree import roles
 from muon_optax._layouts.tree.path_parts import module_of
 
 Blocks: TypeAlias = int | Sequence[int]
@@ -118,16 +118,16 @@ def _told(leaf: NamedLeaf, leaves: Sequence[NamedLeaf], layouts: Mapping[str, La
     """The sizes of a fused kernel's blocks as its name and its siblings tell them, ``None`` if it is not fused."""
     (scope, name), layout = module_of(leaf.path), layouts[leaf.path]
     outputs = 0 if layout is None else layout.fan_out(leaf.shape)
-    if names.HALVES.fullmatch(name) and outputs % 2 == 0:
+    if roles.role_of(name) in roles.HALVES and outputs % 2 == 0:
         return (outputs // 2,) * 2
-    if not names.FUSED.fullmatch(name):
+    if roles.role_of(name) != "fused":
         return None
     queries = {
         own.fan_in(other.shape)
         for other in leaves
         if (own := layouts[other.path])
         and module_of(other.path)[0] == scope
-        and names.role(module_of(other.path)[1]) == "writes"
+        and roles.side_of(module_of(other.path)[1]) == "writes"
     }
     rest = outputs - next(iter(queries), outputs)
     if len(queries) != 1 or rest <= 0 or rest % 2:

@@ -1,14 +1,14 @@
 """Attention: queries beside outputs or keys, heads behind or in front, kernels called einsum."""
 
-from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree import roles
 from muon_optax._layouts.tree.layer_stacks import Shape
 from muon_optax._layouts.tree.seen import Reading, Seen
 
 
 def by_attention(seen: Seen) -> Reading | None:
     """A query (d, heads, size) and an output (heads, size, d) that agree in heads, and what stands beside them."""
-    core, is_in = seen.core, names.ATTENTION_IN.fullmatch(seen.module)
-    is_out = names.ATTENTION_OUT.fullmatch(seen.module)
+    core, is_in = seen.core, roles.reads_attention(seen.module)
+    is_out = roles.writes_attention(seen.module)
     if len(core) != 3 or not (is_in or is_out):
         return None
     pairs = _attention_pairs(seen)
@@ -55,8 +55,8 @@ def _are_heads_first(query: Shape, out: Shape) -> bool:
 
 def by_heads_first(seen: Seen) -> Reading | None:
     """A query (heads, d, size) and an output (heads, size, d) beside a norm of length d, as keras-hub has them."""
-    core, is_out = seen.core, names.ATTENTION_OUT.fullmatch(seen.module)
-    if len(core) != 3 or not (is_out or names.ATTENTION_IN.fullmatch(seen.module)):
+    core, is_out = seen.core, roles.writes_attention(seen.module)
+    if len(core) != 3 or not (is_out or roles.reads_attention(seen.module)):
         return None
     for query, out in _attention_pairs(seen):
         heads, d, size = query
@@ -87,8 +87,8 @@ def by_einsum(seen: Seen) -> Reading | None:
         if core[0] in (2, 3) and core[2] == width:
             return Reading("boio", "einsum + width")
         return Reading("bioo", "einsum + width") if core[0] in (2, 3) and core[1] == width else None
-    if names.role(seen.module) == "writes":
+    if roles.side_of(seen.module) == "writes":
         return Reading("iio", "einsum + width") if core[2] == width else None
-    if names.role(seen.module) == "reads" and width in core[:2]:
+    if roles.side_of(seen.module) == "reads" and width in core[:2]:
         return Reading("oio" if core[1] == width else "ioo", "einsum + width")
     return None

@@ -2,7 +2,7 @@
 
 from muon_optax._layouts.evidence.convolutions import is_transposed, looks_like_convolution
 from muon_optax._layouts.evidence.experts import is_expert
-from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree import roles
 from muon_optax._layouts.tree.seen import Reading, Seen
 
 
@@ -39,7 +39,7 @@ def by_bias(seen: Seen) -> Reading | None:
 def _by_blocks_or_heads(seen: Seen) -> Reading | None:
     """A kernel (n, a, b) with a bias (n, b): n blocks on a diagonal, or n heads that all read a inputs."""
     blocks, inputs, _ = seen.core
-    if names.ATTENTION_IN.fullmatch(seen.module):
+    if roles.reads_attention(seen.module):
         return Reading("oio", "its bias", weak=not seen.is_width(inputs))
     whole = any(blocks * inputs in shape for scope in seen.scopes[:3] for shape in scope.shapes)
     return Reading("bio", "its bias", weak=not whole and not is_expert(seen.leaf))

@@ -1,13 +1,13 @@
 """Block-diagonal layers without a bias: each block reads its own part of the features."""
 
-from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree import names, roles
 from muon_optax._layouts.tree.seen import Reading, Seen
 
 
 def by_blocks(seen: Seen) -> Reading | None:
     """A projection (blocks, a, b) where blocks times a and blocks times b are sides of other layers near."""
     core, module = seen.core, seen.module
-    projects = "proj" in module or names.role(module) is not None
+    projects = "proj" in module or roles.side_of(module) is not None
     if (
         len(core) != 3
         or seen.bias is not None

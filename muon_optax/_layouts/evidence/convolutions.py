@@ -3,7 +3,7 @@
 import math
 import re
 
-from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree import names, roles
 from muon_optax._layouts.tree.seen import Reading, Seen
 from muon_optax._layouts.tree.windows import LARGEST_WINDOW, has_trailing_window
 
@@ -27,7 +27,7 @@ def _has_window(seen: Seen) -> bool:
     core = seen.core
     window = core[-2:] if seen.outputs_first else core[:-2]
     square = len(core) > 3 and len(set(window)) == 1 and window[0] <= LARGEST_WINDOW
-    attention = names.role(seen.module) is not None and names.ATTENTION.fullmatch(seen.leaf.path.lower())
+    attention = roles.side_of(seen.module) is not None and names.ATTENTION.fullmatch(seen.leaf.path.lower())
     dense = "einsum" in seen.module or ("proj" in seen.module and not seen.told)
     return square and not attention and not dense and seen.name in ("kernel", "w", "weight")
 
@@ -75,7 +75,7 @@ def _one_channel(seen: Seen) -> Reading | None:
 def by_convolution(seen: Seen) -> Reading | None:
     """The window and the channels are inputs."""
     axes = len(seen.core)
-    attention = names.role(seen.module) is not None and names.ATTENTION.fullmatch(seen.leaf.path.lower())
+    attention = roles.side_of(seen.module) is not None and names.ATTENTION.fullmatch(seen.leaf.path.lower())
     if has_trailing_window(seen.core) and not is_transposed(seen) and not attention and seen.width is None:
         return Reading("o" + "i" * (axes - 1), "window behind")
     if not looks_like_convolution(seen):

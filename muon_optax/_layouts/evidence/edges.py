@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from muon_optax._layouts.decision import Decision
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf
-from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree import names, roles
 from muon_optax._layouts.tree.layer_stacks import Shape
 from muon_optax._layouts.tree.path_parts import family_of, is_torch, module_of
 from muon_optax._layouts.tree.tree import Tree
@@ -134,10 +134,10 @@ class Edges:
         if self.takers(leaf, inputs, outputs) > 0:
             block = self.is_repeated(leaf) or _NUMBER.search(module_of(leaf.path)[0])
             back = self.is_taken_back(leaf, inputs, outputs) and not block
-            named = names.role(module_of(leaf.path)[1]) is not None
+            named = roles.side_of(module_of(leaf.path)[1]) is not None
             return decision._replace(strength="weak") if back and not named else decision
         _, module = module_of(leaf.path)
-        fused = names.FUSED.fullmatch(module) or names.HALVES.fullmatch(module)
+        fused = roles.role_of(module) in ("fused", *roles.HALVES)
         produced = self.is_produced(inputs, outputs)
         if self.is_repeated(leaf):
             head = produced and not fused and not self.is_multiple(outputs) and self.repetitions(leaf) <= FEW
@@ -146,7 +146,7 @@ class Edges:
             return decision
         kept = decision._replace(why=f"{decision.why}; nothing takes its outputs", strength="weak")
         # What reads the residual stream is no last layer, whatever lies out of sight.
-        if fused or names.role(module) == "reads":
+        if fused or roles.side_of(module) == "reads":
             return kept
         table = self.may_be_table(leaf) and self.sides[inputs] > 1
         if table or (produced and not self.is_multiple(outputs)):
@@ -156,7 +156,7 @@ class Edges:
     def _judged_convolution(self, leaf: NamedLeaf, decision: Decision, layout: Layout) -> Decision:
         """A last convolution stays with Muon, marked."""
         outputs = layout.fan_out(leaf.shape)
-        one = layout.axes.count("o") == 1 and "b" not in layout.axes and names.role(module_of(leaf.path)[1]) is None
+        one = layout.axes.count("o") == 1 and "b" not in layout.axes and roles.side_of(module_of(leaf.path)[1]) is None
         inputs = leaf.shape[layout.axes.rindex("i") if layout.axes[-1] == "o" else 1]
         flat = outputs >= LEAST_CHANNELS and any(size % outputs == 0 for size in self.inputs if size > outputs)
         last = self.sides[outputs] == 1 and self.outputs[inputs] and not flat and not self.is_repeated(leaf)

@@ -1,14 +1,14 @@
 """Experts: arrays (experts, ., .) told by their router (width, experts), and only without one by their name."""
 
 from muon_optax._layouts.paths import NamedLeaf
-from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree import names, roles
 from muon_optax._layouts.tree.seen import Reading, Seen
 
 
 def by_router(seen: Seen) -> Reading | None:
     """An array (experts, a, b) near a matrix (a or b, experts)."""
     core, named = seen.core, is_expert(seen.leaf)
-    if len(core) != 3 or "conv" in seen.module or names.ATTENTION_IN.fullmatch(seen.module):
+    if len(core) != 3 or "conv" in seen.module or roles.reads_attention(seen.module):
         return None
     if not named and (seen.width == 0 or names.is_weight(seen.name) is None):
         return None
@@ -26,7 +26,7 @@ def by_router(seen: Seen) -> Reading | None:
 def _letters(seen: Seen, widths: list[int]) -> str:
     """The letters, by the side of the model's width: the input of what reads it, the output of what writes."""
     _, rows, columns = seen.core
-    role = "reads" if names.HALVES.fullmatch(seen.module) else names.role(seen.module)
+    role = roles.side_of(seen.module)
     if seen.width in (1, 2):
         widths = [seen.core[seen.width]]
     if role is None or rows == columns or len(widths) != 1:

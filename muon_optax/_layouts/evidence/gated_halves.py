@@ -1,6 +1,6 @@
 """The two halves of a gated layer, stored as one array."""
 
-from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree import names, roles
 from muon_optax._layouts.tree.seen import Reading, Seen
 
 
@@ -8,11 +8,11 @@ def by_gated_halves(seen: Seen) -> Reading | None:
     """Two halves (2, ., .) of a gated layer, told by the layer (hidden, width) that follows them."""
     core = seen.core
     # Two heads of a query are no halves, nor is a window of two steps.
-    other = names.ATTENTION_IN.fullmatch(seen.module) or names.ATTENTION_OUT.fullmatch(seen.module)
+    other = roles.reads_attention(seen.module) or roles.writes_attention(seen.module)
     if len(core) not in (3, 4) or core[-3] != 2 or "conv" in seen.module or (other and "gat" not in seen.module):
         return None
     front, (rows, columns) = core[:-3], core[-2:]
-    named = "gat" in seen.module or names.role(seen.module) == "reads"
+    named = "gat" in seen.module or roles.side_of(seen.module) == "reads"
     if not named and seen.name not in names.MODULE_ARRAY:
         return None
     batch = "b" * (len(core) - 2)

@@ -2,7 +2,7 @@
 
 import math
 
-from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree import names, roles
 from muon_optax._layouts.tree.seen import Reading, Seen
 
 _TWO_AXES = "two axes"  # and a name that says nothing
@@ -25,7 +25,7 @@ def by_orientation(seen: Seen) -> Reading | None:
     if letters is None:
         return None
     inputs, outputs = seen.core if letters == "io" else seen.core[::-1]
-    fused = names.FUSED.fullmatch(seen.module) and outputs == 3 * inputs
+    fused = (roles.role_of(seen.module) == "fused") and outputs == 3 * inputs
     # "in_proj_weight" has its outputs first, where PyTorch made it; "loop_weight" may be anybody's.
     weak = why == _TWO_AXES or (why == "name: weight" and seen.name.endswith("_weight") and not fused)
     return Reading(letters, why, (inputs,) * 3 if fused else None, weak=weak)
@@ -75,7 +75,7 @@ def _by_siblings(seen: Seen) -> str | None:
 
 def _by_role(seen: Seen) -> tuple[str, str] | None:
     """PyTorch's name with the inputs first, as older Haliax stores it: width and role say so."""
-    role = names.role(seen.module)
+    role = roles.side_of(seen.module)
     if seen.width is None or role is None or not seen.tree.stores_inputs_first:
         return None
     return ("io", "name + width") if (seen.width == 0) == (role == "reads") else ("oi", "name + width")

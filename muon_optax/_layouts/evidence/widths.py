@@ -1,19 +1,19 @@
 """The width of the model, from the norms in scope: the axis of that length is the side of the residual stream."""
 
-from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree import names, roles
 from muon_optax._layouts.tree.seen import Reading, Seen
 from muon_optax._layouts.tree.windows import LARGEST_WINDOW
 
 
 def by_width_of_inputs(seen: Seen) -> Reading | None:
     """The width is the first axis, or the last where outputs are stored first."""
-    last, role = len(seen.core) - 1, names.role(seen.module)
+    last, role = len(seen.core) - 1, roles.side_of(seen.module)
     if last < 2 or role == "writes" or "conv" in seen.module:
         return None
     if role is None and names.is_weight(seen.name) is None:
         return None  # an array of any name may as well have the width as its output
     axis = seen.width
-    if axis is None and names.ATTENTION_IN.fullmatch(seen.module) and seen.reads_normalized:
+    if axis is None and roles.reads_attention(seen.module) and seen.reads_normalized:
         axis = 0  # from a compressed rank, which has a norm of its own
     if axis == 0 and (role == "reads" or not seen.outputs_first):
         return Reading("i" + "o" * last, "width")
@@ -28,13 +28,13 @@ def by_width_of_outputs(seen: Seen) -> Reading | None:
         return None
     path = seen.leaf.path.lower()
     attention = names.ATTENTION.fullmatch(path) is not None or any(scope.queries for scope in seen.scopes[:1])
-    if names.role(seen.module) == "writes" and attention:
+    if roles.side_of(seen.module) == "writes" and attention:
         if axis == last:
             return Reading("i" * last + "o", "name + width")
         # Stored as the query is, (d, heads, size), or as all weights of a framework that has outputs first.
         as_query = core in seen.cores(seen.scopes[0].queries)
         return Reading("o" + "i" * last, "name + width") if axis == 0 and (seen.outputs_first or as_query) else None
     window = last == 3 and max(core[:2]) <= LARGEST_WINDOW and seen.name in ("kernel", "w") and not attention
-    if window and axis == last and seen.told and not seen.stack.sizes and names.role(seen.module) is None:
+    if window and axis == last and seen.told and not seen.stack.sizes and roles.side_of(seen.module) is None:
         return Reading("i" * last + "o", "window + width")
     return None

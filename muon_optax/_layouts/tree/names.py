@@ -32,28 +32,10 @@ OTHER_SCALE = re.compile(r"(.*_)?(a_log|scales?|scalers?|coefs?|sinks?)")
 # A norm of queries or keys has the length of a head, or of a compressed rank: that says nothing of the model's width.
 INNER_NORM = re.compile(r"_*(q|k|v|kv|qk|query|key|value|attn_inner)(_\w+)?_*(layer)?_?(norm|ln|rms)\w*")
 
-_SUFFIX = r"(_?(proj|projection|w|a|b|einsum|lin|linear|dense|layer))?"
-QUERY = re.compile(rf"(to_)?w?(q|query|queries){_SUFFIX}")
-ATTENTION_IN = re.compile(
-    rf"(to_)?w?(q|k|v|kv|qkv|query|key|value|queries|keys|values|gating){_SUFFIX}|c_attn|query_key_value"
-)
-ATTENTION_OUT = re.compile(
-    r"(to_)?(o|wo|out|output|attn_vec|attention_output|attention_out|attn_out)"
-    r"(_?(proj|projection|w|einsum|lin|linear|dense))?"
-)
-_FEED_IN = re.compile(
-    r"(ffn_|ffw_|mlp_)?(wi|w1|w3|up|gate|fc1|fc_in|c_fc|w_in|w_up|w_gate|lin1|intermediate)(_?proj|_w)?|dense_h_to_4h"
-)
-_FEED_OUT = re.compile(
-    r"(ffn_|ffw_|mlp_)?(wo|w2|down|fc2|fc_out|c_proj|w_out|w_down|lin2|linear)(_?proj|_w)?|dense_4h_to_h"
-)
 ATTENTION = re.compile(r".*(attn|attention).*")
 CONVOLUTION = re.compile(r"conv|^depthwise|^pointwise|transpose|^patch")  # patches may be wider than any window
 EXPERTS = re.compile(r"(routed_|local_)?experts?|.*moe.*")
 SHARED = re.compile(r".*shared.*")
-ROUTER = re.compile(r".*(router|gate|gating).*")
-FUSED = re.compile(r"c_attn|in_proj_weight|(\w+_)?qkv(_(proj|projection|linear|dense))?")
-HALVES = re.compile(r"(to_)?(kv|gate_up|up_gate|gate_and_up|w13)(_(proj|projection|linear|dense))?")
 
 MODULE_ARRAY = frozenset({"kernel", "w", "weight", "weights"})
 _WEIGHT_WORD = re.compile(
@@ -72,14 +54,6 @@ _OTHER_WORD = re.compile(
 def clean(component: str) -> str:
     """Lower case, without a trailing number or index: "Dense_0" is "dense", e3nn's "w[0,0] 8x0e,4x0e" is "w"."""
     return re.sub(r"_\d+$|:\d+$|(?<=\w)\[.*", "", component).lower()
-
-
-@cache
-def role(name: str) -> str | None:
-    """Whether a layer of this name ``"reads"`` the residual stream or ``"writes"`` it."""
-    if ATTENTION_IN.fullmatch(name) or _FEED_IN.fullmatch(name):
-        return "reads"
-    return "writes" if ATTENTION_OUT.fullmatch(name) or _FEED_OUT.fullmatch(name) else None
 
 
 @cache

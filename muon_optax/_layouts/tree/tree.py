@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from muon_optax._layouts.paths import NamedLeaf
-from muon_optax._layouts.tree import names
+from muon_optax._layouts.tree import names, roles
 from muon_optax._layouts.tree.layer_stacks import UNSTACKED, LayerStack, LayerStacks, Shape
 from muon_optax._layouts.tree.path_parts import family_of, is_embedding, is_torch, module_of, numbers_in
 from muon_optax._layouts.tree.scope import Pair, Scope
@@ -82,8 +82,8 @@ class Tree:
         scope_path, module = module_of(path)
         bias = self.bias_of(path)
         pair = None if bias is None or len(bias) >= axes else Pair(shape, bias, is_torch(path))
-        query, out = names.QUERY.fullmatch(module), names.ATTENTION_OUT.fullmatch(module)
-        attention = out or names.ATTENTION_IN.fullmatch(module) is not None
+        query, out = roles.is_query(module), roles.writes_attention(module)
+        attention = out or roles.reads_attention(module)
         inputs = shape[-1] if is_torch(path) and axes == 2 else shape[-2]
         self.reversed[shape[::-1]] += axes == 2
         self.outputs[shape[0]] += is_torch(path) and (axes == 2 or shape[1] > 1)
@@ -149,7 +149,7 @@ class Tree:
         widths = {norm[0] for norm in self.scopes[""].widths if len(norm) == 1}
         votes: Counter[bool] = Counter()
         for leaf in self.leaves:
-            role = names.role(module_of(leaf.path)[1])
+            role = roles.side_of(module_of(leaf.path)[1])
             sides = [size in widths for size in leaf.shape]
             if role is not None and sides in ([True, False], [False, True]) and is_torch(leaf.path):
                 votes[sides[0] == (role == "reads")] += 1
@@ -181,7 +181,7 @@ class Tree:
     def has_heads(self, leaf: NamedLeaf) -> bool:
         """Whether a query (heads, d, size) lies beside a norm of length d, which no stack has."""
         scope, module = module_of(leaf.path)
-        if len(leaf.shape) != 3 or names.ATTENTION_IN.fullmatch(module) is None:
+        if len(leaf.shape) != 3 or not roles.reads_attention(module):
             return False
         return any(leaf.shape[1:2] in scope.widths for scope in self.chain(scope)[:2])
 

@@ -10,17 +10,18 @@ import jax
 from muon_optax._layouts.assigning.resolve import Layouts, resolve
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, is_hidden, named_leaves, show
+from muon_optax._layouts.tree.names import clean
+from muon_optax._layouts.tree.roles import role_of
 
-# Whole components of a path, in lower case and without a trailing number.
-_ROLES = {
-    "query": ("query", "query_proj", "q_proj", "c_q", "wq", "to_q", "q"),
-    "key": ("key", "key_proj", "k_proj", "c_k", "wk", "to_k", "k"),
-    # Multi-head latent attention: the up-projections, and the down-projection that also makes the shared rotary key.
-    "query_up": ("q_b_proj", "q_up_proj", "wq_b"),
-    "key_up": ("kv_b_proj", "kv_up_proj", "wkv_b"),
-    "key_down": ("kv_a_proj_with_mqa", "kv_a_proj", "kv_down_proj", "wkv_a"),
+# What each role is here. Of latent attention: the up-projections, and the down-projection that also makes the shared
+# rotary key.
+_PARTS = {
+    "query": "query",
+    "key": "key",
+    "query_up": "query_up",
+    "key_value_up": "key_up",
+    "key_value_down": "key_down",
 }
-_ROLE = {name: role for role, names in _ROLES.items() for name in names}
 _NORM_OF_LOGITS = re.compile(r"(q|k|qk|query|key)_?(norm|ln|layer_?norm|rms_?norm)")
 _BIAS_OF = {"kernel": "bias", "weight": "bias", "w": "b"}
 
@@ -66,17 +67,18 @@ def find_attention(tree: Any, layouts: Layouts) -> dict[str, Attention]:
     scopes: dict[str, dict[str, Kernel]] = defaultdict(dict)
     for leaf in leaves:
         layout, (scope, name) = resolved[leaf.path], _module(leaf.path)
-        if leaf.path in without_rule and name in _ROLE:
+        part = _PARTS.get(role_of(name) or "")
+        if leaf.path in without_rule and part is not None:
             raise ValueError(_unpaired(leaf.path, "has a layout that no rule knows: give it one, such as 'ioo'"))
-        if layout is None or name not in _ROLE:
+        if layout is None or part is None:
             continue
-        if _ROLE[name] in scopes[scope] or layout.split is not None:
+        if part in scopes[scope] or layout.split is not None:
             raise ValueError(_unpaired(leaf.path, "is one of several, or a fused projection"))
-        scopes[scope][_ROLE[name]] = Kernel(leaf, layout, _bias_of(leaf.path, by_path))
+        scopes[scope][part] = Kernel(leaf, layout, _bias_of(leaf.path, by_path))
     if not scopes:
         raise ValueError(
-            "clip_qk found no query and key kernels. It knows modules named "
-            f"{', '.join(_ROLES['query'])} beside {', '.join(_ROLES['key'])}, and {', '.join(_ROLES['key_up'])}."
+            "clip_qk found no query and key kernels. It knows names such as query and key, q_proj and k_proj, wq, wk, "
+            "and q_b_proj, kv_b_proj and kv_a_proj of latent attention."
         )
     for leaf in leaves:
         scope = leaf.path.rpartition("/")[0].rpartition("/")
@@ -93,7 +95,7 @@ def _module(path: str) -> tuple[str, str]:
     scope, _, name = path.rpartition("/")
     if scope and name in _BIAS_OF:
         scope, _, name = scope.rpartition("/")
-    return scope, re.sub(r"_\d+$", "", name).lower()
+    return scope, clean(name)
 
 
 def _bias_of(path: str, by_path: dict[str, NamedLeaf]) -> NamedLeaf | None:
