@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import optax
 
+from muon_optax._factory import assemble, decay_and_rate, default_adamw
 from muon_optax._layouts.assign import Layouts
-from muon_optax._mesh.state import stay_spread
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
-from muon_optax._transforms.checks import check_adamw, check_number, refuse_injected_array
-from muon_optax._transforms.decay_mask import as_mask_function, decay_mask
+from muon_optax._transforms.checks import check_adamw, refuse_injected_array
+from muon_optax._transforms.decay_mask import as_mask_function
 from muon_optax._transforms.momentum import Momentum, keep_momentum
 from muon_optax._transforms.orthogonalize import orthogonalize
-from muon_optax._transforms.partition import partition_by_layout
 from muon_optax._transforms.scale_by_shape import scale_by_shape
 from muon_optax._transforms.scales import Scale
 
@@ -99,28 +98,17 @@ def muon(
         >>> updates, state = optimizer.update(gradients, state, params)
         >>> params = optax.apply_updates(params, updates)
     """
-    if not callable(learning_rate):
-        check_number("learning_rate", learning_rate, "use a finite number >= 0, or a schedule", 0.0)
-    if not callable(weight_decay):
-        check_number("weight_decay", weight_decay, "use a finite number >= 0, such as 0.1", 0.0)
     trace = keep_momentum(momentum, nesterov, momentum_dtype)
     check_adamw(adamw, adamw_learning_rate)
-    if adamw_learning_rate is None:
-        adamw_learning_rate = learning_rate
-    elif not callable(adamw_learning_rate):
-        check_number("adamw_learning_rate", adamw_learning_rate, "use a finite number >= 0, or a schedule", 0.0)
-    for name, value in {"orthogonalizer": orthogonalizer, "scale": scale, "layouts": layouts}.items():
+    for name, value in {"orthogonalizer": orthogonalizer, "scale": scale}.items():
         refuse_injected_array(name, value)
     mask = as_mask_function(weight_decay_mask)
-    matrices = optax.chain(
+    matrices = (
         trace,
         orthogonalize(newton_schulz() if orthogonalizer is None else orthogonalizer, shardings=shardings),
         scale_by_shape(scale),
-        optax.add_decayed_weights(weight_decay, mask=mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *decay_and_rate(learning_rate, weight_decay, mask),
     )
     if adamw is None:
-        adamw = optax.adamw(
-            adamw_learning_rate, b1=0.9, b2=0.95, eps=1e-8, weight_decay=weight_decay, mask=mask or decay_mask
-        )
-    return stay_spread(partition_by_layout(matrices, adamw, layouts), shardings)
+        adamw = default_adamw(learning_rate if adamw_learning_rate is None else adamw_learning_rate, weight_decay, mask)
+    return assemble(matrices, adamw, layouts, shardings)

@@ -50,24 +50,28 @@ def trained(optimizer: Any, dtype: Any = jnp.float32) -> np.ndarray:
     return np.asarray(params["kernel"], np.float64)
 
 
-@pytest.mark.parametrize("optimizer, want", [(mo.normuon(RATE), NORMUON), (mo.muon_speedrun(RATE, 1e-3), SPEEDRUN)])
+@pytest.mark.parametrize(
+    "optimizer, want", [(mo.normuon(RATE), NORMUON), (mo.muon_speedrun(RATE, adamw_learning_rate=1e-3), SPEEDRUN)]
+)
 def test_parity(optimizer: Any, want: np.ndarray) -> None:
     assert oracle.relative_error(trained(optimizer) - WEIGHT, want - WEIGHT) < WITHIN
 
 
 def test_the_warm_up_and_bfloat16_gradients() -> None:
-    moved = trained(mo.muon_speedrun(RATE, 1e-3)) - WEIGHT
+    moved = trained(mo.muon_speedrun(RATE, adamw_learning_rate=1e-3)) - WEIGHT
     assert oracle.relative_error(moved, SPEEDRUN_WITHOUT_WARMUP - WEIGHT) > 2 * WITHIN
-    still = trained(mo.muon_speedrun(RATE, 1e-3, momentum=optax.constant_schedule(0.95))) - WEIGHT
+    still = trained(mo.muon_speedrun(RATE, adamw_learning_rate=1e-3, momentum=optax.constant_schedule(0.95))) - WEIGHT
     assert oracle.relative_error(still, SPEEDRUN_WITHOUT_WARMUP - WEIGHT) < WITHIN
-    rounded = trained(mo.muon_speedrun(1.0, 1e-3, weight_decay=0), jnp.bfloat16)
-    assert oracle.relative_error(rounded, trained(mo.muon_speedrun(1.0, 1e-3, weight_decay=0))) < 5e-2
+    rounded = trained(mo.muon_speedrun(1.0, adamw_learning_rate=1e-3, weight_decay=0), jnp.bfloat16)
+    assert (
+        oracle.relative_error(rounded, trained(mo.muon_speedrun(1.0, adamw_learning_rate=1e-3, weight_decay=0))) < 5e-2
+    )
 
 
 def test_muon_h_keeps_matrices_and_head_on_their_spheres() -> None:
     params: Any = trees.with_vectors()
     params["lm_head"] = {"kernel": 1 + params["embedding"].T, "bias": jnp.ones(10)}
-    optimizer = mo.muon_h(0.1, 0.1)
+    optimizer = mo.muon_h(0.1, adamw_learning_rate=0.1)
     state, moved = optimizer.init(params), params
     for step in range(3):
         gradient = jax.tree.map(lambda leaf, step=step: jnp.cos(step + leaf), params)
