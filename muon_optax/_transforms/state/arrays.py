@@ -1,6 +1,6 @@
 """The arrays that a state keeps for each parameter, compared with those that ``init`` makes: what differs, and why."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import NamedTuple
 
 from muon_optax._layouts.assign import LayoutMap
@@ -63,7 +63,17 @@ def _refuse_other_parameters(held: list[Kept], wanted: list[Kept], shapes: Mappi
     before = {kept.path: kept.shape for kept in held if kept.path not in shapes or kept.field in LIKE_PARAMETERS}
     unseen = {kept.path for kept in wanted} - {kept.path for kept in held}
     now = {path: shape for path, shape in shapes.items() if path in before or path in unseen}
-    refuse_other_tree(now, before, "init")
+    if any(path not in now for path in before):
+        refuse_other_tree(now, before, "init")
+    differing = sorted(path for path, shape in now.items() if before.get(path) != shape)
+    if differing:
+        path, missing = differing[0], "none (missing)"
+        cause = "It was added to the model, or a mask hid it from `init`" if path in unseen else "The model has changed"
+        raise ValueError(
+            f"The updates are not the tree of init: {show(path)} has shape {now[path]} in the updates and "
+            f"{before.get(path, missing)} in init ({len(differing)} such paths). {cause}: call `init` again, or go on "
+            "with the model and the masks that made the state."
+        )
 
 
 def _refuse_other_routes(held: list[Kept], paths: Set[str], layouts: LayoutMap) -> None:
@@ -80,19 +90,24 @@ def _refuse_other_routes(held: list[Kept], paths: Set[str], layouts: LayoutMap) 
     }
     if not any(moved.values()):
         return
-    label = "adamw" if moved["adamw"] else "muon"
-    names, others = {"adamw": "AdamW", "muon": "Muon"}, {"adamw": "muon", "muon": "adamw"}
+    first = (moved["adamw"] or moved["muon"])[0]
+    then, now = ("AdamW", "Muon") if moved["adamw"] else ("Muon", "AdamW")
     count = sum(map(len, moved.values()))
-    remedy = [f"{path!r}: None" for path in moved["adamw"][:3]] + ["..."] * (len(moved["adamw"]) > 3)
-    back = f"layouts={{{', '.join(remedy)}}} sends it back to AdamW" if remedy else ""
-    if moved["muon"]:
-        listed = ", ".join(map(show, moved["muon"][:3])) + " and more" * (len(moved["muon"]) > 3)
-        back += f"{', and ' if back else ''}layouts= with the layout that it had takes {listed} back to Muon"
     raise ValueError(
-        f"{show(moved[label][0])} was trained by {names[label]} in this state and goes to {names[others[label]]} now "
-        f"({count} such parameter{'s' * (count > 1)}): layouts= or the default rules changed. To go on, {back}; or "
-        "call `init` again."
+        f"{show(first)} was trained by {then} in this state and goes to {now} now ({count} such "
+        f"parameter{'s' * (count > 1)}): layouts= or the default rules changed. To go on, "
+        f"{' and '.join(_ways_back(moved))}; or call `init` again."
     )
+
+
+def _ways_back(moved: Mapping[str, list[str]]) -> Iterator[str]:
+    to_adamw, to_muon = ([*map(repr, moved[label][:3])] for label in ("adamw", "muon"))
+    if to_adamw:
+        nones = [f"{path}: None" for path in to_adamw] + ["..."] * (len(moved["adamw"]) > 3)
+        yield f"layouts={{{', '.join(nones)}}} sends {'them' if len(nones) > 1 else 'it'} back to AdamW"
+    if to_muon:
+        more = " and more" * (len(moved["muon"]) > 3)
+        yield f"layouts= with the layout that it had takes {', '.join(to_muon)}{more} back to Muon"
 
 
 def _refuse_other_shapes(given: list[Part], made: list[Part]) -> None:
@@ -108,11 +123,16 @@ def _refuse_other_shapes(given: list[Part], made: list[Part]) -> None:
         if before is None or now is None:
             raise ValueError(
                 f"The state is not the one that `init` makes for these updates: {field} of {show(path)} is "
-                f"{'missing in the state' if before is None else 'in the state and not made now'}. A mask around "
-                f"{part.kind} changed: pass the mask that made the state, or call `init` again."
+                f"{'missing in the state' if before is None else 'in the state and not made now'}. {_hidden_by(part)} "
+                "changed: pass what made the state, or call `init` again."
             )
         raise ValueError(
             f"The state is not the one that `init` makes for these updates: {field} of {show(path)} has shape {before} "
             f"in the state and {now} in what `init` makes. {SHAPED_BY.get(part.kind, 'An argument')} changed: pass "
             "what made the state, or call `init` again."
         )
+
+
+def _hidden_by(part: Part) -> str:
+    """What decides which parameters a part sees."""
+    return "heads=" if part.place.startswith(("adamw/head", "adamw/adam")) else f"A mask around {part.kind}"
