@@ -37,8 +37,9 @@ def muon(
     For a matrix ``W`` with gradient ``g``: ``m <- momentum m + g``; ``O = orthogonalizer(g + momentum m)``;
     ``W <- W - learning_rate (scale O + weight_decay W)``. Embeddings, heads, biases and norms go to AdamW. It is
     :func:`muon_optax.partition_by_layout` of ``optax.chain(optax.trace, orthogonalize, scale_by_shape,
-    optax.add_decayed_weights, optax.scale_by_learning_rate)`` and ``optax.adamw``: to change more than the arguments
-    below, chain the parts yourself.
+    optax.add_decayed_weights, optax.scale_by_learning_rate)`` and ``optax.adamw``, with the step counted in each: a
+    number may become a schedule in the middle of a run. To change more than the arguments below, chain the parts
+    yourself.
 
     Args:
         learning_rate: Step size, for both branches: a number >= 0, a scalar array or an Optax schedule. With the
@@ -48,8 +49,8 @@ def muon(
         weight_decay_mask: A tree of booleans like the parameters, or a function from parameters to one, for both
             branches: decay where ``True``. Default: all matrices, and of AdamW's leaves those of two or more axes
             that are neither biases nor norms.
-        momentum: A number in [0, 1), kept by ``optax.trace``; a schedule, kept by :func:`muon_optax.scheduled_trace`;
-            or a transform in their place, such as :func:`muon_optax.quantized_trace`, with its own Nesterov and dtype.
+        momentum: A number in [0, 1) or a schedule, kept by :func:`muon_optax.scheduled_trace`; or a transform in its
+            place, such as :func:`muon_optax.quantized_trace`, with its own Nesterov and dtype.
             Default 0.95, everyone's. ``optax.inject_hyperparams`` reads a schedule itself and hands on the number of
             the step, in the parameters' dtype; ``static_args=("momentum",)`` leaves it to ``scheduled_trace``.
         nesterov: Whether to orthogonalize ``g + momentum m`` (default) or ``m``.
@@ -69,14 +70,14 @@ def muon(
             has Auto axes. With a plan made ``over`` a mesh axis the state stays spread over it (ZeRO-1).
 
     Returns:
-        A transform whose state holds one momentum for each matrix and AdamW's two for each other parameter. ``update``
-        needs ``params``. Updates come back in the dtypes of the gradients.
+        A transform whose state holds one momentum for each matrix, AdamW's two for each other parameter, and counters.
+        ``update`` needs ``params``. Updates come back in the dtypes of the gradients.
 
     Raises:
         ValueError: At construction, for a number out of range, an unknown scale, an integer ``momentum_dtype``,
             shardings on several meshes, or ``adamw_learning_rate`` beside ``adamw``; at ``init``, for layouts or
             shardings that do not fit and for leaves that can't be trained; at ``update``, without ``params``, with
-            another tree or with another optimizer's state. Paths are named.
+            another tree, or with a state that keeps something else: what changed is named. Paths are named.
         TypeError: At ``init``, for a leaf that is not an array; at construction, for an argument of another type, also
             where ``optax.inject_hyperparams`` called it as a schedule because ``static_args`` does not name it.
 

@@ -189,8 +189,8 @@ def muon_h(
     return assemble(matrices, others, layouts, shardings)
 
 
-# The record's coefficients, with its division by 1.02 times the norm written into those of the first step.
 def _coefficients_of_the_record() -> Coefficients:
+    """The record's, with its division by 1.02 times the norm written into those of the first step."""
     (a, b, c), *rest = polar_express(5, safety=1.02, cushion=0.02)
     return ((a / 1.02, b / 1.02**3, c / 1.02**5), *rest)
 
@@ -210,6 +210,18 @@ def muon_speedrun(
     :func:`muon_optax.add_cautious_decayed_weights` that falls with the square of the learning rate, and a momentum that
     warms up. Proven at 0.1B parameters and a few minutes of training.
 
+    The update is the record's of August 2026, but for these differences. Figures are shares of the way that a 6 x 10
+    matrix comes in 20 steps of random gradients.
+
+    1. Momentum is a sum of gradients, as everywhere here, and there an average. While it warms up the two differ, by
+       1.4%. ``momentum=muon_optax.nesterov_ema(optax.linear_schedule(0.85, 0.95, 300))`` is the record's.
+    2. The record takes the momentum back to 0.85 over its last 50 steps, which is 5% after 400 steps. Give a schedule
+       that knows your last step.
+    3. The record adds 1e-6 to a gradient's norm before it divides: 2e-6 where gradients are near 1, and all of the
+       update where they are far below 1e-6. Here the scale of a gradient does not count.
+    4. The record doubles the rate of the MLP's second matrices. Here one rate holds for all.
+    5. All other parameters get AdamW with one rate; the record has tables of rates, betas and decays for them.
+
     Args:
         learning_rate: Of the matrices, with Keller Jordan's scale: near 0.02.
         adamw_learning_rate: Of AdamW for everything else.
@@ -228,7 +240,8 @@ def muon_speedrun(
         TypeError: As :func:`muon_optax.muon`.
 
     References:
-        Keller Jordan et al., "modded-nanogpt", https://github.com/KellerJordan/modded-nanogpt, 2026.
+        Keller Jordan et al., "modded-nanogpt", https://github.com/KellerJordan/modded-nanogpt, 2026
+        (train_gpt.py at f411b3d).
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo

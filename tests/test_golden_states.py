@@ -98,6 +98,16 @@ def test_counters_are_left_over_where_a_number_of_optaxs_own_adamw_needs_none() 
     assert set(counts(after)) == {2}
 
 
+def test_a_chain_by_hand_has_the_structure_to_restore_into() -> None:
+    """As docs/reliability.md says."""
+    chain = optax.chain(
+        optax.trace(0.95), mo.orthogonalize_via_newton_schulz(), mo.scale_by_shape(), optax.add_decayed_weights(0.1),
+        optax.scale_by_learning_rate(0.02),
+    )  # fmt: skip
+    by_hand = mo.partition_by_layout(chain, optax.adamw(0.02, mask=lambda params: True), LAYOUTS)
+    assert jax.tree.structure(by_hand.init(tree(0))) == jax.tree.structure(state_of("muon"))
+
+
 def test_an_old_state_in_a_scan() -> None:
     optimizer, state = SETTINGS["muon"](), state_of("muon")
     gradients = jax.tree.map(lambda *leaves: jnp.stack(leaves), tree(4), tree(5))
