@@ -124,6 +124,11 @@ SETTINGS = {
         {"recipe": "clipped"},
         extra={"max_logits": jnp.array([50.0, 200.0])},
     ),
+    "injected adamw": Setting(muon(adamw=optax.inject_hyperparams(optax.adamw)(0.003)), {"adamw": "injected"}),
+    "injected sgd": Setting(muon(adamw=optax.inject_hyperparams(optax.sgd)(0.003)), {"adamw": "injected sgd"}),
+    "injected schedule": Setting(
+        muon(adamw=optax.inject_hyperparams(optax.adamw)(falling(0.003))), {"adamw": "injected schedule"}
+    ),
     "a layer fewer": Setting(muon(layouts=FEW), {"model": "fewer"}, without("down")),
     "a layer more": Setting(muon(layouts=MORE), {"model": "more"}, SHAPES | {"third": (4, 4)}),
     "a wider layer": Setting(muon(), {"model": "wider"}, SHAPES | {"up": (4, 16), "bias": (16,)}),
@@ -134,7 +139,7 @@ SAID = {
     "layouts": r"layouts= or the default rules changed",
     "letters": r"layouts=",
     "axis": r"axis=",
-    "adamw": r"adamw= was replaced",
+    "adamw": r"adamw= was replaced|What Inject\w+ wraps \(adamw=\) changed",
     "mask": r"mask around ScaleByAdamState changed|a mask hid it from `init`",
     "heads": r"heads=",
     "recipe": r"another recipe|wrapper or chain|`init` of muon_clip",
@@ -220,7 +225,7 @@ def test_every_state_goes_on_or_is_refused_by_what_changed(now: str, befores: li
 
 def test_the_table_has_both_answers() -> None:
     answers = [not differing(before, now) for before in SETTINGS.values() for now in SETTINGS.values()]
-    assert (len(SETTINGS), len(answers), sum(answers)) == (45, 2025, 519)
+    assert (len(SETTINGS), len(answers), sum(answers)) == (48, 2304, 522)
 
 
 # Around whole optimizers. What a wrapped step returns was compared above: here it is only traced.

@@ -123,8 +123,8 @@ def _refuse_other_shapes(given: list[Part], made: list[Part]) -> None:
         if before is None or now is None:
             raise ValueError(
                 f"The state is not the one that `init` makes for these updates: {field} of {show(path)} is "
-                f"{'missing in the state' if before is None else 'in the state and not made now'}. {_hidden_by(part)} "
-                "changed: pass what made the state, or call `init` again."
+                f"{'missing in the state' if before is None else 'in the state and not made now'}. "
+                f"{_hidden_by(part, field)} changed: pass what made the state, or call `init` again."
             )
         raise ValueError(
             f"The state is not the one that `init` makes for these updates: {field} of {show(path)} has shape {before} "
@@ -133,6 +133,10 @@ def _refuse_other_shapes(given: list[Part], made: list[Part]) -> None:
         )
 
 
-def _hidden_by(part: Part) -> str:
-    """What decides which parameters a part sees."""
-    return "heads=" if part.place.startswith(("adamw/head", "adamw/adam")) else f"A mask around {part.kind}"
+def _hidden_by(part: Part, field: str) -> str:
+    """What decides which parameters a part sees, or what a wrapper keeps."""
+    if field not in TREES:
+        return f"What {part.kind} wraps ({'adamw=' if part.label == 'adamw' else 'an argument'})"
+    if part.place.startswith(("adamw/head", "adamw/adam")):
+        return "heads= (the labels of a partition)"
+    return f"A mask around {part.kind}"

@@ -68,17 +68,13 @@ def _is_partition(state: Any) -> bool:
 
 def _inside(state: Any) -> str:
     """Where in the state of a wrapper the one lies that would fit."""
-    fields = getattr(state, "_fields", None)
-    items = [f".{name}" for name in fields] if fields else [f"[{index}]" for index in range(_length(state))]
     values = list(state) if isinstance(state, tuple) else []
-    found = [item for item, value in zip(items, values, strict=False) if _is_partition(value)]
+    names = getattr(state, "_fields", None)
+    items = [f".{name}" for name in names] if names else [f"[{index}]" for index in range(len(values))]
+    found = [item for item, value in zip(items, values, strict=True) if _is_partition(value)]
     if not found:
         return "The state of another optimizer does not fit. "
     return f"It is that of a wrapper or chain around such an optimizer: wrap this one alike, or give state{found[0]}. "
-
-
-def _length(state: Any) -> int:
-    return len(state) if isinstance(state, tuple) else 0
 
 
 def _refuse_lost_masks(state: Any, wanted: Any) -> None:
@@ -133,7 +129,7 @@ def _refuse_other_parts(given: list[Part], made: list[Part]) -> None:
     cause = (
         "adamw= was replaced, or the state is another recipe's"
         if branches == {"adamw"}
-        else ("it was made by another recipe or chain, or by other arguments of it (momentum=)")
+        else "it was made by another recipe or chain, or by other arguments of it (momentum=)"
     )
     raise ValueError(
         f"The state was made by another optimizer: its branch {label!r} holds {_listed(held, label)}, where `init` "
