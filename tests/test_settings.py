@@ -172,10 +172,11 @@ def key_of(path: Any) -> str:
 
 def by_hand(state: Any, fresh: Any) -> Any:
     """The arrays of ``state`` in the structure of ``fresh``, all counters at the run's step."""
-    arrays = {key_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if leaf.shape}
+    arrays = {key_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
     def place(path: Any, leaf: Any) -> Any:
-        return arrays[key_of(path)] if leaf.shape else jnp.asarray(STEPS, leaf.dtype)
+        counts = not leaf.shape and jnp.issubdtype(leaf.dtype, jnp.integer)
+        return jnp.asarray(STEPS, leaf.dtype) if counts else arrays[key_of(path)]
 
     return jax.tree_util.tree_map_with_path(place, fresh)
 
