@@ -95,13 +95,13 @@ def normuon(settings: Settings, params: Any) -> optax.GradientTransformation:
 def muon_h(settings: Settings, params: Any) -> optax.GradientTransformation:
     """The recipe, which decays nothing."""
     del params
-    return mo.muon_h(settings.rate, settings.adamw_rate)
+    return mo.muon_h(settings.rate, adamw_learning_rate=settings.adamw_rate)
 
 
 def muon_speedrun(settings: Settings, params: Any) -> optax.GradientTransformation:
     """The recipe, with its own decay."""
     del params
-    return mo.muon_speedrun(settings.rate, settings.adamw_rate)
+    return mo.muon_speedrun(settings.rate, adamw_learning_rate=settings.adamw_rate)
 
 
 WITHOUT_BIAS = mo.nesterov_ema(0.95, debias=True)

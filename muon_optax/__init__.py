@@ -32,11 +32,11 @@ from muon_optax._transforms.family.nesterov_ema import nesterov_ema
 from muon_optax._transforms.family.normuon import scale_by_normuon
 from muon_optax._transforms.family.quantized_trace import quantized_trace
 from muon_optax._transforms.family.scheduled_trace import scheduled_trace
-from muon_optax._transforms.from_others import from_optax_contrib_muon, from_torch_muon
 from muon_optax._transforms.hold_idle_matrices import hold_idle_matrices
 from muon_optax._transforms.orthogonalize import orthogonalize, orthogonalize_via_newton_schulz
 from muon_optax._transforms.partition import partition_by_layout
 from muon_optax._transforms.scale_by_shape import scale_by_shape
+from muon_optax._transforms.state.from_others import from_optax_contrib_muon, from_torch_muon
 
 __version__ = "0.1.0"
 

@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import optax
 
+from muon_optax._factory import assemble, decay_and_rate, default_adamw
 from muon_optax._layouts.assigning.resolve import Layouts
-from muon_optax._mesh.state import stay_spread
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
-from muon_optax._transforms.checks import check_adamw, check_number, refuse_injected_array
-from muon_optax._transforms.decay_mask import as_mask_function, decay_mask
+from muon_optax._transforms.checks import check_adamw, refuse_injected_array
+from muon_optax._transforms.decay_mask import as_mask_function
 from muon_optax._transforms.momentum import Momentum, keep_momentum
 from muon_optax._transforms.orthogonalize import orthogonalize
-from muon_optax._transforms.partition import partition_by_layout
 from muon_optax._transforms.scale_by_shape import scale_by_shape
 from muon_optax._transforms.scales import Scale
 
@@ -38,8 +37,9 @@ def muon(
     For a matrix ``W`` with gradient ``g``: ``m <- momentum m + g``; ``O = orthogonalizer(g + momentum m)``;
     ``W <- W - learning_rate (scale O + weight_decay W)``. Embeddings, heads, biases and norms go to AdamW. It is
     :func:`muon_optax.partition_by_layout` of ``optax.chain(optax.trace, orthogonalize, scale_by_shape,
-    optax.add_decayed_weights, optax.scale_by_learning_rate)`` and ``optax.adamw``: to change more than the arguments
-    below, chain the parts yourself.
+    optax.add_decayed_weights, optax.scale_by_learning_rate)`` and ``optax.adamw``, with the step counted in each: a
+    number may become a schedule in the middle of a run. To change more than the arguments below, chain the parts
+    yourself.
 
     Args:
         learning_rate: Step size, for both branches: a number >= 0, a scalar array or an Optax schedule. With the
@@ -49,8 +49,8 @@ def muon(
         weight_decay_mask: A tree of booleans like the parameters, or a function from parameters to one, for both
             branches: decay where ``True``. Default: all matrices, and of AdamW's leaves those of two or more axes
             that are neither biases nor norms.
-        momentum: A number in [0, 1), kept by ``optax.trace``; a schedule, kept by :func:`muon_optax.scheduled_trace`;
-            or a transform in their place, such as :func:`muon_optax.quantized_trace`, with its own Nesterov and dtype.
+        momentum: A number in [0, 1) or a schedule, kept by :func:`muon_optax.scheduled_trace`; or a transform in its
+            place, such as :func:`muon_optax.quantized_trace`, with its own Nesterov and dtype.
             Default 0.95, everyone's. ``optax.inject_hyperparams`` reads a schedule itself and hands on the number of
             the step, in the parameters' dtype; ``static_args=("momentum",)`` leaves it to ``scheduled_trace``.
         nesterov: Whether to orthogonalize ``g + momentum m`` (default) or ``m``.
@@ -70,14 +70,14 @@ def muon(
             has Auto axes. With a plan made ``over`` a mesh axis the state stays spread over it (ZeRO-1).
 
     Returns:
-        A transform whose state holds one momentum for each matrix and AdamW's two for each other parameter. ``update``
-        needs ``params``. Updates come back in the dtypes of the gradients.
+        A transform whose state holds one momentum for each matrix, AdamW's two for each other parameter, and counters.
+        ``update`` needs ``params``. Updates come back in the dtypes of the gradients.
 
     Raises:
         ValueError: At construction, for a number out of range, an unknown scale, an integer ``momentum_dtype``,
             shardings on several meshes, or ``adamw_learning_rate`` beside ``adamw``; at ``init``, for layouts or
             shardings that do not fit and for leaves that can't be trained; at ``update``, without ``params``, with
-            another tree or with another optimizer's state. Paths are named.
+            another tree, or with a state that keeps something else: what changed is named. Paths are named.
         TypeError: At ``init``, for a leaf that is not an array; at construction, for an argument of another type, also
             where ``optax.inject_hyperparams`` called it as a schedule because ``static_args`` does not name it.
 
@@ -99,28 +99,17 @@ def muon(
         >>> updates, state = optimizer.update(gradients, state, params)
         >>> params = optax.apply_updates(params, updates)
     """
-    if not callable(learning_rate):
-        check_number("learning_rate", learning_rate, "use a finite number >= 0, or a schedule", 0.0)
-    if not callable(weight_decay):
-        check_number("weight_decay", weight_decay, "use a finite number >= 0, such as 0.1", 0.0)
     trace = keep_momentum(momentum, nesterov, momentum_dtype)
     check_adamw(adamw, adamw_learning_rate)
-    if adamw_learning_rate is None:
-        adamw_learning_rate = learning_rate
-    elif not callable(adamw_learning_rate):
-        check_number("adamw_learning_rate", adamw_learning_rate, "use a finite number >= 0, or a schedule", 0.0)
-    for name, value in {"orthogonalizer": orthogonalizer, "scale": scale, "layouts": layouts}.items():
+    for name, value in {"orthogonalizer": orthogonalizer, "scale": scale}.items():
         refuse_injected_array(name, value)
     mask = as_mask_function(weight_decay_mask)
-    matrices = optax.chain(
+    matrices = (
         trace,
         orthogonalize(newton_schulz() if orthogonalizer is None else orthogonalizer, shardings=shardings),
         scale_by_shape(scale),
-        optax.add_decayed_weights(weight_decay, mask=mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *decay_and_rate(learning_rate, weight_decay, mask),
     )
     if adamw is None:
-        adamw = optax.adamw(
-            adamw_learning_rate, b1=0.9, b2=0.95, eps=1e-8, weight_decay=weight_decay, mask=mask or decay_mask
-        )
-    return stay_spread(partition_by_layout(matrices, adamw, layouts), shardings)
+        adamw = default_adamw(learning_rate if adamw_learning_rate is None else adamw_learning_rate, weight_decay, mask)
+    return assemble(matrices, adamw, layouts, shardings)

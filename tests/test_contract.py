@@ -1,7 +1,7 @@
 """What every transform owes Optax, JAX and checkpoints: one suite over all of them."""
 
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +78,10 @@ SUBJECTS = {
         True,
         numbers=2 * (12 + 80),
     ),
+    # Second moments of 20 outputs, or of the 24 neurons along the longer axes; two radii. Products are in bfloat16.
+    "normuon": Subject(lambda: mo.normuon(0.1), True, 2e-2, NUMBERS + 20),
+    "muon_h": Subject(lambda: mo.muon_h(0.1, adamw_learning_rate=0.1), True, 2e-2, NUMBERS + 2),
+    "muon_speedrun": Subject(lambda: mo.muon_speedrun(0.1, adamw_learning_rate=0.1), True, 4e-2, NUMBERS + 24),
     "muon-keller": Subject(
         lambda: mo.muon(0.1, nesterov=False, scale="keller", orthogonalizer=mo.polar_factor()), True
     ),
@@ -417,6 +421,51 @@ def test_tree_map_params_reaches_momenta_and_no_counters() -> None:
     marked = optax.tree_map_params(optimizer, lambda leaf: leaf + 1, state)
     values = {leaf.ndim > 0: float(leaf.max()) for leaf in jax.tree.leaves(marked)}
     assert values == {True: 1.0, False: 0.0}
+
+
+# muon_clip, which takes no tree but a model's with attention, and needs the maxima of its logits.
+
+ATTENTION = {"q_proj": (8, 12), "k_proj": (8, 12), "up": (8, 16), "bias": (16,)}
+
+
+def attention(seed: int, dtype: Any = jnp.float32) -> Any:
+    rng = np.random.default_rng(seed)
+    return {name: jnp.asarray(rng.standard_normal(shape), dtype) for name, shape in ATTENTION.items()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_muon_clip_keeps_the_contract(dtype: str) -> None:
+    """Compiled, scanned, wrapped and eager steps are one, of stable types, and clip."""
+    with jax.enable_x64(dtype == "float64"):
+        optimizer, params = mo.muon_clip(0.1, threshold=10.0), attention(0, dtype)
+        gradients, maxima = [attention(seed, dtype) for seed in (1, 2)], jnp.array([5.0, 40.0])
+        state, clipped = optimizer.init(params), partial(optimizer.update, max_logits=maxima)
+        assert jax.eval_shape(optimizer.init, params) == jax.eval_shape(lambda: state)
+        compiled, one, other = jax.jit(clipped), state, state
+        for gradient in gradients:
+            want, one = clipped(gradient, one, params)
+            got, other = compiled(gradient, other, params)
+        assert types(one) == types(state)
+        assert types(want) == types(params)
+        within = {"bfloat16": 4e-2, "float16": 2e-2}.get(dtype, 2e-2)
+        assert_trees_equal(got, want, within)
+        last, updates = jax.lax.scan(
+            lambda state, gradient: clipped(gradient, state, params)[::-1],
+            state,
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients),
+        )
+        assert_trees_equal(jax.tree.map(lambda leaf: leaf[-1], updates), want, within)
+        assert types(last) == types(state)
+        wrapped = optax.apply_if_finite(optax.chain(optax.scale(2.0), optimizer), 2)
+        doubled, _ = wrapped.update(gradients[0], wrapped.init(params), params, max_logits=maxima)
+        assert_trees_equal(doubled["up"], clipped(gradients[0], state, params)[0]["up"], within)
+        plain, _ = clipped(gradients[0], state, params, max_logits=jnp.array([5.0, 5.0]))
+        assert bool((plain["q_proj"][:, :6] == clipped(gradients[0], state, params)[0]["q_proj"][:, :6]).all())
+        assert bool((plain["q_proj"][:, 6:] != clipped(gradients[0], state, params)[0]["q_proj"][:, 6:]).any())
+
+
+def types(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
 
 # The learning rate and the decay, which only muon has.

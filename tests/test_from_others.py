@@ -115,7 +115,7 @@ def test_counters_and_learning_rates_go_on() -> None:
     optimizer = mo.muon(schedule, layouts={"embedding": "io"})
     state = mo.from_optax_contrib_muon(optaxs_state(True, 10), optimizer.init(trees.with_vectors()))
     counts = [int(leaf) for leaf in jax.tree.leaves(state) if leaf.ndim == 0]
-    assert counts == [10] * 3  # AdamW's own, and one rate in each branch
+    assert counts == [10] * 6  # AdamW's own, the momentum's, and rate and decay in each branch
 
 
 def test_arrays_come_to_their_mesh() -> None:

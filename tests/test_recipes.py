@@ -1,5 +1,6 @@
 """The recipes: equal to float64 NumPy where the order of the parts matters, and right about who trains what."""
 
+from functools import partial
 from typing import Any
 
 import family_oracle
@@ -9,9 +10,11 @@ import numpy as np
 import optax
 import oracle
 import pytest
+import record_oracle
 import trees
 
 import muon_optax as mo
+from muon_optax import _recipes
 
 RATE, STEPS = 0.02, 4
 WITHIN = 4e-2  # the products are in bfloat16, and Polar Express multiplies small singular values most
@@ -31,14 +34,6 @@ def by_hand(normuon: Any, coefficients: Any, scale: str, momenta: Any, decay: An
 
 
 NORMUON = by_hand(family_oracle.normuon(), mo.KELLER, "moonlight", [0.95] * STEPS, lambda step, W: 0.1 * W)
-SPEEDRUN = by_hand(
-    family_oracle.normuon(0.9, longer=True), mo.polar_express(5), "keller",
-    0.85 + 0.1 * np.arange(STEPS) / 300, lambda step, W: 1.2 * RATE * W * (step * W >= 0),
-)  # fmt: skip
-SPEEDRUN_WITHOUT_WARMUP = by_hand(
-    family_oracle.normuon(0.9, longer=True), mo.polar_express(5), "keller",
-    [0.95] * STEPS, lambda step, W: 1.2 * RATE * W * (step * W >= 0),
-)  # fmt: skip
 
 
 def trained(optimizer: Any, dtype: Any = jnp.float32) -> np.ndarray:
@@ -50,24 +45,92 @@ def trained(optimizer: Any, dtype: Any = jnp.float32) -> np.ndarray:
     return np.asarray(params["kernel"], np.float64)
 
 
-@pytest.mark.parametrize("optimizer, want", [(mo.normuon(RATE), NORMUON), (mo.muon_speedrun(RATE, 1e-3), SPEEDRUN)])
-def test_parity(optimizer: Any, want: np.ndarray) -> None:
-    assert oracle.relative_error(trained(optimizer) - WEIGHT, want - WEIGHT) < WITHIN
+def test_normuon_equals_numpy() -> None:
+    assert oracle.relative_error(trained(mo.normuon(RATE)) - WEIGHT, NORMUON - WEIGHT) < WITHIN
 
 
-def test_the_warm_up_and_bfloat16_gradients() -> None:
-    moved = trained(mo.muon_speedrun(RATE, 1e-3)) - WEIGHT
-    assert oracle.relative_error(moved, SPEEDRUN_WITHOUT_WARMUP - WEIGHT) > 2 * WITHIN
-    still = trained(mo.muon_speedrun(RATE, 1e-3, momentum=optax.constant_schedule(0.95))) - WEIGHT
-    assert oracle.relative_error(still, SPEEDRUN_WITHOUT_WARMUP - WEIGHT) < WITHIN
-    rounded = trained(mo.muon_speedrun(1.0, 1e-3, weight_decay=0), jnp.bfloat16)
-    assert oracle.relative_error(rounded, trained(mo.muon_speedrun(1.0, 1e-3, weight_decay=0))) < 5e-2
+# The speed runs, in steps large enough for the decay to count.
+
+LONG, LARGE = 20, 0.1
+LONG_GRADIENTS = np.random.default_rng(1).standard_normal((LONG, 6, 10))
+WARM_UP = optax.linear_schedule(0.85, 0.95, 300)
+RATES = LARGE * (1 - np.arange(LONG) / 40)
+MATRICES = {"wide": (WEIGHT, LONG_GRADIENTS), "tall": (WEIGHT.T, LONG_GRADIENTS.transpose(0, 2, 1))}
+
+
+def speedrun(weight: np.ndarray, gradients: np.ndarray, momentum: Any = None) -> np.ndarray:
+    rate = optax.linear_schedule(LARGE, 0.0, 40)
+    optimizer = mo.muon_speedrun(rate, adamw_learning_rate=1e-3, momentum=momentum)
+    params = {"kernel": jnp.asarray(weight, jnp.float32)}
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for gradient in gradients:
+        updates, state = update({"kernel": jnp.asarray(gradient, jnp.float32)}, state, params)
+        params = optax.apply_updates(params, updates)
+    return np.asarray(params["kernel"], np.float64)
+
+
+def of_the_record(weight: np.ndarray, gradients: np.ndarray, momenta: Any = None, **changed: Any) -> np.ndarray:
+    """Trained as the record is, whose matrices are (out, in)."""
+    momenta = 0.85 + 0.1 * np.arange(LONG) / 300 if momenta is None else momenta
+    turned = gradients.transpose(0, 2, 1)
+    return record_oracle.train(weight.T, turned, RATES, momenta, record_oracle.Record(**changed)).T
+
+
+def apart(one: np.ndarray, other: np.ndarray, weight: np.ndarray) -> float:
+    """A share of the way that the weight has come."""
+    return float(np.linalg.norm(one - other) / np.linalg.norm(other - weight))
+
+
+@pytest.fixture
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = partial(mo.orthogonalize_via_newton_schulz, dtype=jnp.float32)
+    monkeypatch.setattr(_recipes, "orthogonalize_via_newton_schulz", exact)
+
+
+@pytest.mark.usefixtures("in_float32")
+@pytest.mark.parametrize("shape", MATRICES)
+def test_the_speed_runs_update_is_the_records(shape: str) -> None:
+    weight, gradients = MATRICES[shape]
+    got = speedrun(weight, gradients, mo.nesterov_ema(WARM_UP))
+    assert apart(got, of_the_record(weight, gradients), weight) < 1e-4
+    # Each of these would be seen, and so is the first difference that the docstring lists.
+    wrong: dict[str, dict[str, Any]] = {
+        "another cushion": {"coefficients": mo.polar_express(5)},
+        "the norm alone": {"larger": 1.0},
+        "the shorter axis": {"longer": False},
+        "another b2": {"b2": 0.95},
+        "decay everywhere": {"cautious": False},
+        "another decay": {"weight_decay": 1.1},
+    }
+    wrong |= {"a decay without the shape's factor": {"scaled_decay": False}} if shape == "wide" else {}
+    for name, changed in wrong.items():
+        assert apart(got, of_the_record(weight, gradients, **changed), weight) > 3e-3, name
+    plain = speedrun(weight, gradients)
+    assert apart(plain, of_the_record(weight, gradients, average=False), weight) < 1e-4
+    assert 1e-3 < apart(plain, of_the_record(weight, gradients), weight) < 2e-2
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_a_sum_and_an_average_agree_where_momentum_is_constant() -> None:
+    weight, gradients = MATRICES["wide"]
+    got = speedrun(weight, gradients, 0.95)
+    assert apart(got, of_the_record(weight, gradients, [0.95] * LONG), weight) < 1e-4
+
+
+def test_the_speed_run_in_bfloat16() -> None:
+    weight, gradients = MATRICES["wide"]
+    moved = speedrun(weight, gradients)
+    assert apart(moved, of_the_record(weight, gradients, average=False), weight) < WITHIN
+    assert apart(moved, of_the_record(weight, gradients, [0.95] * LONG), weight) > 2 * WITHIN
+    arguments: Any = {"adamw_learning_rate": 1e-3, "weight_decay": 0}
+    rounded = trained(mo.muon_speedrun(1.0, **arguments), jnp.bfloat16)
+    assert oracle.relative_error(rounded, trained(mo.muon_speedrun(1.0, **arguments))) < 5e-2
 
 
 def test_muon_h_keeps_matrices_and_head_on_their_spheres() -> None:
     params: Any = trees.with_vectors()
     params["lm_head"] = {"kernel": 1 + params["embedding"].T, "bias": jnp.ones(10)}
-    optimizer = mo.muon_h(0.1, 0.1)
+    optimizer = mo.muon_h(0.1, adamw_learning_rate=0.1)
     state, moved = optimizer.init(params), params
     for step in range(3):
         gradient = jax.tree.map(lambda leaf, step=step: jnp.cos(step + leaf), params)

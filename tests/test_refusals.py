@@ -134,6 +134,87 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...
 }
 
 
+# muon and the recipes, with what each needs besides a learning rate.
+FACTORIES: dict[str, Callable[..., Any]] = {
+    "muon": mo.muon,
+    "normuon": mo.normuon,
+    "muon_clip": mo.muon_clip,
+    "muon_h": lambda *args, **given: mo.muon_h(*args, **{"adamw_learning_rate": 1e-3} | given),
+    "muon_speedrun": lambda *args, **given: mo.muon_speedrun(*args, **{"adamw_learning_rate": 1e-3} | given),
+}
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
+    "negative rate": ({"learning_rate": -1.0}, ValueError, ("learning_rate=-1.0", ">= 0", "schedule")),
+    "nan rate": ({"learning_rate": float("nan")}, ValueError, ("learning_rate=nan", ">= 0")),
+    "text as rate": ({"learning_rate": "fast"}, TypeError, ("learning_rate='fast'", "schedule")),
+    "array as rate": ({"learning_rate": jnp.asarray(-1.0)}, ValueError, ("learning_rate=", "-1.", ">= 0")),
+    "negative decay": ({"weight_decay": -0.1}, ValueError, ("weight_decay=-0.1", ">= 0")),
+    "infinite decay": ({"weight_decay": float("inf")}, ValueError, ("weight_decay=inf", "finite")),
+    "negative adamw rate": ({"adamw_learning_rate": -1.0}, ValueError, ("adamw_learning_rate=-1.0", ">= 0")),
+    "text as adamw rate": ({"adamw_learning_rate": "fast"}, TypeError, ("adamw_learning_rate='fast'",)),
+    "momentum of one": ({"momentum": 1.0}, ValueError, ("momentum=1.0", "[0, 1)", "0.95")),
+    "injected layouts": ({"layouts": jnp.ones(3)}, TypeError, ("layouts", "static_args=('layouts',)")),
+}
+LACKS = {("muon_h", "weight_decay"), ("muon_clip", "momentum")}
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+@pytest.mark.parametrize("case", WRONG)
+def test_every_factory_refuses_wrong_numbers_at_construction(case: str, factory: str) -> None:
+    given, error, parts = WRONG[case]
+    if any((factory, name) in LACKS for name in given):
+        parts, error = ("unexpected keyword argument",), TypeError
+    with refused(error, *parts):
+        FACTORIES[factory](**{"learning_rate": 0.1} | given)
+
+
+OF_ONE_RECIPE: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
+    "b2": (lambda: mo.normuon(0.1, b2=1.0), ValueError, ("b2=1.0", "[0, 1)")),
+    "axis": (lambda: mo.normuon(0.1, axis="input"), ValueError, ("axis='input'", "'output'", "'longer'")),
+    "threshold": (lambda: mo.muon_clip(0.1, threshold=0.0), ValueError, ("threshold=0.0",)),
+    "text as heads": (lambda: mo.muon_h(0.1, adamw_learning_rate=0.1, heads="lm"), TypeError, ("heads='lm'",)),
+    "a rate by position": (lambda: mo.muon_h(0.1, 0.1), TypeError, ("positional",)),
+    "another rate by position": (lambda: mo.muon_speedrun(0.1, 0.1), TypeError, ("positional",)),
+}
+
+
+@pytest.mark.parametrize("case", OF_ONE_RECIPE)
+def test_what_one_recipe_takes_is_checked_too(case: str) -> None:
+    build, error, parts = OF_ONE_RECIPE[case]
+    with refused(error, *parts):
+        build()
+
+
+HEADED = {"up": jnp.ones((4, 6)), "lm_head": {"kernel": jnp.ones((6, 8)), "bias": jnp.ones(8)}, "bias": jnp.ones(6)}
+
+
+@pytest.mark.parametrize(
+    "glob, parts",
+    [
+        ("typo/*", ("heads names 'typo/*'", "matches no parameter", "'lm_head/kernel'")),
+        ("bias", ("heads names 'bias'", "two or more axes", "'lm_head/kernel'")),
+        ("up", ("heads names 'up'", "Muon trains 'up'", "layouts={'up': None}")),
+    ],
+)
+def test_globs_of_heads_must_match(glob: str, parts: tuple[str, ...]) -> None:
+    optimizer = mo.muon_h(0.1, adamw_learning_rate=0.1, heads=("lm_head/kernel", glob))
+    with refused(ValueError, *parts):
+        optimizer.init(HEADED)
+
+
+def test_heads_may_be_out_of_sight_or_none_at_all() -> None:
+    optimizer = mo.muon_h(0.1, adamw_learning_rate=0.1, heads=("lm_head/kernel",))
+    seen = {"up": True, "lm_head": {"kernel": False, "bias": True}, "bias": True}
+    masked = optax.masked(optimizer, seen)
+    updates, _ = masked.update(HEADED, masked.init(HEADED), HEADED)
+    assert updates["lm_head"]["kernel"] is HEADED["lm_head"]["kernel"]
+    plain = mo.muon_h(0.1, adamw_learning_rate=0.1)
+    updates, _ = plain.update(PARAMS, plain.init(PARAMS), PARAMS)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(updates))
+    # The remedy of the message above.
+    freed = mo.muon_h(0.1, adamw_learning_rate=0.1, heads=("up",), layouts={"up": None})
+    assert "head" in freed.init(HEADED).inner_states["adamw"].inner_state.inner_states
+
+
 @pytest.mark.parametrize("case", CONSTRUCTION)
 def test_refused_at_construction(case: str) -> None:
     build, error, parts = CONSTRUCTION[case]
@@ -187,7 +268,10 @@ INIT: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
 }
 
 ENTRIES = {
-    "muon": lambda layouts, params: mo.muon(0.1, layouts=layouts).init(params),
+    **{
+        name: lambda layouts, params, build=build: build(0.1, layouts=layouts).init(params)
+        for name, build in FACTORIES.items()
+    },
     "partition": lambda layouts, params: mo.partition_by_layout(optax.sgd(1.0), optax.sgd(1.0), layouts).init(params),
     "orthogonalize": lambda layouts, params: mo.orthogonalize(mo.polar_factor(), layouts=layouts).init(params),
     "scale": lambda layouts, params: mo.scale_by_shape(layouts=layouts).init(params),
@@ -205,7 +289,7 @@ def test_layouts_refused_at_init(case: str, entry: str) -> None:
         ENTRIES[entry](layouts, params)
 
 
-@pytest.mark.parametrize("entry", ["muon", "partition", "orthogonalize", "scale"])
+@pytest.mark.parametrize("entry", [*FACTORIES, "partition", "orthogonalize", "scale"])
 def test_layouts_are_refused_on_abstract_shapes(entry: str) -> None:
     abstract = jax.eval_shape(lambda: NESTED)
     with refused(ValueError, "'decoder/up/kernel'", "'bio'"):
@@ -276,10 +360,36 @@ def test_updates_of_another_kind_of_tree_are_refused() -> None:
         optimizer.update(PARAMS, state, PARAMS)
 
 
-def test_update_without_params_is_refused_where_decay_needs_them() -> None:
-    optimizer = mo.muon(0.1)
-    with refused(ValueError, "params"):
-        optimizer.update(PARAMS, optimizer.init(PARAMS))
+ATTENTION = {"q_proj": jnp.ones((4, 6)), "k_proj": jnp.ones((4, 6)), "kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)}
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_update_without_params_is_refused_where_decay_needs_them(factory: str) -> None:
+    optimizer = FACTORIES[factory](0.1)
+    with refused(ValueError, "param"):
+        optimizer.update(ATTENTION, optimizer.init(ATTENTION))
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_every_factory_refuses_incomplete_updates_and_states_of_others(factory: str) -> None:
+    optimizer, extra = FACTORIES[factory](0.1), {"max_logits": jnp.ones(2)} if factory == "muon_clip" else {}
+    state = optimizer.init(ATTENTION)
+    few = {name: leaf for name, leaf in ATTENTION.items() if name != "kernel"}
+    with refused(ValueError, "'kernel'", "missing", "Pass gradients"):
+        optimizer.update(few, state, few, **extra)
+    with refused(ValueError, "state", "init"):
+        optimizer.update(ATTENTION, optax.adamw(0.1).init(ATTENTION), ATTENTION, **extra)
+    with refused(ValueError, "'kernel'", "int32", "floating"):
+        optimizer.init(ATTENTION | {"kernel": jnp.ones((4, 6), jnp.int32)})
+
+
+def test_a_decay_schedule_of_the_speedrun_is_read_at_each_step() -> None:
+    optimizer = mo.muon_speedrun(0.1, adamw_learning_rate=0.1, weight_decay=lambda step: 10.0 * step)
+    none, params = mo.muon_speedrun(0.1, adamw_learning_rate=0.1, weight_decay=0.0), {"kernel": trees.arrays()["up"]}
+    (first, state), (plain, _) = (one.update(params, one.init(params), params) for one in (optimizer, none))
+    np.testing.assert_array_equal(first["kernel"], plain["kernel"])
+    second, _ = optimizer.update(params, state, params)
+    assert float(jnp.abs(second["kernel"] - first["kernel"]).max()) > 0.01
 
 
 def test_parts_without_decay_need_no_params() -> None:
@@ -318,7 +428,7 @@ def test_two_parameters_of_one_path_are_refused() -> None:
 
 def test_an_unknown_array_is_named_in_one_warning() -> None:
     params = {"mystery": jnp.ones((2, 3, 4)), "riddle": jnp.ones((2, 3, 4)), "up": jnp.ones((4, 6))}
-    with pytest.warns(UserWarning, match=r"AdamW.*'mystery' float32\[2, 3, 4\], 'riddle' .*layouts={") as caught:
+    with pytest.warns(UserWarning, match=r"AdamW.*'mystery' float32\[2, 3, 4\], 'riddle' .*Give 'mystery' a letter") as caught:
         mo.muon(0.1).init(params)
     assert len(caught) == 1
 
@@ -338,7 +448,7 @@ def test_layouts_that_are_no_mapping() -> None:
 
 def test_the_state_of_other_branches_names_what_it_holds() -> None:
     other = mo.muon(0.1, adamw=optax.sgd(0.1))
-    with refused(ValueError, "another optimizer", "'adamw'", "EmptyState, EmptyState", "ScaleByAdamState"):
+    with refused(ValueError, "another optimizer", "'adamw' holds nothing", "ScaleByAdamState", "adamw="):
         mo.muon(0.1).update(PARAMS, other.init(PARAMS), PARAMS)
 
 

@@ -186,6 +186,37 @@ def test_zero1_takes_a_plan_and_nothing_of_jit(kind):
         assert lie_alike(optimizer.init(params), state)
 
 
+MODEL = {"q_proj": (16, 32), "k_proj": (16, 32), "up": (16, 64), "head": (16, 24), "bias": (64,)}
+RECIPES = {
+    "normuon": lambda **given: mo.normuon(0.1, **given),
+    "muon_clip": lambda **given: mo.muon_clip(0.1, threshold=10.0, **given),
+    "muon_h": lambda **given: mo.muon_h(0.1, adamw_learning_rate=0.1, heads=("head",), **given),
+    "muon_speedrun": lambda **given: mo.muon_speedrun(0.1, adamw_learning_rate=0.1, **given),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_recipe_takes_a_plan(kind, name):
+    """As muon: under Auto axes init alone spreads the state, and a step finds it as it left it."""
+    arrays, gradients, layouts = random_tree(MODEL, 40), random_tree(MODEL, 41), {"head": None}
+    extra = {"max_logits": jnp.array([50.0, 1.0])} if name == "muon_clip" else {}
+    places = shardings(mesh_of(kind, data=8), {path: P() for path in MODEL})
+    plan = mo.plan(arrays, places, layouts, over="data")
+    optimizer, plain = RECIPES[name](layouts=layouts, shardings=plan), RECIPES[name](layouts=layouts)
+    params = jax.device_put(arrays, places)
+    state = jax.jit(optimizer.init)(params) if kind is AUTO else mo.init_sharded(optimizer, params, plan)
+    whole = (state[0] if name == "muon_clip" else state).inner_states
+    kept = whole["muon"].inner_state[0].trace["up"]
+    assert kept.addressable_shards[0].data.size == 16 * 64 // 8
+    updates, after = jax.jit(optimizer.update)(jax.device_put(gradients, places), state, params, **extra)
+    assert types(after) == types(state)
+    assert lie_alike(after, state)
+    want, _ = jax.jit(plain.update)(gradients, plain.init(arrays), arrays, **extra)
+    assert_near(updates, want, 3e-2)  # two programs in bfloat16
+    assert all(leaf.sharding.is_fully_replicated for leaf in updates.values())
+
+
 def test_zero1_inside_shard_map_and_behind_wrappers():
     """Where all is local nothing is constrained; a wrapper's own state is everywhere."""
     params, gradients, plan, optimizer = zero1(AUTO, {}, data=8)

@@ -20,6 +20,18 @@ def check_number(name: str, value: Any, allowed: str, low: float, below: float =
         raise ValueError(f"{name}={value!r} is not allowed: {allowed}.")
 
 
+def check_rate(name: str, value: Any) -> None:
+    """Raises ValueError for a learning rate that is negative or not finite; a schedule passes."""
+    if not callable(value):
+        check_number(name, value, "use a finite number >= 0, or a schedule", 0.0)
+
+
+def check_decay(value: Any) -> None:
+    """Raises ValueError for a weight decay that is negative or not finite; a schedule passes."""
+    if not callable(value):
+        check_number("weight_decay", value, "use a finite number >= 0, such as 0.1, or a schedule", 0.0)
+
+
 def check_momentum_dtype(dtype: jax.typing.DTypeLike | None) -> None:
     """Raises ValueError unless ``dtype`` is ``None`` or a floating type."""
     refuse_injected_array("momentum_dtype", dtype)

@@ -14,7 +14,7 @@ Momentum: TypeAlias = optax.ScalarOrSchedule | optax.GradientTransformation
 def keep_momentum(
     momentum: Momentum, nesterov: bool = True, dtype: jax.typing.DTypeLike | None = None
 ) -> optax.GradientTransformation:
-    """``optax.trace`` for a number, :func:`muon_optax.scheduled_trace` for a schedule, a transform as it is.
+    """``scheduled_trace`` for a number or a schedule, which count the step alike; a transform as it is.
 
     Raises:
         ValueError: For a number out of [0, 1), an integer ``dtype``, or a transform beside arguments of its own.
@@ -28,8 +28,6 @@ def keep_momentum(
                 "which brings its own: give them to that transform and leave them out here."
             )
         return momentum
-    if callable(momentum):
-        return scheduled_trace(momentum, nesterov, dtype)
-    # A plain number keeps no step: checkpoints of constant momentum hold the momentum alone.
-    check_number("momentum", momentum, "use a number in [0, 1), such as 0.95, a schedule or a transform", 0.0, 1.0)
-    return optax.trace(momentum, nesterov=nesterov, accumulator_dtype=dtype)
+    if not callable(momentum):
+        check_number("momentum", momentum, "use a number in [0, 1), such as 0.95, a schedule or a transform", 0.0, 1.0)
+    return scheduled_trace(momentum, nesterov, dtype)

@@ -12,8 +12,8 @@ from muon_optax._layouts.assigning.messages import warn_unknown, warn_without_ma
 from muon_optax._layouts.assigning.resolve import LayoutMap, Layouts, resolve
 from muon_optax._layouts.paths import NamedLeaf, is_hidden, named_leaves, show
 from muon_optax._mesh.shardings import laid_out_like, typed_sharding
-from muon_optax._transforms.check_state import refuse_other_state
 from muon_optax._transforms.check_updates import params_with_gradients, refuse_untrainable
+from muon_optax._transforms.state.refusals import fit_state
 
 
 def partition_by_layout(
@@ -37,8 +37,8 @@ def partition_by_layout(
     Raises:
         ValueError: At ``init``, for layouts that :func:`muon_optax.assign_layouts` refuses, and for leaves that can't
             be trained (integers, booleans, keys, floats of eight bits and fewer); at ``update``, for such gradients,
-            if the tree of the updates is not the one of ``init`` or of ``params``, or if the state is another
-            optimizer's. Messages name the path.
+            if the tree of the updates is not the one of ``init`` or of ``params``, or if the state keeps something
+            else, as another optimizer's does. Messages name the path, or the argument that changed.
         TypeError: At ``init``, for a leaf that is not an array.
 
     Warns:
@@ -59,8 +59,8 @@ def partition_by_layout(
         labels = labels_of(tree, leaves, resolved)
         return optax.partition({"muon": matrices, "adamw": others}, lambda _: labels)
 
-    # What the last update was given: without jit every step would trace `init` again to check the same state.
-    accepted: list[Any] = []
+    # How the last state fitted: without jit every step would trace `init` again to check the same state.
+    fits: list[tuple[Any, Any]] = []
 
     def init(params: optax.Params) -> optax.OptState:
         leaves = named_leaves(params)
@@ -87,12 +87,15 @@ def partition_by_layout(
         branches = partition(updates, leaves, resolved)
         # Optax multiplies Python floats by integer counters, which a user's strict promotion would refuse.
         with handing_on(resolved), jax.numpy_dtype_promotion("standard"):
-            if _signature(state, updates) not in accepted:
+            signature = _signature(state, updates)
+            if not fits or fits[0][0] != signature:
                 same = jax.tree.structure(params) == jax.tree.structure(updates)
-                refuse_other_state(state, branches.init, params if same else updates)
-                accepted[:] = [_signature(state, updates)]
-            results, new_state = branches.update(updates, state, params, **extra_args)
-            return _like_before(results, updates), _like_before(new_state, state)
+                fits[:] = [(signature, fit_state(state, branches.init, params if same else updates, leaves, resolved))]
+            fit = fits[0][1]
+            before = state if fit is None else fit.unpack(state)
+            results, after = branches.update(updates, before, params, **extra_args)
+            after = _like_before(after, before)
+            return _like_before(results, updates), after if fit is None else fit.pack(after, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -17,13 +17,13 @@ class ScheduledTraceState(NamedTuple):
 
 
 def scheduled_trace(
-    decay: optax.Schedule, nesterov: bool = False, accumulator_dtype: jax.typing.DTypeLike | None = None
+    decay: optax.ScalarOrSchedule, nesterov: bool = False, accumulator_dtype: jax.typing.DTypeLike | None = None
 ) -> optax.GradientTransformation:
-    """``optax.trace`` with a decay that is read from a schedule at every step.
+    """``optax.trace`` that counts its steps, with a decay that may be read from a schedule at each of them.
 
     ``m <- decay(step) m + g``; the update is ``m``, or ``g + decay(step) m`` with Nesterov, where ``step`` counts from
-    zero. ``muon(momentum=<schedule>)`` uses it. Where the schedule gives the same Python number at every step, updates
-    and momentum are those of ``optax.trace`` bit for bit.
+    zero. :func:`muon_optax.muon` uses it for numbers and for schedules: one may take the other's place in a run, which
+    goes on at its step. With a number updates and momentum are those of ``optax.trace`` bit for bit.
 
     ========================== ===================================================================================
     run                        momentum
@@ -32,14 +32,14 @@ def scheduled_trace(
     nanochat                   0.85 to 0.97 over 400 steps, to 0.90 while the learning rate falls
     ========================== ===================================================================================
 
-    When to choose it: for short runs. Early gradients change fast, and a short memory forgets them sooner. The evidence
-    is fair: record speed runs at 0.1B parameters keep it, and no large run has published it.
+    When to choose a schedule: for short runs. Early gradients change fast, and a short memory forgets them sooner. The
+    evidence is fair: record speed runs at 0.1B parameters keep it, and no large run has published it.
 
     Both runs above keep an average, as :func:`muon_optax.nesterov_ema` does. While the decay changes the two weigh old
     gradients differently, by a few percent; at a constant decay they give the same update.
 
     Args:
-        decay: From the step, an int32 scalar, to a number in [0, 1), such as
+        decay: A number in [0, 1), or a schedule: from the step, an int32 scalar, to such a number, such as
             ``optax.linear_schedule(0.85, 0.95, 300)``.
         nesterov: As in ``optax.trace``.
         accumulator_dtype: Of the stored momentum; ``None`` for each parameter's own.
@@ -49,8 +49,9 @@ def scheduled_trace(
         number: a float32 decay is not rounded to bfloat16, nor does it widen them.
 
     Raises:
-        ValueError: At ``init``, if the decay of step 0 is not in [0, 1).
-        TypeError: At ``init``, if it is not a number.
+        ValueError: For a number that is not in [0, 1), at construction; for a schedule that gives one at step 0, at
+            ``init``.
+        TypeError: For what is not a number, likewise.
 
     References:
         Keller Jordan et al., "modded-nanogpt", https://github.com/KellerJordan/modded-nanogpt, 2026.
@@ -64,19 +65,24 @@ def scheduled_trace(
         >>> updates["w"].tolist()
         [1.625, 1.625]
     """
+    if not callable(decay):
+        check_number("decay", decay, "use a number in [0, 1), such as 0.95, or a schedule", 0.0, 1.0)
 
     def init(params: optax.Params) -> ScheduledTraceState:
         count = jnp.zeros([], jnp.int32)
-        check_number("decay(0)", decay(count), "a schedule must give numbers in [0, 1)", 0.0, 1.0)
+        if callable(decay):
+            check_number("decay(0)", decay(count), "a schedule must give numbers in [0, 1)", 0.0, 1.0)
         return ScheduledTraceState(count, jax.tree.map(lambda leaf: jnp.zeros_like(leaf, accumulator_dtype), params))
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScheduledTraceState]:
         before = optax.TraceState(state.trace)
-        moved, after = optax.trace(decay(state.step), nesterov, accumulator_dtype).update(updates, before, params)
-        # A schedule's decay is a float32 array, which widens what a Python number would leave in bfloat16.
-        moved = jax.tree.map(lambda u, g, m: u.astype(jnp.result_type(g, m)), moved, updates, state.trace)
+        number = decay(state.step) if callable(decay) else decay
+        moved, after = optax.trace(number, nesterov, accumulator_dtype).update(updates, before, params)
+        if callable(decay):
+            # A schedule's decay is a float32 array, which widens what a Python number would leave in bfloat16.
+            moved = jax.tree.map(lambda u, g, m: u.astype(jnp.result_type(g, m)), moved, updates, state.trace)
         kept = jax.tree.map(lambda m, old: m.astype(old.dtype), after, before)
         return moved, ScheduledTraceState(jnp.asarray(optax.safe_increment(state.step)), kept.trace)
 

@@ -1,0 +1,1 @@
+"""States of earlier commits, and the script that wrote them."""
