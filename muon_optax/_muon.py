@@ -7,8 +7,8 @@ import jax
 import optax
 
 from muon_optax._layouts.assign import Layouts
-from muon_optax._mesh.state import stay_spread
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
+from muon_optax._state.shardings import stay_spread
 from muon_optax._transforms.checks import check_adamw, check_number, refuse_injected_array
 from muon_optax._transforms.decay_mask import as_mask_function, decay_mask
 from muon_optax._transforms.momentum import Momentum, keep_momentum

@@ -34,7 +34,7 @@ from meshes import (
 from tolerances import RTOL
 
 import muon_optax as mo
-from muon_optax._mesh.shardings import gathered
+from muon_optax._mesh.relocate import gather
 
 # Sizes of the mesh axes, and for each parameter the mesh axes of its axes.
 PLACEMENTS = {
@@ -376,7 +376,7 @@ def train(optimizer: Any, params: Any, state: Any, inputs: Any, targets: Any) ->
     """Parameters and losses of 20 steps in a loop, buffers donated."""
 
     def loss_of(params):
-        up, bias, down = (gathered(params[name]) for name in ("up", "bias", "down"))
+        up, bias, down = (gather(params[name]) for name in ("up", "bias", "down"))
         return jnp.mean((jax.nn.relu(inputs @ up + bias) @ down - targets) ** 2)
 
     def step(carry, _):

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -62,10 +62,9 @@ def refuse_other_meshes(shardings: Mapping[str, Sharding], on_mesh: Mapping[str,
             )
 
 
-def require_mesh(function: str, shardings: Mapping[str, NamedSharding]) -> None:
-    """Raises ValueError if no parameter lies on a mesh."""
-    if not shardings:
-        raise ValueError(f"{function}: no parameter lies on a mesh. Give a tree of NamedShardings like the parameters.")
+def refuse_no_mesh(function: str) -> NoReturn:
+    """Raises ValueError: no parameter lies on a mesh."""
+    raise ValueError(f"{function}: no parameter lies on a mesh. Give a tree of NamedShardings like the parameters.")
 
 
 def refuse_unknown_axis(over: str | None, mesh: Any) -> None:
@@ -131,21 +130,22 @@ def refuse_other_shapes(mesh: Any, uses: Mapping[str, Use], shapes: Mapping[str,
         )
 
 
-def refuse_other_use(mesh: Any, path: str, planned: Use, wanted: Use) -> None:
-    """Raises ValueError where a plan has another layout for a leaf, or rounds it more than ``wanted``."""
-    if planned.layout != wanted.layout:
-        raise ValueError(
-            f"The plan is not for these layouts: {show(path)} is '{planned.layout}' in the plan for the mesh "
-            f"{dict(mesh.shape)} and '{wanted.layout}' here. Give muon_optax.plan the same layouts."
-        )
-    # A wider dtype than needed is let through: it sends more and rounds nothing.
-    wide, narrow = jnp.finfo(planned.dtype), jnp.finfo(wanted.dtype)
-    if wide.nmant < narrow.nmant or wide.maxexp < narrow.maxexp or wide.minexp > narrow.minexp:
-        raise ValueError(
-            f"The plan is not for this orthogonalizer or dtype: it sends {show(path)} in {planned.dtype}, and here it "
-            f"needs {wanted.dtype}. Give muon_optax.plan the same orthogonalizer, and parameters in the dtype of the "
-            "updates."
-        )
+def refuse_other_uses(mesh: Any, planned: Mapping[str, Use], wanted: Mapping[str, Use]) -> None:
+    """Raises ValueError where a plan has another layout for a leaf, or rounds it more than is ``wanted``."""
+    for path, use in wanted.items():
+        if planned[path].layout != use.layout:
+            raise ValueError(
+                f"The plan is not for these layouts: {show(path)} is '{planned[path].layout}' in the plan for the mesh "
+                f"{dict(mesh.shape)} and '{use.layout}' here. Give muon_optax.plan the same layouts."
+            )
+        # A wider dtype than needed is let through: it sends more and rounds nothing.
+        wide, narrow = jnp.finfo(planned[path].dtype), jnp.finfo(use.dtype)
+        if wide.nmant < narrow.nmant or wide.maxexp < narrow.maxexp or wide.minexp > narrow.minexp:
+            raise ValueError(
+                f"The plan is not for this orthogonalizer or dtype: it sends {show(path)} in {planned[path].dtype}, "
+                f"and here it needs {use.dtype}. Give muon_optax.plan the same orthogonalizer, and parameters in the "
+                "dtype of the updates."
+            )
 
 
 def warn_of_silence(orthogonalizer: Any) -> None:

@@ -9,7 +9,8 @@ import optax
 from muon_optax._layouts.assign import LayoutMap, Layouts, handing_on, labels_of, resolve
 from muon_optax._layouts.paths import NamedLeaf, is_hidden, named_leaves, show
 from muon_optax._layouts.unknown import warn_unknown, warn_without_matrices
-from muon_optax._mesh.shardings import laid_out_like, typed_sharding
+from muon_optax._mesh.placement import typed_sharding
+from muon_optax._mesh.relocate import relocate_like
 from muon_optax._transforms.check_state import refuse_other_state
 from muon_optax._transforms.check_updates import params_with_gradients, refuse_untrainable
 
@@ -120,4 +121,4 @@ def _alike(value: Any, before: Any) -> jax.Array:
     array = jnp.asarray(value, jax.dtypes.result_type(before))
     if typed_sharding(array) is None or typed_sharding(jnp.asarray(before)) is None:
         return array
-    return laid_out_like(array, jnp.asarray(before))
+    return relocate_like(array, jnp.asarray(before))
