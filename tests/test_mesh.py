@@ -34,7 +34,7 @@ from meshes import (
 from tolerances import RTOL
 
 import muon_optax as mo
-from muon_optax._mesh.relocate import gather
+from muon_optax._mesh.typed import gather
 
 # Sizes of the mesh axes, and for each parameter the mesh axes of its axes.
 PLACEMENTS = {

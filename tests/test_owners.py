@@ -155,9 +155,9 @@ def test_the_kinds_of_a_stack_go_the_same_way_and_fit_its_rows(problem):
 def test_a_batch_holds_enough_or_less_than_half_of_all(problem):
     sizes, leaves, enough = problem
     *_, batches = shared(leaves, sizes, enough)
-    held = [sum(stack.turn_bytes * (stack.mixed or stack.held[0][0]) for stack in batch) for batch in batches]
+    held = [sum(stack.bytes for stack in batch) for batch in batches]
     for batch, size in zip(batches, held, strict=True):
-        one = len(batch) == 1 and (batch[0].mixed or batch[0].held[0][0] == 1)
+        one = len(batch) == 1 and batch[0].turns == 1
         assert one or size <= max(enough, 4 / 9 * sum(held))
     if sum(held) <= enough:
         assert len(held) <= 1

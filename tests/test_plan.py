@@ -200,7 +200,7 @@ REFUSALS = {
         lambda: update(
             orthogonalize(shardings(mesh_of(data=2), {"kernel": P(None, None, "data")})), {"kernel": KERNEL}
         ),
-        r"'kernel' has 2 axes and the sharding P\(None, None, 'data'\) on the mesh \{'data': 2\} more",
+        r"'kernel' has 2 axes, but its sharding P\(None, None, 'data'\) on the mesh \{'data': 2\} names 3",
     ),
     "an unknown axis to spread over": (
         lambda: plan_of(over="batch"),

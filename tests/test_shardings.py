@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec as P
 from meshes import AUTO, EXPLICIT, mesh_of
 
 from muon_optax._mesh.dims import count, dims_of, local_shape, padded_shape, spec_of
-from muon_optax._mesh.placement import given_placement, inside_shard_map, spread, typed_sharding
+from muon_optax._mesh.placement import given_placement, spread
+from muon_optax._mesh.typed import inside_shard_map, typed_sharding
 
 SIZES = {"data": 4, "one": 1, "model": 2}
 MESH = AbstractMesh(tuple(SIZES.values()), tuple(SIZES), axis_types=(AxisType.Auto,) * 3)
@@ -53,7 +54,7 @@ def test_devices_along_mesh_axes():
     [
         (
             P("data", None, "model"),
-            r"'w' has 2 axes and the sharding P\('data', None, 'model'\) on the mesh \{'data': 4",
+            r"'w' has 2 axes, but its sharding P\('data', None, 'model'\) on the mesh \{'data': 4",
         ),
         (P(P.UNCONSTRAINED, "data"), r"'w' has the sharding P\(UNCONSTRAINED, 'data'\), which leaves an axis to XLA"),
     ],

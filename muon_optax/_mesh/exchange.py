@@ -14,8 +14,8 @@ from muon_optax._mesh.dims import spec_of
 from muon_optax._mesh.kinds import Leaf, Matrix
 from muon_optax._mesh.packing import close_rows, open_rows, read, write
 from muon_optax._mesh.plan import Plan
-from muon_optax._mesh.relocate import relocate
 from muon_optax._mesh.stacks import Held, Stack
+from muon_optax._mesh.typed import relocate
 
 MapStacks: TypeAlias = Callable[[Sequence[jax.Array]], list[jax.Array]]
 Arrays: TypeAlias = Mapping[str, jax.Array]
@@ -95,7 +95,7 @@ def _pack(leaves: Sequence[Leaf], stack: Stack, owners: Sequence[int], arrays: N
     packed = []
     for held, alike in stack.alike(owners):
         pieces = []
-        for kind, turns in stack.parts(held):
+        for kind, turns in stack.contents(held):
             found = []
             for first, many in stack.runs(kind, turns, alike):
                 if first is None:
@@ -144,7 +144,7 @@ def _return(stack: Stack, made: jax.Array) -> dict[Matrix, jax.Array]:
     for held, alike in stack.alike(chain.from_iterable(way.owners)):
         rows = made[start : start + len(alike)]
         start += len(alike)
-        for (kind, turns), pieces in zip(stack.parts(held), read(stack, way, held, rows), strict=True):
+        for (kind, turns), pieces in zip(stack.contents(held), read(stack, way, held, rows), strict=True):
             end = 0
             # Slices of one leaf's neighbors, and no gather by index: XLA joins a slice with what uses it.
             for first, many in stack.runs(kind, turns, alike):

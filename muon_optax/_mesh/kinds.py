@@ -66,7 +66,7 @@ class Kind(NamedTuple):
     dtype: str
 
     @property
-    def stacked(self) -> Layout:
+    def batched(self) -> Layout:
         """The layout of several of its matrices, one after another."""
         return Layout("b" + self.layout.axes, self.layout.split)
 

@@ -75,7 +75,7 @@ def plan(
     # All that can be refused is refused before anything is planned.
     placement = given_placement(params if shardings is None else shardings) or checks.refuse_no_mesh("plan")
     resolved, leaves = assign_layouts(params, layouts), named_leaves(params)
-    checks.refuse_other_paths(placement.back, [leaf.path for leaf in leaves], whole=True)
+    checks.refuse_other_paths(placement.back, leaves, whole=True)
     checks.refuse_unknown_axis(over, placement.mesh)
     if over is not None:
         placement = spread_momentum(placement, over, leaves, resolved)
@@ -115,9 +115,9 @@ def _leaves_of(leaf: NamedLeaf, layout: Layout, placement: Placement, use: check
     for start, shape, block in _blocks(layout, leaf.shape, came, left):
         there, back = _travelable(block, shape, came, left, sizes)
         padded = padded_shape(padded_shape(shape, there, sizes), back, sizes)
-        stacked = {axis for part, letter in zip(there, block.axes, strict=True) if letter == "b" for axis in part}
+        among = {axis for part, letter in zip(there, block.axes, strict=True) if letter == "b" for axis in part}
         # Where a device has whole matrices to itself nothing travels, so nothing is rounded for the way.
-        dtype = jnp.dtype(leaf.dtype).name if stacked == set(sizes) else use.dtype
+        dtype = jnp.dtype(leaf.dtype).name if among == set(sizes) else use.dtype
         yield Leaf(leaf.path, start, shape, padded, block, there, back, dtype)
 
 
@@ -137,9 +137,9 @@ def _blocks(
 
 def _travelable(layout: Layout, shape: tuple[int, ...], there: Dims, back: Dims, sizes: Sizes) -> tuple[Dims, Dims]:
     """How a block can come and leave; XLA moves it there from where it is, if that is elsewhere."""
-    stacked = [axis for axis, letter in enumerate(layout.axes) if letter == "b"]
-    # Matrices of a stack stay among the devices that hold its part, and an empty array goes nowhere.
-    if any(there[axis] != back[axis] for axis in stacked) or 0 in shape:
+    batch = [axis for axis, letter in enumerate(layout.axes) if letter == "b"]
+    # Experts and layers stay among the devices that hold their part, and an empty array goes nowhere.
+    if any(there[axis] != back[axis] for axis in batch) or 0 in shape:
         there = back
     output = layout.axes.index("o")
 

@@ -15,28 +15,28 @@ from muon_optax._mesh.stacks import Held, Stack, Way
 def open_rows(stack: Stack, held: Held, rows: jax.Array) -> list[jax.Array]:
     """The blocks ``(matrices, rows, cols)`` of an owner's matrices, whole, from all senders' rows."""
     blocks = []
-    for (kind, turns), pieces in zip(stack.parts(held), read(stack, stack.there, held, rows), strict=True):
+    for (kind, turns), pieces in zip(stack.contents(held), read(stack, stack.there, held, rows), strict=True):
         by_sender = pieces.reshape(-1, turns.stop - turns.start, *kind.there.shape)
         whole = jax.vmap(partial(join, dims=kind.there.dims, sizes=stack.sizes), in_axes=1)(by_sender)
-        blocks += kind.stacked.to_matrices(whole)
+        blocks += kind.batched.to_matrices(whole)
     return blocks
 
 
 def close_rows(stack: Stack, held: Held, blocks: Iterator[jax.Array]) -> jax.Array:
     """The inverse of :func:`open_rows`: all receivers' rows ``(receivers, rows, width)``."""
     pieces = []
-    for kind, _ in stack.parts(held):
+    for kind, _ in stack.contents(held):
         own = tuple(islice(blocks, len(kind.layout.blocks(kind.shape))))
-        whole = kind.stacked.from_matrices(own, (len(own[0]), *kind.shape)).astype(kind.dtype)
+        whole = kind.batched.from_matrices(own, (len(own[0]), *kind.shape)).astype(kind.dtype)
         by_receiver = jax.vmap(partial(divide, dims=kind.back.dims, sizes=stack.sizes), out_axes=1)(whole)
         pieces.append(by_receiver.reshape(-1, *kind.back.shape))
-    return write(stack, stack.back, held, pieces, stack.back.parts)
+    return write(stack, stack.back, held, pieces, stack.back.devices)
 
 
 def write(stack: Stack, way: Way, held: Held, pieces: Sequence[jax.Array], lead: int) -> jax.Array:
-    """Pieces ``(lead times matrices, *piece)`` of each part one below the other, ``(lead, rows, width)``."""
-    parts = []
-    for (kind, _), own in zip(stack.parts(held), pieces, strict=True):
+    """Pieces ``(lead times matrices, *piece)`` of each kind, one below the other: ``(lead, rows, width)``."""
+    rows = []
+    for (kind, _), own in zip(stack.contents(held), pieces, strict=True):
         columns = way.pieces[kind].columns
         if columns % way.width:
             # Kinds without a common width share a stack as a row of elements.
@@ -46,17 +46,17 @@ def write(stack: Stack, way: Way, held: Held, pieces: Sequence[jax.Array], lead:
             # Panels of columns, and no transposition: a TPU's registers hold 8 x 128 elements of them as they are.
             panels = jnp.split(own.reshape(len(own), -1, columns), columns // way.width, axis=2)
             own = jnp.concatenate(panels, axis=1)
-        parts.append(own.reshape(lead, -1, way.width))
-    empty = way.rows - sum(part.shape[1] for part in parts)
+        rows.append(own.reshape(lead, -1, way.width))
+    empty = way.rows - sum(own.shape[1] for own in rows)
     if empty:
-        parts.append(jnp.zeros((lead, empty, way.width), stack.dtype))
-    return jnp.concatenate(parts, axis=1)
+        rows.append(jnp.zeros((lead, empty, way.width), stack.dtype))
+    return jnp.concatenate(rows, axis=1)
 
 
 def read(stack: Stack, way: Way, held: Held, rows: jax.Array) -> list[jax.Array]:
     """The inverse of :func:`write`."""
     pieces, end = [], 0
-    for kind, turns in stack.parts(held):
+    for kind, turns in stack.contents(held):
         piece, height = way.pieces[kind], way.height(kind)
         start, end = end, end + (turns.stop - turns.start) * height
         own = rows[:, start:end].reshape(-1, height, way.width)

@@ -7,12 +7,13 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, named_leaves
 from muon_optax._mesh.checks import refuse_off_mesh, refuse_other_meshes, require_sharding
 from muon_optax._mesh.dims import Sizes, dims_of, local_shape, names
+from muon_optax._mesh.typed import explicit_axes, typed_sharding
 
 AnyMesh: TypeAlias = Mesh | jax.sharding.AbstractMesh
 
@@ -77,9 +78,9 @@ def spread_momentum(
     there = {}
     for leaf in leaves:
         layout = layouts[leaf.path]
-        # Matrices of a stack stay among the devices that hold its part, so a stack is never spread.
-        stacked = layout.axes if layout else ""
-        there[leaf.path] = spread(placement.back[leaf.path], leaf.path, leaf.shape, over, stacked)
+        # Experts and layers stay among the devices that hold their part, so a batch axis is never spread.
+        letters = layout.axes if layout else ""
+        there[leaf.path] = spread(placement.back[leaf.path], leaf.path, leaf.shape, over, letters)
     return replace(placement, there=there, over=over)
 
 
@@ -92,7 +93,7 @@ def spread(sharding: NamedSharding, path: str, shape: tuple[int, ...], over: str
     if any(over in part for part in dims) or sizes[over] == 1 or 0 in shape:
         return sharding
     # Under Explicit axes JAX adds no gradient to a momentum with an axis that is divided further.
-    typed = AxisType.Explicit in sharding.mesh.axis_types
+    typed = bool(explicit_axes(sharding.mesh))
     spec = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
     local = local_shape(shape, dims, sizes)
     fitting = [
@@ -112,20 +113,3 @@ def trimmed(spec: Sequence[Any]) -> PartitionSpec:
     """A ``PartitionSpec`` without trailing ``None``."""
     last = max((axis for axis, part in enumerate(spec) if part is not None), default=-1)
     return PartitionSpec(*spec[: last + 1])
-
-
-def typed_sharding(array: jax.Array) -> NamedSharding | None:
-    """The sharding in the type of ``array``, where all mesh axes are Explicit."""
-    # Elsewhere a type says nothing: under Auto axes it looks replicated whatever the truth, and inside `shard_map` each
-    # device has arrays of its own.
-    sharding = jax.typeof(array).sharding
-    mesh = sharding.mesh
-    if mesh.empty or any(kind != AxisType.Explicit for kind in mesh.axis_types):
-        return None
-    return NamedSharding(mesh, sharding.spec)
-
-
-def inside_shard_map() -> bool:
-    """Whether the code runs device by device, with every array local."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and any(kind == AxisType.Manual for kind in mesh.axis_types)

@@ -91,8 +91,8 @@ class Plan:
         for stack in chain.from_iterable(self.batches):
             for way in (stack.there, stack.back):
                 # An owner keeps its own part; of an all-gather along a ring it passes on all parts but one.
-                if way.parts > 1:
-                    found.append(("all-to-all", _bytes(stack, way) * (way.parts - 1) / way.parts))
+                if way.devices > 1:
+                    found.append(("all-to-all", _bytes(stack, way) * (way.devices - 1) / way.devices))
             if stack.back.copies > 1:
                 found.append(("all-gather", _bytes(stack, stack.back) * (stack.back.copies - 1)))
         return found
@@ -124,15 +124,17 @@ class Plan:
 
     def _line(self, kind: Kind) -> str:
         numbers = [len(own) for own in self.owned[kind]]
+        # Every part of the experts or layers has owners of its own, along the mesh axes outside the pool.
         total = sum(numbers) * self.devices // len(numbers)
+        # A fused projection is orthogonalized in blocks, which have shapes of their own.
         shapes = " + ".join(f"{rows} x {columns}" for rows, columns in kind.layout.matrix_shapes(kind.shape))
         each = f"{min(numbers)} to {max(numbers)}" if min(numbers) < max(numbers) else f"{max(numbers)}"
         travel = f"from {spec_of(kind.there.dims)} to {spec_of(kind.back.dims)} in {kind.dtype}"
-        stacked = [axis for axis in self.placement.sizes if axis not in kind.pool]
-        among = f", stacks over {', '.join(stacked)}" if stacked else ""
+        others = [axis for axis in self.placement.sizes if axis not in kind.pool]
+        among = f", stacks over {', '.join(others)}" if others else ""
         return f"{total} of {shapes}: {each} a device, {travel if kind.pool else 'where they are'}{among}"
 
 
 def _bytes(stack: Stack, way: Way) -> int:
     """What a device packs, or receives."""
-    return way.parts * way.rows * way.width * jnp.dtype(stack.dtype).itemsize
+    return way.devices * way.rows * way.width * jnp.dtype(stack.dtype).itemsize

@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import groupby
 from typing import TypeAlias
 
@@ -17,28 +15,27 @@ from muon_optax._mesh.owners import Owned, load_of
 Held: TypeAlias = tuple[int, ...]  # of each kind of a stack, how many matrices one owner has
 # A row's width where kinds have no common one: the lanes of a TPU's register.
 _LANES = 128
-# What zeros may add to the work of the device that does most: less than a branch and two more collectives cost.
+# What zeros may add to the work of the device that does most, where they save a branch and two collectives.
 ZEROS = 0.02
 
 
 class Way:
-    """One of the two ways that a stack travels: an array ``(owners, rows, width)``, there or back."""
+    """One of a stack's two ways, to its owners or back: an array ``(owners, rows, width)``."""
 
     def __init__(self, pieces: Mapping[Kind, Piece], held: Sequence[Held], pool: Sequence[str], sizes: Sizes) -> None:
         self.pieces = pieces
-        # All pieces of a stack are divided over the same mesh axes, and so one collective moves them.
-        piece = next(iter(pieces.values()))
-        self.divided, self.copied = piece.divided, piece.copied
-        self.parts, self.copies = count(self.divided, sizes), count(self.copied, sizes)
-        # The owners: for each copy, in the order in which a collective over the divided axes sees them.
+        # The pieces of a stack agree in both, so one collective along each moves them all.
+        self.divided, self.copied = next((piece.divided, piece.copied) for piece in pieces.values())
+        self.devices, self.copies = count(self.divided, sizes), count(self.copied, sizes)
+        # For each copy its share of the owners, in the order in which a collective along the divided axes sees them.
         order = [pool.index(axis) for axis in self.copied + self.divided]
-        grid = np.arange(len(held)).reshape([sizes[axis] for axis in pool]).transpose(order)
-        self.owners: list[list[int]] = grid.reshape(self.copies, -1).tolist()
-        # Elements of a row: of the narrowest common panel of columns, if that fills a register.
+        numbers = np.arange(len(held)).reshape([sizes[axis] for axis in pool]).transpose(order)
+        self.owners: list[list[int]] = numbers.reshape(self.copies, -1).tolist()
+        # A row is as wide as the widest panel of columns that all pieces consist of, if that fills a register.
         columns = {piece.columns for piece in pieces.values()}
         divisor = math.gcd(*columns)
         self.width = divisor if divisor >= _LANES or columns == {divisor} else _LANES
-        # Rows of the owner that has most. Collectives need equal parts, so all others send zeros beside theirs.
+        # Collectives need equal parts: as many rows for every owner as for the one that has most.
         self.rows = max(dot([self.height(kind) for kind in pieces], own) for own in held)
 
     def height(self, kind: Kind) -> int:
@@ -46,64 +43,34 @@ class Way:
         return -(-math.prod(self.pieces[kind].shape) // self.width)
 
 
-@dataclass(frozen=True)
 class Stack:
-    """Matrices that travel together in one send and one return.
+    """Matrices that travel together: kinds that agree in pool and dtype, and on each way in the axes that divide them.
 
-    Its kinds agree in their pool, in the mesh axes that divide them on each way, and in dtype.
+    Args:
+        sizes: Of the mesh axes.
+        owned: Of every kind its owners' matrices.
     """
 
-    sizes: Sizes
-    owned: Mapping[Kind, Owned]
-
-    @cached_property
-    def held(self) -> list[Held]:
-        """How many matrices of each kind each owner has."""
-        return list(zip(*(map(len, owned) for owned in self.owned.values()), strict=True))
-
-    @cached_property
-    def mixed(self) -> bool:
-        """Whether owners differ in what they do."""
-        return len(set(self.held)) > 1
-
-    @cached_property
-    def pool(self) -> tuple[str, ...]:
-        """The mesh axes that owners differ by."""
-        return next(iter(self.owned)).pool
-
-    @cached_property
-    def dtype(self) -> str:
-        """In which all matrices travel."""
-        return next(iter(self.owned)).dtype
-
-    @cached_property
-    def there(self) -> Way:
-        """To the owners."""
-        return Way({kind: kind.there for kind in self.owned}, self.held, self.pool, self.sizes)
-
-    @cached_property
-    def back(self) -> Way:
-        """From the owners."""
-        return Way({kind: kind.back for kind in self.owned}, self.held, self.pool, self.sizes)
-
-    @property
-    def turns(self) -> int:
-        """Into how many stacks it can be cut: one matrix of each owner is a turn. A mixed stack is not cut."""
-        return 1 if self.mixed else self.held[0][0]
-
-    @property
-    def turn_bytes(self) -> int:
-        """Bytes of whole matrices in a turn, on the owner that has most."""
-        sizes = [math.prod(kind.shape) * jnp.dtype(kind.dtype).itemsize for kind in self.owned]
-        return max(dot(sizes, held) for held in self.held) if self.mixed else sizes[0]
+    def __init__(self, sizes: Sizes, owned: Mapping[Kind, Owned]) -> None:
+        self.sizes, self.owned = sizes, owned
+        self.pool, self.dtype = next((kind.pool, kind.dtype) for kind in owned)
+        # How many matrices of each kind each owner has. In a mixed stack owners differ, and each runs its own branch.
+        self.held: list[Held] = list(zip(*(map(len, owners) for owners in owned.values()), strict=True))
+        self.mixed = len(set(self.held)) > 1
+        self.there = Way({kind: kind.there for kind in owned}, self.held, self.pool, sizes)
+        self.back = Way({kind: kind.back for kind in owned}, self.held, self.pool, sizes)
+        # A turn is one matrix of each owner, where all have one kind. A mixed stack is not cut into turns.
+        self.turns = 1 if self.mixed else self.held[0][0]
+        size = jnp.dtype(self.dtype).itemsize
+        self.bytes = max(dot([math.prod(kind.shape) * size for kind in owned], own) for own in self.held)
 
     def cut(self, start: int, end: int) -> "Stack":
         """The turns from ``start`` to ``end``."""
         if (start, end) == (0, self.turns):
             return self
-        return replace(self, owned={kind: tuple(own[start:end] for own in each) for kind, each in self.owned.items()})
+        return Stack(self.sizes, {kind: tuple(own[start:end] for own in each) for kind, each in self.owned.items()})
 
-    def parts(self, held: Held) -> list[tuple[Kind, slice]]:
+    def contents(self, held: Held) -> list[tuple[Kind, slice]]:
         """An owner's matrices in the order in which their rows lie: a kind, and a slice of the owner's of that kind."""
         if not self.mixed:
             return [(kind, slice(0, own)) for kind, own in zip(self.owned, held, strict=True)]
@@ -163,19 +130,19 @@ def make_batches(stacks: Sequence[Stack], enough: int) -> Iterator[tuple[Stack, 
     # Of all T bytes L are left before a batch of b bytes: in memory are then T - L of results, and b three times, as
     # they came, orthogonalized, and packed. b = (L + T / 3) / 3 makes that T - L + L + T / 3 = 4/3 of T in every batch.
     # L + T / 3 falls from 4/3 of T by a third each time, and is at 1/3 of T after log(4) / log(3/2) = 3.4 batches.
-    left = total = sum(stack.turn_bytes * stack.turns for stack in stacks)
+    left = total = sum(stack.bytes for stack in stacks)
     batch, size = [], 0
     # Of large matrices less is left behind than is needed on the way, so they go first.
-    for stack in sorted(stacks, key=lambda stack: -stack.turn_bytes):
-        start = 0
+    for stack in sorted(stacks, key=lambda stack: -stack.bytes // stack.turns):
+        start, turn = 0, stack.bytes // stack.turns
         while start < stack.turns:
-            room = int((max(enough, (left + total / 3) / 3) - size) // stack.turn_bytes)
+            room = int((max(enough, (left + total / 3) / 3) - size) // turn)
             if room < 1 and batch:
                 yield tuple(batch)
                 left, batch, size = left - size, [], 0
                 continue
             end = min(stack.turns, start + max(1, room))
             batch.append(stack.cut(start, end))
-            size, start = size + (end - start) * stack.turn_bytes, end
+            size, start = size + (end - start) * turn, end
     if batch:
         yield tuple(batch)

@@ -4,14 +4,15 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
 from muon_optax._mesh.checks import refuse_no_mesh, refuse_other_paths, refuse_other_shapes, refuse_unusable_spec
-from muon_optax._mesh.dims import count, dims_of
+from muon_optax._mesh.dims import count, dims_of, names
 from muon_optax._mesh.given import as_given
-from muon_optax._mesh.placement import Placement, inside_shard_map, trimmed, typed_sharding
+from muon_optax._mesh.placement import Placement, trimmed
 from muon_optax._mesh.plan import Plan
+from muon_optax._mesh.typed import explicit_axes, inside_shard_map, typed_sharding
 
 
 def state_shardings(optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None) -> Any:
@@ -41,7 +42,7 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
 
     Example:
         >>> import jax, jax.numpy as jnp, muon_optax as mo
-        >>> from jax.sharding import AxisType, NamedSharding, PartitionSpec
+        >>> from jax.sharding import NamedSharding, PartitionSpec
         >>> place = NamedSharding(jax.make_mesh((1,), ("data",)), PartitionSpec("data"))
         >>> params = {"kernel": jax.device_put(jnp.ones((8, 4)), place)}
         >>> mo.state_shardings(mo.muon(3e-4), params).inner_states["muon"].inner_state[0].trace["kernel"].spec
@@ -71,7 +72,7 @@ def init_sharded(
 
     Example:
         >>> import jax, jax.numpy as jnp, muon_optax as mo
-        >>> from jax.sharding import AxisType, NamedSharding, PartitionSpec
+        >>> from jax.sharding import NamedSharding, PartitionSpec
         >>> place = NamedSharding(jax.make_mesh((1,), ("data",)), PartitionSpec("data"))
         >>> params = {"kernel": jax.device_put(jnp.ones((8, 4)), place)}
         >>> state = mo.init_sharded(mo.muon(3e-4), params)
@@ -113,26 +114,22 @@ def stay_spread(
 def _constrain(array: Any, place: NamedSharding) -> Any:
     # Inside `shard_map` all is local. Under Explicit axes an array's type holds it in place, and JAX refuses to say it
     # again, of arrays without a type too, which `jax.eval_shape` makes.
-    if inside_shard_map() or typed_sharding(array) is not None or _names_explicit_axes(place):
+    explicit = explicit_axes(place.mesh) & {axis for part in place.spec for axis in names(part)}
+    if inside_shard_map() or typed_sharding(array) is not None or explicit:
         return array
     return jax.lax.with_sharding_constraint(array, place)
-
-
-def _names_explicit_axes(place: NamedSharding) -> bool:
-    kinds = dict(zip(place.mesh.axis_names, place.mesh.axis_types, strict=True))
-    return any(kinds[axis] == AxisType.Explicit for axis in jax.tree.leaves(tuple(place.spec)))
 
 
 def _placement(params: Any, shardings: Any) -> Placement:
     """How parameters and their state lie, as given, or as the parameters themselves say."""
     given = as_given(params if shardings is None else shardings) or refuse_no_mesh("state_shardings")
     placement = given.placement if isinstance(given, Plan) else given
-    leaves = {leaf.path: leaf for leaf in named_leaves(params)}
-    refuse_other_paths(placement.back, list(leaves), whole=True)
+    leaves = named_leaves(params)
+    refuse_other_paths(placement.back, leaves, whole=True)
     if isinstance(given, Plan):
-        refuse_other_shapes(given.mesh, given.uses, {path: leaves[path].shape for path in given.uses})
-    for path, sharding in placement.there.items():
-        refuse_unusable_spec(path, sharding, len(leaves[path].shape))
+        refuse_other_shapes(given.mesh, given.uses, [leaf for leaf in leaves if leaf.path in given.uses])
+    for leaf in leaves:
+        refuse_unusable_spec(leaf.path, placement.there[leaf.path], len(leaf.shape))
     return placement
 
 

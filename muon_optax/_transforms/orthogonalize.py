@@ -13,7 +13,7 @@ from muon_optax._layouts.assign import Layouts, check_matrices, matrices_of
 from muon_optax._layouts.layout import Layout
 from muon_optax._mesh.exchange import exchange
 from muon_optax._mesh.given import as_given, check_given, plan_in_sight
-from muon_optax._mesh.relocate import gather, relocate_like
+from muon_optax._mesh.typed import gather, relocate_like
 from muon_optax._orthogonalizers.batching import map_matrices, map_stacks
 from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients
 from muon_optax._orthogonalizers.newton_schulz import Method, newton_schulz

@@ -9,8 +9,7 @@ import optax
 from muon_optax._layouts.assign import LayoutMap, Layouts, handing_on, labels_of, resolve
 from muon_optax._layouts.paths import NamedLeaf, is_hidden, named_leaves, show
 from muon_optax._layouts.unknown import warn_unknown, warn_without_matrices
-from muon_optax._mesh.placement import typed_sharding
-from muon_optax._mesh.relocate import relocate_like
+from muon_optax._mesh.typed import relocate_like, typed_sharding
 from muon_optax._transforms.check_state import refuse_other_state
 from muon_optax._transforms.check_updates import params_with_gradients, refuse_untrainable
 

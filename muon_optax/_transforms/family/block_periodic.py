@@ -17,7 +17,7 @@ from muon_optax._layouts.paths import NamedLeaf
 from muon_optax._mesh.dims import dims_of, local_shape
 from muon_optax._mesh.given import as_given, placement_in_sight
 from muon_optax._mesh.plan import Plan
-from muon_optax._mesh.relocate import relocate_like
+from muon_optax._mesh.typed import relocate_like
 from muon_optax._orthogonalizers.batching import map_matrices
 from muon_optax._transforms.checks import check_number
 from muon_optax._transforms.orthogonalize import orthogonalize

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from muon_optax._layouts.layout import Layout
-from muon_optax._mesh.relocate import gather, relocate_like
+from muon_optax._mesh.typed import gather, relocate_like
 
 Shape = tuple[int, ...]
 

@@ -9,7 +9,7 @@ import optax
 
 from muon_optax._layouts.assign import Layouts
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, show
-from muon_optax._mesh.relocate import gather
+from muon_optax._mesh.typed import gather
 from muon_optax._orthogonalizers.precision import accumulation_dtype
 from muon_optax._transforms.checks import check_number
 from muon_optax._transforms.family.attention import Attention, Kernel, find_attention, heads_of
