@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from muon_optax._mesh.dims import spec_of
-from muon_optax._mesh.kinds import Leaf, Matrix
+from muon_optax._mesh.kinds import Kind, Leaf, Matrix
 from muon_optax._mesh.packing import close_rows, open_rows, read, write
 from muon_optax._mesh.plan import Plan
 from muon_optax._mesh.stacks import Held, Stack
@@ -94,20 +94,19 @@ def _pack(leaves: Sequence[Leaf], stack: Stack, owners: Sequence[int], arrays: N
     """This device's pieces of the matrices of some owners, ``(owners, rows, width)``."""
     packed = []
     for held, alike in stack.alike(owners):
-        pieces = []
-        for kind, turns in stack.contents(held):
-            found = []
-            for first, many in stack.runs(kind, turns, alike):
-                if first is None:
-                    found.append(jnp.zeros((many, *kind.there.shape), kind.dtype))
-                else:
-                    number, start = first
-                    own = leaves[number].pieces_of(arrays[number])
-                    # In the dtype of the products from here on: half the bytes to copy, not only to send.
-                    found.append(own[start : start + many].astype(kind.dtype))
-            pieces.append(jnp.concatenate(found))
+        runs = [(kind, stack.runs(kind, turns, alike)) for kind, turns in stack.contents(held)]
+        pieces = [jnp.concatenate([_pieces(leaves, arrays, kind, *run) for run in own]) for kind, own in runs]
         packed.append(write(stack, stack.there, held, pieces, len(alike)))
     return jnp.concatenate(packed)
+
+
+def _pieces(leaves: Sequence[Leaf], arrays: Numbered, kind: Kind, first: Matrix | None, many: int) -> jax.Array:
+    """This device's pieces of ``many`` matrices that follow each other in one leaf, or zeros."""
+    if first is None:
+        return jnp.zeros((many, *kind.there.shape), kind.dtype)
+    number, start = first
+    # In the dtype of the products from here on: half the bytes to copy, not only to send.
+    return leaves[number].pieces_of(arrays[number])[start : start + many].astype(kind.dtype)
 
 
 def _work(stacks: Sequence[Stack], received: Sequence[jax.Array], map_stacks: MapStacks) -> list[jax.Array]:
