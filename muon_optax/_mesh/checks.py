@@ -49,17 +49,14 @@ def require_sharding(path: str, leaf: Any) -> Sharding:
 
 def refuse_other_meshes(shardings: Mapping[str, Sharding], on_mesh: Mapping[str, NamedSharding]) -> None:
     """Refuses shardings that are not all on one mesh."""
-    first_path, first = next(iter(on_mesh.items()))
-    for path, sharding in shardings.items():
-        if path not in on_mesh:
+    first, sharding = next(iter(on_mesh.items()))
+    places = {path: on_mesh[path].mesh if path in on_mesh else shardings[path] for path in shardings}
+    for path, place in places.items():
+        if place != sharding.mesh:
             raise ValueError(
-                f"shardings: {show(path)} is on {sharding}, and others are on a mesh. Give every leaf a NamedSharding "
-                "on that mesh, NamedSharding(mesh, PartitionSpec()) for one that every device holds whole."
-            )
-        if on_mesh[path].mesh != first.mesh:
-            raise ValueError(
-                f"shardings: {show(path)} is on {on_mesh[path].mesh} and {show(first_path)} on {first.mesh}. One "
-                "update runs on one mesh: give all leaves shardings on the same."
+                f"shardings: {show(path)} is on {place} and {show(first)} on {sharding.mesh}. One update runs on one "
+                "mesh. Give every leaf a NamedSharding on that mesh, NamedSharding(mesh, PartitionSpec()) for one that "
+                "every device holds whole."
             )
 
 

@@ -73,7 +73,7 @@ class Kind(NamedTuple):
 
 def kind_of(leaf: Leaf, sizes: Sizes) -> Kind:
     """The kind of a leaf's matrices."""
-    # Matrices stay among the devices that hold their part of the batch axes: nobody else needs to hear of them.
+    # Matrices stay among the devices that hold their part of the batch axes, so they reach fewer devices.
     batch = {axis for part in leaf.of_batch(leaf.there) for axis in part}
     pool = tuple(axis for axis in sizes if axis not in batch)
     letters, shape = "".join(leaf.of_matrix(leaf.layout.axes)), leaf.of_matrix(leaf.padded)

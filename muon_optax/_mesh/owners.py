@@ -43,6 +43,6 @@ def give_away(
 
 
 def load_of(kind: Kind, numbers: Sequence[int], cost: float, sizes: Sizes) -> np.ndarray:
-    """What so many matrices of a kind on each of its owners cost, for all devices of the mesh."""
+    """The cost of ``numbers`` of a kind's matrices on its owners, for all devices of the mesh."""
     shape = [size if axis in kind.pool else 1 for axis, size in sizes.items()]
     return np.multiply(numbers, cost).reshape(shape) + np.zeros(tuple(sizes.values()))

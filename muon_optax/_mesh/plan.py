@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -15,7 +14,7 @@ from muon_optax._mesh.dims import spec_of
 from muon_optax._mesh.kinds import Kind, Leaf
 from muon_optax._mesh.owners import Owned
 from muon_optax._mesh.placement import AnyMesh, Placement
-from muon_optax._mesh.stacks import Stack, Way
+from muon_optax._mesh.stacks import Stack
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,9 @@ class Plan:
             for way in (stack.there, stack.back):
                 # An owner keeps its own part; of an all-gather along a ring it passes on all parts but one.
                 if way.devices > 1:
-                    found.append(("all-to-all", _bytes(stack, way) * (way.devices - 1) / way.devices))
+                    found.append(("all-to-all", way.bytes * (way.devices - 1) / way.devices))
             if stack.back.copies > 1:
-                found.append(("all-gather", _bytes(stack, stack.back) * (stack.back.copies - 1)))
+                found.append(("all-gather", stack.back.bytes * (stack.back.copies - 1)))
         return found
 
     @cached_property
@@ -102,10 +101,9 @@ class Plan:
         """Bytes of the stacks that a device holds at once: packed and received, there and back."""
         held = []
         for batch in self.batches:
-            stacks = [stack for stack in batch if stack.pool]
+            ways = [(stack.there, stack.back) for stack in batch if stack.pool]
             # What returns is gathered from all copies; what is sent each device packs for its own copy only.
-            there = sum(2 * _bytes(stack, stack.there) for stack in stacks)
-            held.append(there + sum((1 + stack.back.copies) * _bytes(stack, stack.back) for stack in stacks))
+            held.append(sum(2 * there.bytes + (1 + back.copies) * back.bytes for there, back in ways))
         return max(held, default=0)
 
     def __str__(self) -> str:
@@ -133,8 +131,3 @@ class Plan:
         others = [axis for axis in self.placement.sizes if axis not in kind.pool]
         among = f", stacks over {', '.join(others)}" if others else ""
         return f"{total} of {shapes}: {each} a device, {travel if kind.pool else 'where they are'}{among}"
-
-
-def _bytes(stack: Stack, way: Way) -> int:
-    """What a device packs, or receives."""
-    return way.devices * way.rows * way.width * jnp.dtype(stack.dtype).itemsize

@@ -22,14 +22,15 @@ ZEROS = 0.02
 class Way:
     """One of a stack's two ways, to its owners or back: an array ``(owners, rows, width)``."""
 
-    def __init__(self, pieces: Mapping[Kind, Piece], held: Sequence[Held], pool: Sequence[str], sizes: Sizes) -> None:
+    def __init__(self, pieces: Mapping[Kind, Piece], held: Sequence[Held], sizes: Sizes) -> None:
         self.pieces = pieces
-        # The pieces of a stack agree in both, so one collective along each moves them all.
-        self.divided, self.copied = next((piece.divided, piece.copied) for piece in pieces.values())
+        # All kinds of a stack agree in these, so one collective along each moves them all.
+        kind, piece = next(iter(pieces.items()))
+        self.divided, self.copied = piece.divided, piece.copied
         self.devices, self.copies = count(self.divided, sizes), count(self.copied, sizes)
         # For each copy its share of the owners, in the order in which a collective along the divided axes sees them.
-        order = [pool.index(axis) for axis in self.copied + self.divided]
-        numbers = np.arange(len(held)).reshape([sizes[axis] for axis in pool]).transpose(order)
+        order = [kind.pool.index(axis) for axis in self.copied + self.divided]
+        numbers = np.arange(len(held)).reshape([sizes[axis] for axis in kind.pool]).transpose(order)
         self.owners: list[list[int]] = numbers.reshape(self.copies, -1).tolist()
         # A row is as wide as the widest panel of columns that all pieces consist of, if that fills a register.
         columns = {piece.columns for piece in pieces.values()}
@@ -37,6 +38,8 @@ class Way:
         self.width = divisor if divisor >= _LANES or columns == {divisor} else _LANES
         # Collectives need equal parts: as many rows for every owner as for the one that has most.
         self.rows = max(dot([self.height(kind) for kind in pieces], own) for own in held)
+        # What a device packs, or receives.
+        self.bytes = self.devices * self.rows * self.width * jnp.dtype(kind.dtype).itemsize
 
     def height(self, kind: Kind) -> int:
         """Rows that a piece takes."""
@@ -53,16 +56,18 @@ class Stack:
 
     def __init__(self, sizes: Sizes, owned: Mapping[Kind, Owned]) -> None:
         self.sizes, self.owned = sizes, owned
-        self.pool, self.dtype = next((kind.pool, kind.dtype) for kind in owned)
+        first = next(iter(owned))
+        self.pool, self.dtype = first.pool, first.dtype
         # How many matrices of each kind each owner has. In a mixed stack owners differ, and each runs its own branch.
         self.held: list[Held] = list(zip(*(map(len, owners) for owners in owned.values()), strict=True))
         self.mixed = len(set(self.held)) > 1
-        self.there = Way({kind: kind.there for kind in owned}, self.held, self.pool, sizes)
-        self.back = Way({kind: kind.back for kind in owned}, self.held, self.pool, sizes)
+        self.there = Way({kind: kind.there for kind in owned}, self.held, sizes)
+        self.back = Way({kind: kind.back for kind in owned}, self.held, sizes)
         # A turn is one matrix of each owner, where all have one kind. A mixed stack is not cut into turns.
         self.turns = 1 if self.mixed else self.held[0][0]
-        size = jnp.dtype(self.dtype).itemsize
-        self.bytes = max(dot([math.prod(kind.shape) * size for kind in owned], own) for own in self.held)
+        # Of whole matrices, on the owner that has most.
+        matrices = [math.prod(kind.shape) * jnp.dtype(kind.dtype).itemsize for kind in owned]
+        self.bytes = max(dot(matrices, own) for own in self.held)
 
     def cut(self, start: int, end: int) -> "Stack":
         """The turns from ``start`` to ``end``."""

@@ -33,6 +33,7 @@ def inside_shard_map() -> bool:
 def relocate(array: jax.Array, place: NamedSharding) -> jax.Array:
     """``array`` lying as ``place`` along Explicit axes. Nothing is done along others."""
     sharding = jax.typeof(array).sharding
+    # The type's own mesh where it has one: it is abstract, and a plan's may be of other devices of the same axes.
     mesh = place.mesh if sharding.mesh.empty else sharding.mesh
     explicit = explicit_axes(mesh)
     parts = [tuple(axis for axis in names(part) if axis in explicit) for part in place.spec][: array.ndim]
