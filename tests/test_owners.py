@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from muon_optax._layouts.layout import Layout
 from muon_optax._mesh.dims import padded_shape
 from muon_optax._mesh.kinds import Leaf, matrices_by_kind
-from muon_optax._mesh.owners import give_away, load_of
+from muon_optax._mesh.owners import by_device, give_away
 from muon_optax._mesh.stacks import ZEROS, make_batches, make_stacks
 
 LAYOUTS = ["io", "oi", "ioo", "iio", "bio", "iob", "bbio", "iiio", "ibo"]
@@ -110,7 +110,7 @@ def work_with_zeros(batches, costs, sizes):
     work = np.zeros(tuple(sizes.values()))
     for stack in chain.from_iterable(batches):
         for kind, numbers in zip(stack.owned, zip(*stack.held, strict=True), strict=True):
-            work += load_of(kind, numbers, costs[kind], sizes)
+            work += costs[kind] * by_device(numbers, kind.pool, sizes)
     return work
 
 

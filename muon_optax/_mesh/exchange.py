@@ -1,7 +1,7 @@
 """Send and return: pieces travel to their owners, whole matrices are orthogonalized, pieces travel back."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby
 from typing import TypeAlias
@@ -111,25 +111,38 @@ def _pieces(leaves: Sequence[Leaf], arrays: Numbered, kind: Kind, first: Matrix 
 
 def _work(stacks: Sequence[Stack], received: Sequence[jax.Array], map_stacks: MapStacks) -> list[jax.Array]:
     """An owner's work: the rows to return, ``(receivers, rows, width)`` for each stack."""
-    # What all devices do is orthogonalized together: small matrices of several kinds share one product.
-    common = {number: stack for number, stack in enumerate(stacks) if not stack.mixed}
-    opened = {number: open_rows(stack, stack.held[0], received[number]) for number, stack in common.items()}
-    results = iter(map_stacks(list(chain.from_iterable(opened.values()))))
-    made = {number: close_rows(stack, stack.held[0], results) for number, stack in common.items()}
-    for number, stack in enumerate(stacks):
-        if stack.mixed:
-            # One branch for each division of labor, not for each device: compiling is what many devices cost.
-            programs = list(dict.fromkeys(stack.held))
-            branches = [partial(_branch, stack, held, map_stacks) for held in programs]
-            chosen = jnp.asarray([programs.index(held) for held in stack.held])
-            here = jax.lax.axis_index(stack.pool)
-            made[number] = jax.lax.switch(chosen[here], branches, received[number])
-    return [made[number] for number in range(len(stacks))]
+    by_mixed: dict[bool, Iterator[jax.Array]] = {}
+    for mixed, orthogonalize in ((False, _in_common), (True, _in_branches)):
+        own = [pair for pair in zip(stacks, received, strict=True) if pair[0].mixed == mixed]
+        by_mixed[mixed] = iter(orthogonalize([stack for stack, _ in own], map_stacks, [rows for _, rows in own]))
+    return [next(by_mixed[stack.mixed]) for stack in stacks]
 
 
-def _branch(stack: Stack, held: Held, map_stacks: MapStacks, rows: jax.Array) -> jax.Array:
-    """The work of the owners that hold these numbers of matrices."""
-    return close_rows(stack, held, iter(map_stacks(open_rows(stack, held, rows))))
+def _in_common(stacks: Sequence[Stack], map_stacks: MapStacks, received: Sequence[jax.Array]) -> list[jax.Array]:
+    """The work that is the same for all devices."""
+    return _orthogonalized(stacks, map_stacks, [stack.held[0] for stack in stacks], received)
+
+
+def _in_branches(stacks: Sequence[Stack], map_stacks: MapStacks, received: Sequence[jax.Array]) -> list[jax.Array]:
+    """The work in mixed stacks, in one branch for all of them: between two, devices would wait for each other."""
+    if not stacks:
+        return []
+    held = list(zip(*(stack.held_by_device() for stack in stacks), strict=True))
+    # Devices that hold the same numbers share a branch: compiling is what many devices cost.
+    programs = list(dict.fromkeys(held))
+    branches = [partial(_orthogonalized, stacks, map_stacks, program) for program in programs]
+    chosen = jnp.asarray([programs.index(own) for own in held])
+    return jax.lax.switch(chosen[jax.lax.axis_index(tuple(stacks[0].sizes))], branches, received)
+
+
+def _orthogonalized(
+    stacks: Sequence[Stack], map_stacks: MapStacks, held: Sequence[Held], received: Sequence[jax.Array]
+) -> list[jax.Array]:
+    """The rows to return of owners that hold these numbers in each stack."""
+    # All at once: small matrices of several kinds and stacks share one product.
+    blocks = chain.from_iterable(map(open_rows, stacks, held, received))
+    results = iter(map_stacks(list(blocks)))
+    return [close_rows(stack, own, results) for stack, own in zip(stacks, held, strict=True)]
 
 
 def _return(stack: Stack, made: jax.Array) -> dict[Matrix, jax.Array]:

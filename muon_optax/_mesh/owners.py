@@ -42,7 +42,7 @@ def give_away(
     return owned, load
 
 
-def load_of(kind: Kind, numbers: Sequence[int], cost: float, sizes: Sizes) -> np.ndarray:
-    """The cost of ``numbers`` of a kind's matrices on its owners, for all devices of the mesh."""
-    shape = [size if axis in kind.pool else 1 for axis, size in sizes.items()]
-    return np.multiply(numbers, cost).reshape(shape) + np.zeros(tuple(sizes.values()))
+def by_device(values: Sequence[int] | np.ndarray, pool: Sequence[str], sizes: Sizes) -> np.ndarray:
+    """One number for each device of the mesh, from one for each owner: along axes outside the pool they are alike."""
+    shape = [size if axis in pool else 1 for axis, size in sizes.items()]
+    return np.broadcast_to(np.reshape(values, shape), tuple(sizes.values()))

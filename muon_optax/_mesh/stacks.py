@@ -10,7 +10,7 @@ import numpy as np
 
 from muon_optax._mesh.dims import Sizes, count
 from muon_optax._mesh.kinds import Kind, Matrix, Piece
-from muon_optax._mesh.owners import Owned, load_of
+from muon_optax._mesh.owners import Owned, by_device
 
 Held: TypeAlias = tuple[int, ...]  # of each kind of a stack, how many matrices one owner has
 # A row's width where kinds have no common one: the lanes of a TPU's register.
@@ -69,6 +69,10 @@ class Stack:
         matrices = [math.prod(kind.shape) * jnp.dtype(kind.dtype).itemsize for kind in owned]
         self.bytes = max(dot(matrices, own) for own in self.held)
 
+    def held_by_device(self) -> list[Held]:
+        """``held`` for each device of the mesh."""
+        return [self.held[owner] for owner in by_device(range(len(self.held)), self.pool, self.sizes).flat]
+
     def cut(self, start: int, end: int) -> "Stack":
         """The turns from ``start`` to ``end``."""
         if (start, end) == (0, self.turns):
@@ -119,7 +123,7 @@ def make_stacks(
             # otherwise wait may orthogonalize them.
             (kind,) = rest
             most = numbers[kind].max()
-            filled = work + load_of(kind, most - numbers[kind], costs[kind], sizes)
+            filled = work + costs[kind] * by_device(most - numbers[kind], kind.pool, sizes)
             if filled.max() <= (1 + ZEROS) * loads.max():
                 work, turns[kind], rest = filled, most, []
         for kind in kinds:
