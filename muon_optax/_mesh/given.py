@@ -23,6 +23,8 @@ def as_given(shardings: Any) -> Given:
 
 def check_given(given: Given, params: Any) -> None:
     """Refuses at ``init`` what :func:`plan_in_sight` would refuse, as far as the leaves are in sight."""
+    if given is None:
+        return
     # Behind a mask only a part of the tree is in sight: what is missing shows, and what is too much does not.
     hidden = any(map(is_hidden, jax.tree.leaves(params, is_leaf=is_hidden)))
     _refuse_others(given, named_leaves(params), whole=not hidden)
