@@ -8,8 +8,8 @@ from muon_optax._layouts.assigning.rules import default_layouts
 from muon_optax._layouts.assigning.split_fused import split_fused
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.saved import layouts_from_json, layouts_to_json
-from muon_optax._mesh.plan import Plan, plan
-from muon_optax._mesh.state import init_sharded, state_shardings
+from muon_optax._mesh.make_plan import plan
+from muon_optax._mesh.plan import Plan
 from muon_optax._muon import muon
 from muon_optax._orthogonalizers.coefficients import (
     CUBIC,
@@ -22,6 +22,7 @@ from muon_optax._orthogonalizers.coefficients import (
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 from muon_optax._orthogonalizers.polar_factor import polar_factor
 from muon_optax._recipes import muon_clip, muon_h, muon_speedrun, normuon
+from muon_optax._state.shardings import init_sharded, state_shardings
 from muon_optax._summary import summarize
 from muon_optax._transforms.family.adamuon import scale_by_adamuon
 from muon_optax._transforms.family.block_periodic import orthogonalize_block_periodic

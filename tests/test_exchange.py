@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import chain
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ from jax.sharding import PartitionSpec as P
 from meshes import LAYOUTS, ONE_STEP, SHAPES, assert_near, mesh_of, random_tree, shardings, unsharded, updated
 
 import muon_optax as mo
-from muon_optax._mesh import exchange as exchange_module
-from muon_optax._mesh.exchange import divide, exchange, join
-from muon_optax._mesh.owners import make_batches, make_stacks
+from muon_optax._mesh import packing
+from muon_optax._mesh.exchange import exchange
+from muon_optax._mesh.packing import divide, join
+from muon_optax._mesh.stacks import make_batches
 from muon_optax._orthogonalizers.batching import map_stacks
 
 SIZES = {"x": 2, "y": 3, "z": 2}
@@ -54,7 +56,7 @@ def test_joining_and_dividing_follow_the_mesh(drawn):
     whole = np.arange(math.prod(shape)).reshape(shape)
     with pytest.MonkeyPatch.context() as patch:
         # Only numbers move, and NumPy moves them without compiling a program for every shape.
-        patch.setattr(exchange_module, "jnp", np)
+        patch.setattr(packing, "jnp", np)
         pieces = divide(whole, dims, SIZES)
         np.testing.assert_array_equal(pieces, pieces_in_numpy(whole, dims))
         np.testing.assert_array_equal(join(pieces, dims, SIZES), whole)
@@ -65,7 +67,7 @@ def test_several_batches_bring_the_same_results():
     specs = {name: P("data") if name in ("kernel", "experts") else P() for name in SHAPES}
     places = shardings(mesh_of(data=2, model=2), specs)
     plan = mo.plan(tree, places, LAYOUTS, orthogonalizer=ONE_STEP)
-    batches = tuple(make_batches(list(make_stacks(plan.owned, dict(plan.mesh.shape))), 3000))
+    batches = tuple(make_batches(list(chain.from_iterable(plan.batches)), 3000))
     assert len(plan.batches) == 1 < len(batches)
     plan = replace(plan, batches=batches)
     run = exchange(plan, lambda stacks: map_stacks(ONE_STEP, stacks))

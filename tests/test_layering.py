@@ -12,7 +12,7 @@ PACKAGE = "muon_optax"
 SOURCE = Path(__file__).parents[1] / PACKAGE
 
 # Each folder may import from those before it. Files that lie in no folder, the front door, come last.
-FOLDERS = ("_layouts", "_orthogonalizers", "_mesh", "_transforms")
+FOLDERS = ("_layouts", "_orthogonalizers", "_mesh", "_transforms", "_state")
 WITHOUT_OPTAX = ("_layouts", "_orthogonalizers")
 INTEGRATIONS = ("equinox", "flax", "haiku")  # each may import the framework that it is named after
 THIRD_PARTY = {"jax", "numpy", "optax"}

@@ -34,7 +34,7 @@ from meshes import (
 from tolerances import RTOL
 
 import muon_optax as mo
-from muon_optax._mesh.shardings import gathered
+from muon_optax._mesh.typed import gather
 
 # Sizes of the mesh axes, and for each parameter the mesh axes of its axes.
 PLACEMENTS = {
@@ -241,6 +241,16 @@ def test_one_matrix_without_jit(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_arrays_on_no_mesh_go_where_a_plan_says(kind):
+    """Such as gradients from NumPy."""
+    tree = {"kernel": GRADIENTS["kernel"]}
+    plan = mo.plan(tree, {"kernel": places(kind)["kernel"]}, orthogonalizer=ONE_STEP)
+    updates = updated(mo.orthogonalize(ONE_STEP, shardings=plan), tree)
+    assert updates["kernel"].sharding.is_equivalent_to(plan.shardings["kernel"], 2)
+    assert_near(updates, updated(mo.orthogonalize(ONE_STEP), tree))
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_updates_without_parameters(kind):
     tree = {"kernel": on_mesh(kind, GRADIENTS)["kernel"]}
     transform = optax.chain(mo.orthogonalize(ONE_STEP, shardings=given(kind, tree)), optax.scale(2.0))
@@ -376,7 +386,7 @@ def train(optimizer: Any, params: Any, state: Any, inputs: Any, targets: Any) ->
     """Parameters and losses of 20 steps in a loop, buffers donated."""
 
     def loss_of(params):
-        up, bias, down = (gathered(params[name]) for name in ("up", "bias", "down"))
+        up, bias, down = (gather(params[name]) for name in ("up", "bias", "down"))
         return jnp.mean((jax.nn.relu(inputs @ up + bias) @ down - targets) ** 2)
 
     def step(carry, _):

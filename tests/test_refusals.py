@@ -428,7 +428,9 @@ def test_two_parameters_of_one_path_are_refused() -> None:
 
 def test_an_unknown_array_is_named_in_one_warning() -> None:
     params = {"mystery": jnp.ones((2, 3, 4)), "riddle": jnp.ones((2, 3, 4)), "up": jnp.ones((4, 6))}
-    with pytest.warns(UserWarning, match=r"AdamW.*'mystery' float32\[2, 3, 4\], 'riddle' .*Give 'mystery' a letter") as caught:
+    with pytest.warns(
+        UserWarning, match=r"AdamW.*'mystery' float32\[2, 3, 4\], 'riddle' .*Give 'mystery' a letter"
+    ) as caught:
         mo.muon(0.1).init(params)
     assert len(caught) == 1
 

@@ -8,18 +8,9 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from meshes import AUTO, EXPLICIT, mesh_of
 
-from muon_optax._mesh.shardings import (
-    count,
-    dims_of,
-    inside_shard_map,
-    local_shape,
-    mesh_sizes,
-    padded_shape,
-    shardings_of,
-    spec_of,
-    spread,
-    typed_sharding,
-)
+from muon_optax._mesh.dims import count, dims_of, local_shape, padded_shape, spec_of
+from muon_optax._mesh.placement import given_placement, spread
+from muon_optax._mesh.typed import inside_shard_map, typed_sharding
 
 SIZES = {"data": 4, "one": 1, "model": 2}
 MESH = AbstractMesh(tuple(SIZES.values()), tuple(SIZES), axis_types=(AxisType.Auto,) * 3)
@@ -55,7 +46,6 @@ def test_local_and_padded_shapes():
 
 
 def test_devices_along_mesh_axes():
-    assert mesh_sizes(MESH) == SIZES
     assert (count((), SIZES), count(("model", "data"), SIZES)) == (1, 8)
 
 
@@ -64,7 +54,7 @@ def test_devices_along_mesh_axes():
     [
         (
             P("data", None, "model"),
-            r"'w' has 2 axes and the sharding P\('data', None, 'model'\) on the mesh \{'data': 4",
+            r"'w' has 2 axes, but its sharding P\('data', None, 'model'\) on the mesh \{'data': 4",
         ),
         (P(P.UNCONSTRAINED, "data"), r"'w' has the sharding P\(UNCONSTRAINED, 'data'\), which leaves an axis to XLA"),
     ],
@@ -85,12 +75,16 @@ def test_shardings_of_a_tree_come_by_path():
         "shape": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=place),
         "none": None,
     }
-    assert shardings_of(tree) == {"block/0": place, "block/1": place, "shape": place}
+    placement = given_placement(tree)
+    assert (placement.mesh, placement.sizes) == (place.mesh, {"data": 4})
+    assert placement.there == placement.back == {"block/0": place, "block/1": place, "shape": place}
 
 
 def test_a_tree_on_one_device_is_on_no_mesh():
-    assert shardings_of({"a": jnp.ones(3), "b": jax.sharding.SingleDeviceSharding(jax.devices()[0])}) == {}
-    assert shardings_of({}) == {}
+    tree = {"a": jnp.ones(3), "b": jax.sharding.SingleDeviceSharding(jax.devices()[0])}
+    assert given_placement(tree) is None
+    assert given_placement({}) is None
+    assert given_placement(None) is None
 
 
 REFUSED = {
@@ -123,7 +117,7 @@ REFUSED = {
 @pytest.mark.parametrize("make, error, message", REFUSED.values(), ids=REFUSED)
 def test_trees_that_name_no_mesh_or_several_are_refused(make, error, message):
     with pytest.raises(error, match=message):
-        shardings_of(make())
+        given_placement(make())
 
 
 def test_arrays_inside_jit_carry_no_sharding():
@@ -131,7 +125,7 @@ def test_arrays_inside_jit_carry_no_sharding():
     with pytest.raises(
         TypeError, match=r"'a' is \w*Tracer and carries no sharding.*Inside jit.*take the shardings outside"
     ):
-        jax.jit(lambda array: shardings_of({"a": array}))(jax.device_put(jnp.ones(4), place))
+        jax.jit(lambda array: given_placement({"a": array}))(jax.device_put(jnp.ones(4), place))
 
 
 # Types.
@@ -179,7 +173,7 @@ def test_code_knows_that_it_is_inside_shard_map():
         (P(), (8, 8), "data", "io", P("data", None)),
         (P(), (6, 4), "data", "io", P(None, "data")),
         (P(), (16, 4, 8), "data", "bio", P(None, None, "data")),
-        (P(), (16, 6, 6), "data", "bio", P("data", None, None)),
+        (P(), (16, 6, 6), "data", "bio", P(None, None, None)),
         (P("model"), (8, 4), "data", "", P(("model", "data"), None)),
         (P("model"), (8, 8), "data", "", P("model", "data")),
         (P(), (6, 6), "data", "io", P(None, None)),
@@ -190,7 +184,8 @@ def test_code_knows_that_it_is_inside_shard_map():
 )
 def test_momentum_is_spread_over_its_longest_axis_that_divides(spec, shape, axis, kept, spread_to):
     sharding = NamedSharding(MESH, spec)
-    assert spec_of(spread(dims_of("w", sharding, len(shape)), shape, axis, sharding, kept)) == spread_to
+    found = spread(sharding, "w", shape, axis, kept)
+    assert spec_of(dims_of("w", found, len(shape))) == spread_to
 
 
 def test_explicit_axes_spread_only_what_is_whole():
@@ -198,4 +193,5 @@ def test_explicit_axes_spread_only_what_is_whole():
     mesh = AbstractMesh(tuple(SIZES.values()), tuple(SIZES), axis_types=(AxisType.Explicit,) * 3)
     for spec, expected in [(P("model"), P("model", "data")), (P("model", "one"), P("model", None))]:
         sharding = NamedSharding(mesh, spec)
-        assert spec_of(spread(dims_of("w", sharding, 2), (16, 4), "data", sharding, "io")) == expected
+        found = spread(sharding, "w", (16, 4), "data", "io")
+        assert spec_of(dims_of("w", found, 2)) == expected

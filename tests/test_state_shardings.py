@@ -262,7 +262,7 @@ REFUSALS = {
     ),
     "a spec longer than the array": (
         lambda: mo.state_shardings(muon(), PARAMS, places_on(mesh_of(data=2), {"bias": P(None, "data")})),
-        r"'bias' has 1 axes and the sharding P\(None, 'data'\) on the mesh \{'data': 2\} more",
+        r"'bias' has 1 axes, but its sharding P\(None, 'data'\) on the mesh \{'data': 2\} names 2",
     ),
     "a plan of other shapes": (
         lambda: mo.state_shardings(

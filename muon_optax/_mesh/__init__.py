@@ -1,20 +1,29 @@
 """Muon on a mesh: each matrix is orthogonalized once, by one device.
 
-Five nouns carry this folder:
+The words of this folder, in the order in which an update meets them:
 
-- *kind*: what matrices must agree on to travel together: layout, shape, dtype, and how they lie before and after the
-  update (``kinds.py``).
-- *owner*: the device that orthogonalizes a matrix. The costliest matrices are given away first, one to every device
-  before any gets a second, the idlest device first (``owners.py``).
-- *plan*: kinds, owners, and what they cost. Static, printable, made of shapes and shardings alone (``plan.py``).
-- *send*: every device gives each owner its pieces of the owner's matrices, in one all-to-all; where the owner holds all
+- *placement*: the mesh, how arrays come to an update (``there``), and how they leave it (``back``). It is made from
+  shardings, from types or from a plan (``placement.py``, ``typed.py``), of tuples of mesh axes (``dims.py``).
+- *kind*: what matrices must agree on to travel together: layout, shape, dtype, pieces and pool (``kinds.py``).
+- *piece*: the part of a matrix that one device holds. Along mesh axes that do not divide a matrix its pieces have
+  *copies*.
+- *pool*: the mesh axes along which owners differ. Axes that divide a stack of experts or layers are not among them:
+  its matrices stay with the devices of their part.
+- *owner*: the device that orthogonalizes a matrix. Kinds are given away in the order of their cost, in rounds of one
+  matrix for each device (``owners.py``).
+- *stack*: matrices that travel together, in one send and one return (``stacks.py``). *Held* says how many of each kind
+  an owner has in it. All owners hold equally many, or the stack is *mixed*: it has what is left over of its kinds, and
+  each owner runs the branch for what it holds.
+- *turn*: one matrix of each owner. Zeros may fill the last turn of a kind, if no device works longer for it.
+- *way*: how a stack travels to its owners, or back: an array ``(owners, rows, width)``.
+- *row*: a piece lies in rows of the way's width, which its kinds share (``packing.py``).
+- *batch*: stacks that are in memory at once. Large models take several, one after another.
+- *send*: every device gives each owner its pieces of the owner's matrices, in one all-to-all. Where the owner holds all
   pieces, nothing travels (``exchange.py``).
-- *return*: every owner gives each device its pieces of the results, in one all-to-all; where several devices hold the
-  same piece, one all-gather follows.
+- *return*: every owner gives each device its pieces of the results, in one all-to-all. Where devices hold copies, one
+  all-gather follows.
+- *plan*: all of the above for one tree of parameters, with its cost: static and printable (``plan.py``, made by
+  ``make_plan.py``). ``given.py`` finds the plan that an update follows.
 
-Matrices travel in stacks, ``(owners, rows, width)``. A stack holds one kind, equally many for each owner. What is left
-over of several kinds shares a mixed stack: each owner runs the branch for the kinds that it has, and owners without a
-matrix skip the products. Large models take several batches of stacks, one after another, which bounds their memory.
-
-``shardings.py`` says how arrays lie, ``state.py`` where the optimizer's state lies, ``checks.py`` what is refused.
+``checks.py`` has what is refused. Where the optimizer's state lies is in ``muon_optax/_state``.
 """

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +22,22 @@ class Use(NamedTuple):
 
 
 def refuse_unusable_spec(path: str, sharding: NamedSharding, ndim: int) -> None:
-    """Raises ValueError for a spec with too many entries, and for one that leaves an axis to XLA."""
-    if PartitionSpec.UNCONSTRAINED in tuple(sharding.spec):
+    """Refuses a spec with more entries than the array has axes, and one that leaves an axis to XLA."""
+    spec = tuple(sharding.spec)
+    if PartitionSpec.UNCONSTRAINED in spec:
         raise ValueError(
             f"shardings: {show(path)} has the sharding {sharding.spec}, which leaves an axis to XLA. Give None or mesh "
             "axes for each axis: a plan needs to know."
         )
-    if any(tuple(sharding.spec)[ndim:]):
+    if any(spec[ndim:]):
         raise ValueError(
-            f"shardings: {show(path)} has {ndim} axes and the sharding {sharding.spec} on the mesh "
-            f"{dict(sharding.mesh.shape)} more. Give at most one entry for each axis."
+            f"shardings: {show(path)} has {ndim} axes, but its sharding {sharding.spec} on the mesh "
+            f"{dict(sharding.mesh.shape)} names {len(spec)}. Give at most one entry for each axis."
         )
 
 
 def require_sharding(path: str, leaf: Any) -> Sharding:
-    """The sharding that ``leaf`` is or carries. Raises TypeError if there is none."""
+    """The sharding that ``leaf`` is or carries."""
     sharding = leaf if isinstance(leaf, Sharding) else getattr(leaf, "sharding", None)
     if not isinstance(sharding, Sharding):
         raise TypeError(
@@ -48,49 +49,45 @@ def require_sharding(path: str, leaf: Any) -> Sharding:
 
 
 def refuse_other_meshes(shardings: Mapping[str, Sharding], on_mesh: Mapping[str, NamedSharding]) -> None:
-    """Raises ValueError unless all shardings are on one mesh."""
-    first_path, first = next(iter(on_mesh.items()))
-    for path, sharding in shardings.items():
-        if path not in on_mesh:
+    """Refuses shardings that are not all on one mesh."""
+    first, sharding = next(iter(on_mesh.items()))
+    places = {path: on_mesh[path].mesh if path in on_mesh else shardings[path] for path in shardings}
+    for path, place in places.items():
+        if place != sharding.mesh:
             raise ValueError(
-                f"shardings: {show(path)} is on {sharding}, and others are on a mesh. Give every leaf a NamedSharding "
-                "on that mesh, NamedSharding(mesh, PartitionSpec()) for one that every device holds whole."
-            )
-        if on_mesh[path].mesh != first.mesh:
-            raise ValueError(
-                f"shardings: {show(path)} is on {on_mesh[path].mesh} and {show(first_path)} on {first.mesh}. One "
-                "update runs on one mesh: give all leaves shardings on the same."
+                f"shardings: {show(path)} is on {place} and {show(first)} on {sharding.mesh}. One update runs on one "
+                "mesh. Give every leaf a NamedSharding on that mesh, NamedSharding(mesh, PartitionSpec()) for one that "
+                "every device holds whole."
             )
 
 
-def require_mesh(function: str, shardings: Mapping[str, NamedSharding]) -> None:
-    """Raises ValueError if no parameter lies on a mesh."""
-    if not shardings:
-        raise ValueError(f"{function}: no parameter lies on a mesh. Give a tree of NamedShardings like the parameters.")
+def refuse_no_mesh(function: str) -> NoReturn:
+    """Refuses parameters of which none lies on a mesh."""
+    raise ValueError(f"{function}: no parameter lies on a mesh. Give a tree of NamedShardings like the parameters.")
 
 
 def refuse_unknown_axis(over: str | None, mesh: Any) -> None:
-    """Raises ValueError if ``over`` is not an axis of the mesh."""
+    """Refuses ``over`` unless it is an axis of the mesh."""
     if over is not None and over not in mesh.axis_names:
         allowed = ", ".join(map(repr, mesh.axis_names))
         raise ValueError(f"over={over!r} is not an axis of the mesh: use one of {allowed}.")
 
 
-def refuse_other_paths(shardings: Mapping[str, Any], paths: Sequence[str], whole: bool) -> None:
-    """Raises ValueError if a path has no sharding or, of a ``whole`` tree, a sharding no path."""
-    # Behind a mask a transform sees part of the tree, and more shardings than leaves are no mistake.
-    missing = [path for path in paths if path not in shardings]
-    unknown = [path for path in shardings if path not in set(paths)] if whole else []
+def refuse_other_paths(shardings: Mapping[str, Any], leaves: Sequence[NamedLeaf], whole: bool) -> None:
+    """Refuses leaves without a sharding and, if the leaves are a ``whole`` tree, shardings without a leaf."""
+    paths = {leaf.path: None for leaf in leaves}
+    missing = [f"{show(path)} has no sharding" for path in paths if path not in shardings]
+    unknown = [f"{show(path)} is not a parameter" for path in shardings if whole and path not in paths]
     if missing or unknown:
-        what = f"{show(missing[0])} has no sharding" if missing else f"{show(unknown[0])} is not a parameter"
         raise ValueError(
-            f"The shardings are not those of the parameters: {what} ({len(missing)} missing, {len(unknown)} too many). "
-            "Give a tree like the parameters, such as jax.tree.map(lambda leaf: leaf.sharding, params)."
+            f"The shardings are not those of the parameters: {[*missing, *unknown][0]} ({len(missing)} missing, "
+            f"{len(unknown)} too many). Give a tree like the parameters, such as jax.tree.map(lambda leaf: "
+            "leaf.sharding, params)."
         )
 
 
 def refuse_off_mesh(typed: Mapping[str, NamedSharding], leaves: Sequence[NamedLeaf]) -> None:
-    """Raises ValueError if the types of some leaves name a mesh, and those of others do not."""
+    """Refuses leaves whose types name no mesh, beside others whose types name one."""
     # A leaf on one device among others on a mesh would make JAX fail later, without a path.
     off = [leaf.path for leaf in leaves if leaf.path not in typed]
     if typed and off:
@@ -102,7 +99,7 @@ def refuse_off_mesh(typed: Mapping[str, NamedSharding], leaves: Sequence[NamedLe
 
 
 def refuse_other_mesh(mesh: Any, leaves: Sequence[NamedLeaf]) -> None:
-    """Raises ValueError if the type of a leaf names another mesh; types of arrays that lie on one name it."""
+    """Refuses leaves whose types name another mesh."""
     # Not by identity: a plan made on an abstract mesh of the same axes serves as well.
     for leaf in leaves:
         here = jax.typeof(leaf.value).sharding.mesh
@@ -119,34 +116,37 @@ def _brief(mesh: Any) -> str:
     return ", ".join(f"{axis}={size} ({kind.name})" for axis, size, kind in axes)
 
 
-def refuse_other_shapes(mesh: Any, uses: Mapping[str, Use], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ValueError unless ``shapes`` are those that a plan was made for, by path."""
-    planned = {path: use.shape for path, use in uses.items()}
-    differing = [path for path in [*planned, *shapes] if planned.get(path) != shapes.get(path)]
+def refuse_other_shapes(mesh: Any, planned: Mapping[str, Use], leaves: Sequence[NamedLeaf]) -> None:
+    """Refuses leaves that do not have the paths and shapes of the plan."""
+    here, none = {leaf.path: leaf.shape for leaf in leaves}, "none"
+    there = {path: use.shape for path, use in planned.items()}
+    differing = [path for path in [*there, *here] if there.get(path) != here.get(path)]
     if differing:
-        path, none = differing[0], "none"
+        path = differing[0]
         raise ValueError(
-            f"The plan is not for these parameters: {show(path)} has shape {planned.get(path, none)} in the plan for "
-            f"the mesh {dict(mesh.shape)} and {shapes.get(path, none)} here ({len(differing)} such paths). Make a plan "
+            f"The plan is not for these parameters: {show(path)} has shape {there.get(path, none)} in the plan for "
+            f"the mesh {dict(mesh.shape)} and {here.get(path, none)} here ({len(differing)} such paths). Make a plan "
             "of the parameters that are trained: muon_optax.plan(params, shardings)."
         )
 
 
-def refuse_other_use(mesh: Any, path: str, planned: Use, wanted: Use) -> None:
-    """Raises ValueError where a plan has another layout for a leaf, or rounds it more than ``wanted``."""
-    if planned.layout != wanted.layout:
-        raise ValueError(
-            f"The plan is not for these layouts: {show(path)} is '{planned.layout}' in the plan for the mesh "
-            f"{dict(mesh.shape)} and '{wanted.layout}' here. Give muon_optax.plan the same layouts."
-        )
-    # A wider dtype than needed is let through: it sends more and rounds nothing.
-    wide, narrow = jnp.finfo(planned.dtype), jnp.finfo(wanted.dtype)
-    if wide.nmant < narrow.nmant or wide.maxexp < narrow.maxexp or wide.minexp > narrow.minexp:
-        raise ValueError(
-            f"The plan is not for this orthogonalizer or dtype: it sends {show(path)} in {planned.dtype}, and here it "
-            f"needs {wanted.dtype}. Give muon_optax.plan the same orthogonalizer, and parameters in the dtype of the "
-            "updates."
-        )
+def refuse_other_uses(mesh: Any, planned: Mapping[str, Use], wanted: Mapping[str, Use]) -> None:
+    """Refuses a plan that has another layout for a leaf, or rounds it more than is ``wanted``."""
+    for path, use in wanted.items():
+        layout, dtype = planned[path].layout, planned[path].dtype
+        if layout != use.layout:
+            raise ValueError(
+                f"The plan is not for these layouts: {show(path)} is '{layout}' in the plan for the mesh "
+                f"{dict(mesh.shape)} and '{use.layout}' here. Give muon_optax.plan the same layouts."
+            )
+        # A wider dtype than needed is let through: it sends more and rounds nothing.
+        wide, narrow = jnp.finfo(dtype), jnp.finfo(use.dtype)
+        if wide.nmant < narrow.nmant or wide.maxexp < narrow.maxexp or wide.minexp > narrow.minexp:
+            raise ValueError(
+                f"The plan is not for this orthogonalizer or dtype: it sends {show(path)} in {dtype}, and here it "
+                f"needs {use.dtype}. Give muon_optax.plan the same orthogonalizer, and parameters in the dtype of the "
+                "updates."
+            )
 
 
 def warn_of_silence(orthogonalizer: Any) -> None:

@@ -4,8 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
+import jax
+import jax.numpy as jnp
+
 from muon_optax._layouts.layout import Layout
-from muon_optax._mesh.shardings import Dims, Sizes, local_shape
+from muon_optax._mesh.dims import Dims, Sizes, local_shape
 
 Matrix: TypeAlias = tuple[int, int]  # the number of its leaf, and its position in what a device holds of that
 
@@ -30,13 +33,24 @@ class Leaf(NamedTuple):
         """Of one value an axis, all others."""
         return tuple(value for value, letter in zip(values, self.layout.axes, strict=True) if letter != "b")
 
+    def pieces_of(self, array: jax.Array) -> jax.Array:
+        """What one device holds of the leaf, as pieces ``(matrices, *piece)``."""
+        batch = self.of_batch(range(array.ndim))
+        return jnp.moveaxis(array, batch, range(len(batch))).reshape(-1, *self.of_matrix(array.shape))
 
-class Way(NamedTuple):
-    """How the matrices of a kind lie before the update, or after it."""
+    def array_of(self, pieces: jax.Array, before: jax.Array) -> jax.Array:
+        """What one device holds of the leaf after the update, from its pieces; ``before`` is what it held before."""
+        batch = self.of_batch(range(before.ndim))
+        array = pieces.reshape(*self.of_batch(before.shape), *pieces.shape[1:])
+        return jnp.moveaxis(array, range(len(batch)), batch).astype(before.dtype)
+
+
+class Piece(NamedTuple):
+    """The part of a matrix that one device holds, before the update or after it."""
 
     dims: Dims
-    piece: tuple[int, ...]  # the part of a matrix that one device holds
-    columns: int  # of a piece seen as rows and columns
+    shape: tuple[int, ...]
+    columns: int  # of the piece seen as rows and columns
     divided: tuple[str, ...]  # the mesh axes that divide a matrix
     copied: tuple[str, ...]  # the other axes of the pool: along them every device holds the same pieces
 
@@ -46,29 +60,34 @@ class Kind(NamedTuple):
 
     layout: Layout  # of one matrix, without batch axes
     shape: tuple[int, ...]
-    there: Way
-    back: Way
+    there: Piece
+    back: Piece
     pool: tuple[str, ...]  # the mesh axes that owners differ by; all others divide the batch axes
     dtype: str
+
+    @property
+    def batched(self) -> Layout:
+        """The layout of several of its matrices, one after another."""
+        return Layout("b" + self.layout.axes, self.layout.split)
 
 
 def kind_of(leaf: Leaf, sizes: Sizes) -> Kind:
     """The kind of a leaf's matrices."""
-    # Matrices stay among the devices that hold their part of the batch axes: nobody else needs to hear of them.
+    # Matrices stay among the devices that hold their part of the batch axes, so they reach fewer devices.
     batch = {axis for part in leaf.of_batch(leaf.there) for axis in part}
     pool = tuple(axis for axis in sizes if axis not in batch)
     letters, shape = "".join(leaf.of_matrix(leaf.layout.axes)), leaf.of_matrix(leaf.padded)
     # Heads and head dimension are one axis on the way: a TPU fills an array's last axis up to 128.
     merged = len(letters) - len(letters.rstrip(letters[-1]))
 
-    def way(dims: Dims) -> Way:
-        dims = leaf.of_matrix(dims)
-        piece = local_shape(shape, dims, sizes)
+    def piece(dims: Dims) -> Piece:
+        held = local_shape(shape, dims, sizes)
         divided = tuple(axis for axis in pool if any(axis in part for part in dims))
         copied = tuple(axis for axis in pool if axis not in divided)
-        return Way(dims, piece, math.prod(piece[-merged:]), divided, copied)
+        return Piece(dims, held, math.prod(held[-merged:]), divided, copied)
 
-    return Kind(Layout(letters, leaf.layout.split), shape, way(leaf.there), way(leaf.back), pool, leaf.dtype)
+    there, back = piece(leaf.of_matrix(leaf.there)), piece(leaf.of_matrix(leaf.back))
+    return Kind(Layout(letters, leaf.layout.split), shape, there, back, pool, leaf.dtype)
 
 
 def matrices_by_kind(leaves: Sequence[Leaf], sizes: Sizes) -> dict[Kind, list[Matrix]]:

@@ -13,8 +13,8 @@ from muon_optax._layouts.assigning.handed_on import check_matrices, matrices_of
 from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._mesh.exchange import exchange
-from muon_optax._mesh.plan import as_given, check_given, plan_in_sight
-from muon_optax._mesh.shardings import gathered, inside_shard_map, laid_out_like
+from muon_optax._mesh.given import as_given, check_given, plan_in_sight
+from muon_optax._mesh.typed import gather, relocate_like
 from muon_optax._orthogonalizers.batching import map_matrices, map_stacks
 from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients
 from muon_optax._orthogonalizers.newton_schulz import Method, newton_schulz
@@ -87,7 +87,7 @@ def orthogonalize(
             (leaf._replace(value=jnp.asarray(leaf.value)), layout) for leaf, layout in matrices_of(updates, layouts)
         ]
         arrays = [leaf.value for leaf, _ in leaves]
-        plan = None if inside_shard_map() else plan_in_sight(given, leaves, params, orthogonalizer)
+        plan = plan_in_sight(given, leaves, params, orthogonalizer)
         if plan is None:
             orthogonal = _on_one_device(partial(map_matrices, checked), arrays, [layout for _, layout in leaves])
         else:
@@ -139,10 +139,10 @@ def orthogonalize_via_newton_schulz(
 
 
 def _on_one_device(map_all: MapMatrices, arrays: list[jax.Array], layouts: list[Layout]) -> list[jax.Array]:
-    blocks = [layout.to_matrices(gathered(array)) for array, layout in zip(arrays, layouts, strict=True)]
+    blocks = [layout.to_matrices(gather(array)) for array, layout in zip(arrays, layouts, strict=True)]
     results = iter(map_all(list(chain.from_iterable(blocks))))
     return [
-        laid_out_like(layout.from_matrices(tuple(islice(results, len(matrices))), array.shape), array)
+        relocate_like(layout.from_matrices(tuple(islice(results, len(matrices))), array.shape), array)
         for array, layout, matrices in zip(arrays, layouts, blocks, strict=True)
     ]
 

@@ -10,8 +10,8 @@ from muon_optax._layouts.assigning.assign import labels_of
 from muon_optax._layouts.assigning.handed_on import handing_on
 from muon_optax._layouts.assigning.messages import warn_unknown, warn_without_matrices
 from muon_optax._layouts.assigning.resolve import LayoutMap, Layouts, resolve
-from muon_optax._layouts.paths import NamedLeaf, is_hidden, named_leaves, show
-from muon_optax._mesh.shardings import laid_out_like, typed_sharding
+from muon_optax._layouts.paths import NamedLeaf, has_hidden, named_leaves, show
+from muon_optax._mesh.typed import relocate_like, typed_sharding
 from muon_optax._transforms.check_updates import params_with_gradients, refuse_untrainable
 from muon_optax._transforms.state.refusals import fit_state
 
@@ -108,7 +108,7 @@ def _signature(state: Any, updates: Any) -> Any:
 
 def _lacks_matrices(params: Any, resolved: LayoutMap) -> bool:
     """Whether a whole tree that has arrays has no matrix; in a part of a model that is usual."""
-    whole = not any(map(is_hidden, jax.tree.leaves(params, is_leaf=is_hidden)))
+    whole = not has_hidden(params)
     arrays = any(jnp.ndim(leaf) for leaf in jax.tree.leaves(params))
     return whole and arrays and all(layout is None for layout in resolved.values())
 
@@ -125,4 +125,4 @@ def _alike(value: Any, before: Any) -> jax.Array:
     array = jnp.asarray(value, jax.dtypes.result_type(before))
     if typed_sharding(array) is None or typed_sharding(jnp.asarray(before)) is None:
         return array
-    return laid_out_like(array, jnp.asarray(before))
+    return relocate_like(array, jnp.asarray(before))

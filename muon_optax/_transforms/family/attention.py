@@ -5,11 +5,9 @@ import re
 from collections import defaultdict
 from typing import Any, NamedTuple
 
-import jax
-
 from muon_optax._layouts.assigning.resolve import Layouts, resolve
 from muon_optax._layouts.layout import Layout
-from muon_optax._layouts.paths import NamedLeaf, is_hidden, named_leaves, show
+from muon_optax._layouts.paths import NamedLeaf, has_hidden, named_leaves, show
 from muon_optax._layouts.tree.names import clean
 from muon_optax._layouts.tree.roles import role_of
 
@@ -56,7 +54,7 @@ def find_attention(tree: Any, layouts: Layouts) -> dict[str, Attention]:
     Raises:
         ValueError: If there is none, one lacks a kernel or normalizes its queries, or a mask hides part of the tree.
     """
-    if any(map(is_hidden, jax.tree.leaves(tree, is_leaf=is_hidden))):
+    if has_hidden(tree):
         raise ValueError(
             "clip_qk must see the whole tree, biases too: chain it after muon_optax.muon(...) or partition_by_layout, "
             "not inside a partition or a mask."

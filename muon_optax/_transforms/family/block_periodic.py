@@ -1,7 +1,7 @@
 """MuonBP: devices orthogonalize their own blocks, and the whole matrices every few steps."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -15,8 +15,10 @@ from muon_optax._layouts.assigning.handed_on import matrices_of
 from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf
-from muon_optax._mesh.plan import Plan, as_given
-from muon_optax._mesh.shardings import dims_of, inside_shard_map, laid_out_like, local_shape, mesh_sizes, typed_sharding
+from muon_optax._mesh.dims import dims_of, local_shape
+from muon_optax._mesh.given import as_given, placement_in_sight
+from muon_optax._mesh.plan import Plan
+from muon_optax._mesh.typed import relocate_like
 from muon_optax._orthogonalizers.batching import map_matrices
 from muon_optax._transforms.checks import check_number
 from muon_optax._transforms.orthogonalize import orthogonalize
@@ -105,7 +107,8 @@ def orthogonalize_block_periodic(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, BlockPeriodicState]:
         leaves = matrices_of(updates, layouts)
-        places = {} if inside_shard_map() else _places(given, [leaf for leaf, _ in leaves])
+        placement = placement_in_sight(given, [leaf for leaf, _ in leaves], params)
+        places = placement.there if placement else {}
         blocks = [_block(leaf, layout, places[leaf.path], block_scale) for leaf, layout in leaves if places]
 
         def in_whole(updates: optax.Updates) -> optax.Updates:
@@ -121,7 +124,7 @@ def orthogonalize_block_periodic(
                 # An orthogonalizer's loops start from constants, which are the same on all devices.
                 check_vma=False,
             )
-            return jax.tree.unflatten(structure, map(laid_out_like, by_device(*arrays), arrays))
+            return jax.tree.unflatten(structure, map(relocate_like, by_device(*arrays), arrays))
 
         if places and period > 1:
             updates = jax.lax.cond(state.step % period == 0, in_whole, in_blocks, updates)
@@ -132,17 +135,9 @@ def orthogonalize_block_periodic(
     return optax.GradientTransformation(init, update)
 
 
-def _places(given: Plan | Mapping[str, NamedSharding], leaves: Sequence[NamedLeaf]) -> Mapping[str, NamedSharding]:
-    """How each leaf lies: as given, or as types say under Explicit axes; nothing off a mesh."""
-    if isinstance(given, Plan):
-        return given.shardings
-    typed = {leaf.path: typed_sharding(jnp.asarray(leaf.value)) for leaf in leaves}
-    return given or {path: sharding for path, sharding in typed.items() if sharding is not None}
-
-
 def _block(leaf: NamedLeaf, layout: Layout, place: NamedSharding, scale: float) -> _Block:
     dims = dims_of(leaf.path, place, len(leaf.shape))
-    held = local_shape(leaf.shape, dims, mesh_sizes(place.mesh))
+    held = local_shape(leaf.shape, dims, place.mesh.shape)
     own = layout if layout.split is None or not dims[layout.axes.index("o")] else Layout(layout.axes)
     # Of a split that devices divide, the widest block stands for all.
     wholes = [max(shape[-2:]) for shape in layout.matrix_shapes(leaf.shape)]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from muon_optax._layouts.layout import Layout
-from muon_optax._mesh.shardings import gathered, laid_out_like
+from muon_optax._mesh.typed import gather, relocate_like
 
 Shape = tuple[int, ...]
 
@@ -24,13 +24,13 @@ def split_blocks(array: jax.Array, layout: Layout) -> list[jax.Array]:
         return [array]
     edges = [sum(layout.split[:block]) for block in range(1, len(layout.split))]
     # Shards of the output axis may hold parts of two blocks.
-    return jnp.split(gathered(array), edges, axis=layout.axes.index("o"))
+    return jnp.split(gather(array), edges, axis=layout.axes.index("o"))
 
 
 def join_blocks(blocks: Sequence[jax.Array], layout: Layout, like: jax.Array) -> jax.Array:
     """The inverse of :func:`split_blocks`, lying as ``like``."""
     joined = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=layout.axes.index("o"))
-    return laid_out_like(joined, like)
+    return relocate_like(joined, like)
 
 
 def join_statistics(parts: Sequence[jax.Array]) -> jax.Array:

@@ -9,7 +9,7 @@ import optax
 
 from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, show
-from muon_optax._mesh.shardings import gathered
+from muon_optax._mesh.typed import gather
 from muon_optax._orthogonalizers.precision import accumulation_dtype
 from muon_optax._transforms.checks import check_number
 from muon_optax._transforms.family.attention import Attention, Kernel, find_attention, heads_of
@@ -111,7 +111,7 @@ def _by_scope(maxima: list[NamedLeaf], attentions: dict[str, Attention]) -> dict
                 "one of a layer, or a single number. Give one array (*layers, heads) for each of: "
                 f"{_listed(attentions)}."
             )
-        found[scope] = gathered(jnp.asarray(leaf.value, accumulation_dtype(leaf.dtype)))
+        found[scope] = gather(jnp.asarray(leaf.value, accumulation_dtype(leaf.dtype)))
     if found.keys() != attentions.keys():
         raise ValueError(
             f"max_logits lacks the maxima of {_listed(attentions.keys() - found.keys())}. To leave a layer alone, give "

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, show
-from muon_optax._mesh.shardings import laid_out_like
+from muon_optax._mesh.typed import relocate, relocate_like
 from muon_optax._transforms.checks import check_number
 
 Bits = Literal[8, 4]
@@ -105,7 +105,7 @@ def quantized_trace(
         steps = jax.tree.map(lambda g, m: g + decay * m, updates, momenta) if nesterov else momenta
         steps = jax.tree.map(lambda g, step: step.astype(jnp.asarray(g).dtype), updates, steps)
         # Where blocks lie on several devices they are gathered, and what is kept must lie as it did.
-        return steps, jax.tree.map(laid_out_like, kept(momenta), state)
+        return steps, jax.tree.map(relocate_like, kept(momenta), state)
 
     return optax.GradientTransformation(init, update)
 
@@ -129,7 +129,7 @@ def _quantized(momentum: jax.Array, bits: Bits, block_size: int) -> tuple[jax.Ar
     ratios = jnp.round(jnp.where(finite, blocks, 0) / jnp.where(scales == 0, 1, scales))
     # The one code that symmetry leaves over stands for what is not finite; a scale of NaN would spoil the whole block.
     codes = jnp.where(finite, ratios, -limit - 1).astype(jnp.int8)
-    codes = laid_out_like(_out_of_blocks(codes, momentum.shape), momentum)
+    codes = relocate_like(_out_of_blocks(codes, momentum.shape), momentum)
     return (codes if bits == 8 else _packed(codes)), scales[..., 0]
 
 
@@ -137,7 +137,7 @@ def _restored(codes: jax.Array, scales: jax.Array, shape: tuple[int, ...], bits:
     """The float32 array ``shape`` that codes and scales stand for."""
     codes = codes if bits == 8 else _unpacked(codes, shape)
     blocks = _in_blocks(codes, block_size)
-    scales = laid_out_like(scales, blocks[..., 0])
+    scales = relocate_like(scales, blocks[..., 0])
     values = jnp.where(blocks == -(2 ** (bits - 1)), jnp.nan, blocks.astype(jnp.float32) * scales[..., None])
     return _out_of_blocks(values, shape)
 
@@ -168,7 +168,7 @@ def _with_whole_blocks(array: jax.Array, size: int) -> jax.Array:
     shards = math.prod(sharding.mesh.shape[name] for name in names)
     if array.shape[-1] // shards % size == 0 or not names:
         return array
-    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec(*rest, None)))
+    return relocate(array, NamedSharding(sharding.mesh, PartitionSpec(*rest, None)))
 
 
 def _packed(codes: jax.Array) -> jax.Array:

@@ -1,24 +1,18 @@
 """Where an optimizer's state lies: each momentum as its parameter does, or spread further (ZeRO-1)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
-from muon_optax._mesh.checks import refuse_other_paths, refuse_other_shapes, require_mesh
+from muon_optax._mesh.checks import refuse_no_mesh, refuse_other_paths, refuse_other_shapes, refuse_unusable_spec
+from muon_optax._mesh.dims import count, dims_of, names
+from muon_optax._mesh.given import as_given
+from muon_optax._mesh.placement import Placement, trimmed
 from muon_optax._mesh.plan import Plan
-from muon_optax._mesh.shardings import (
-    count,
-    dims_of,
-    inside_shard_map,
-    mesh_sizes,
-    shardings_of,
-    spread,
-    typed_sharding,
-)
+from muon_optax._mesh.typed import explicit_axes, inside_shard_map, typed_sharding
 
 
 def state_shardings(optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None) -> Any:
@@ -48,14 +42,14 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
 
     Example:
         >>> import jax, jax.numpy as jnp, muon_optax as mo
-        >>> from jax.sharding import AxisType, NamedSharding, PartitionSpec
+        >>> from jax.sharding import NamedSharding, PartitionSpec
         >>> place = NamedSharding(jax.make_mesh((1,), ("data",)), PartitionSpec("data"))
         >>> params = {"kernel": jax.device_put(jnp.ones((8, 4)), place)}
         >>> mo.state_shardings(mo.muon(3e-4), params).inner_states["muon"].inner_state[0].trace["kernel"].spec
         P('data',)
     """
-    own = _own_shardings(params, shardings)
-    return _places(jax.eval_shape(optimizer.init, params), params, own)
+    placement = _placement(params, shardings)
+    return _places(jax.eval_shape(optimizer.init, params), params, placement)
 
 
 def init_sharded(
@@ -78,7 +72,7 @@ def init_sharded(
 
     Example:
         >>> import jax, jax.numpy as jnp, muon_optax as mo
-        >>> from jax.sharding import AxisType, NamedSharding, PartitionSpec
+        >>> from jax.sharding import NamedSharding, PartitionSpec
         >>> place = NamedSharding(jax.make_mesh((1,), ("data",)), PartitionSpec("data"))
         >>> params = {"kernel": jax.device_put(jnp.ones((8, 4)), place)}
         >>> state = mo.init_sharded(mo.muon(3e-4), params)
@@ -100,20 +94,19 @@ def stay_spread(
     if not isinstance(shardings, Plan) or shardings.over is None:
         return optimizer
 
-    def constrained(tree: Any, places: Any) -> Any:
-        return jax.tree.map(_constrain, tree, places)
+    def stay(state: optax.OptState, params: optax.Params) -> optax.OptState:
+        return jax.tree.map(_constrain, state, _places(state, params, _placement(params, shardings)))
 
     def init(params: optax.Params) -> optax.OptState:
-        state = optimizer.init(params)
-        return constrained(state, _places(state, params, _own_shardings(params, shardings)))
+        return stay(optimizer.init(params), params)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         updates, state = optimizer.update(updates, state, params, **extra_args)
-        leaves = [shardings.shardings[leaf.path] for leaf in named_leaves(updates)]
-        places = _places(state, updates, _own_shardings(updates, shardings))
-        return constrained(updates, jax.tree.unflatten(jax.tree.structure(updates), leaves)), constrained(state, places)
+        back = [shardings.shardings[leaf.path] for leaf in named_leaves(updates)]
+        whole = jax.tree.map(_constrain, updates, jax.tree.unflatten(jax.tree.structure(updates), back))
+        return whole, stay(state, updates)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -121,28 +114,39 @@ def stay_spread(
 def _constrain(array: Any, place: NamedSharding) -> Any:
     # Inside `shard_map` all is local. Under Explicit axes an array's type holds it in place, and JAX refuses to say it
     # again, of arrays without a type too, which `jax.eval_shape` makes.
-    if inside_shard_map() or typed_sharding(array) is not None or _names_explicit_axes(place):
+    explicit = explicit_axes(place.mesh) & {axis for part in place.spec for axis in names(part)}
+    if inside_shard_map() or typed_sharding(array) is not None or explicit:
         return array
     return jax.lax.with_sharding_constraint(array, place)
 
 
-def _names_explicit_axes(place: NamedSharding) -> bool:
-    kinds = dict(zip(place.mesh.axis_names, place.mesh.axis_types, strict=True))
-    return any(kinds[axis] == AxisType.Explicit for axis in jax.tree.leaves(tuple(place.spec)))
+def _placement(params: Any, shardings: Any) -> Placement:
+    """How parameters and their state lie, as given, or as the parameters themselves say."""
+    given = as_given(params if shardings is None else shardings) or refuse_no_mesh("state_shardings")
+    placement = given.placement if isinstance(given, Plan) else given
+    leaves = named_leaves(params)
+    refuse_other_paths(placement.back, leaves, whole=True)
+    if isinstance(given, Plan):
+        refuse_other_shapes(given.mesh, given.uses, [leaf for leaf in leaves if leaf.path in given.uses])
+    for leaf in leaves:
+        refuse_unusable_spec(leaf.path, placement.there[leaf.path], len(leaf.shape))
+    return placement
 
 
-def _places(state: Any, params: Any, own: Mapping[str, NamedSharding]) -> Any:
+def _places(state: Any, params: Any, placement: Placement) -> Any:
     """For every leaf of a state the sharding of what it belongs to; for others that of being everywhere."""
     shapes = {leaf.path: leaf.shape for leaf in named_leaves(params)}
-    everywhere = NamedSharding(next(iter(own.values())).mesh, PartitionSpec())
+    everywhere = NamedSharding(placement.mesh, PartitionSpec())
 
     def place(leaf: NamedLeaf) -> NamedSharding:
         # By path and shape, since any Optax transform may hold a tree like the parameters somewhere in its state.
         path = parameter_of(leaf.path, leaf.shape, shapes)
         if path is not None:
-            return own.get(path, everywhere)
+            return placement.there.get(path, everywhere)
         path = parameter_of(leaf.path, (), dict.fromkeys(shapes, ()))
-        return everywhere if path is None else _place_of_statistic(leaf, own.get(path, everywhere), shapes[path])
+        if path is None:
+            return everywhere
+        return _place_of_statistic(leaf, placement.there.get(path, everywhere), shapes[path])
 
     return jax.tree.unflatten(jax.tree.structure(state), [place(leaf) for leaf in named_leaves(state)])
 
@@ -152,33 +156,6 @@ def _place_of_statistic(leaf: NamedLeaf, own: NamedSharding, shape: tuple[int, .
     same_axes, spec = len(leaf.shape) == len(shape), list(own.spec)
     for axis, part in enumerate(dims_of(leaf.path, own, len(shape))[: len(spec)]):
         entries = leaf.shape[axis] if same_axes else 0
-        if entries == 0 or shape[axis] % entries or entries % count(part, mesh_sizes(own.mesh)):
+        if entries == 0 or shape[axis] % entries or entries % count(part, own.mesh.shape):
             spec[axis] = None
-    while spec and spec[-1] is None:
-        spec.pop()
-    return NamedSharding(own.mesh, PartitionSpec(*spec))
-
-
-def _own_shardings(params: Any, shardings: Any) -> dict[str, NamedSharding]:
-    """How the state of each parameter lies: as the plan's updates come; AdamW's is spread by the same rule."""
-    plan = shardings if isinstance(shardings, Plan) else None
-    given = plan.shardings if plan else shardings_of(params if shardings is None else shardings)
-    require_mesh("state_shardings", given)
-    shapes = {leaf.path: leaf.shape for leaf in named_leaves(params)}
-    refuse_other_paths(given, list(shapes), whole=True)
-    planned = {leaf.path: leaf.there for leaf in plan.leaves} if plan else {}
-    if plan:
-        refuse_other_shapes(plan.mesh, plan.uses, {path: shapes[path] for path in plan.uses})
-    found = {}
-    for path, sharding in given.items():
-        own = dims_of(path, sharding, len(shapes[path]))
-        dims = planned.get(path, own)
-        if plan and plan.over is not None and path not in planned:
-            dims = spread(dims, shapes[path], plan.over, sharding)
-        # As given where it stays the same: mesh axes of one device count in a type.
-        given_parts = (*sharding.spec, *[None] * len(dims))
-        spec = [part if new == old else new or None for part, new, old in zip(given_parts, dims, own, strict=False)]
-        while spec and spec[-1] is None and dims != own:
-            spec.pop()  # as `jit` writes it: a step must find its state as it left it, or it is compiled again
-        found[path] = NamedSharding(sharding.mesh, PartitionSpec(*spec)) if dims != own else sharding
-    return found
+    return NamedSharding(own.mesh, trimmed(spec))

@@ -1,0 +1,47 @@
+"""For each axis of an array, the mesh axes that divide it."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+from jax.sharding import NamedSharding, PartitionSpec
+
+from muon_optax._mesh.checks import refuse_unusable_spec
+
+Dims: TypeAlias = tuple[tuple[str, ...], ...]
+Sizes: TypeAlias = Mapping[str, int]  # devices along each mesh axis, in the order of the mesh
+
+
+def count(axes: Iterable[str], sizes: Sizes) -> int:
+    """Devices along several mesh axes together."""
+    return math.prod(sizes[axis] for axis in axes)
+
+
+def dims_of(path: str, sharding: NamedSharding, ndim: int) -> Dims:
+    """The mesh axes of each of ``ndim`` array axes, major first; mesh axes of one device divide nothing."""
+    refuse_unusable_spec(path, sharding, ndim)
+    sizes = sharding.mesh.shape
+    parts = [names(part) for part in sharding.spec][:ndim]
+    parts += [()] * (ndim - len(parts))
+    return tuple(tuple(axis for axis in part if sizes[axis] > 1) for part in parts)
+
+
+def names(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes in one entry of a ``PartitionSpec``."""
+    return () if part is None else (part,) if isinstance(part, str) else tuple(part)
+
+
+def spec_of(dims: Dims) -> PartitionSpec:
+    """The inverse of :func:`dims_of`."""
+    return PartitionSpec(*(part or None for part in dims))
+
+
+def local_shape(shape: tuple[int, ...], dims: Dims, sizes: Sizes) -> tuple[int, ...]:
+    """The part of an array that one device holds."""
+    return tuple(size // count(part, sizes) for size, part in zip(shape, dims, strict=True))
+
+
+def padded_shape(shape: tuple[int, ...], dims: Dims, sizes: Sizes) -> tuple[int, ...]:
+    """``shape`` with every axis rounded up to a multiple of the devices that divide it."""
+    parts = [count(part, sizes) for part in dims]
+    return tuple(-(-size // part) * part for size, part in zip(shape, parts, strict=True))

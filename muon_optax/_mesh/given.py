@@ -1,0 +1,61 @@
+"""What a transform was given as ``shardings``, and the plan that its updates follow."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from muon_optax._layouts.layout import Layout
+from muon_optax._layouts.paths import NamedLeaf, has_hidden, named_leaves
+from muon_optax._mesh import checks
+from muon_optax._mesh.make_plan import Orthogonalizer, make_plan, uses_of
+from muon_optax._mesh.placement import Placement, given_placement, typed_placement
+from muon_optax._mesh.plan import Plan
+from muon_optax._mesh.typed import inside_shard_map
+
+Given: TypeAlias = Plan | Placement | None
+
+
+def as_given(shardings: Any) -> Given:
+    """A plan, or the placement that shardings say; ``None`` without any, as under Explicit axes."""
+    return shardings if isinstance(shardings, Plan) else given_placement(shardings)
+
+
+def check_given(given: Given, params: Any) -> None:
+    """Refuses at ``init`` what :func:`plan_in_sight` would refuse, as far as the leaves are in sight."""
+    if given is None:
+        return
+    # Behind a mask only a part of the tree is in sight: what is missing shows, and what is too much does not.
+    hidden = has_hidden(params)
+    _refuse_others(given, named_leaves(params), whole=not hidden)
+
+
+def _refuse_others(given: Given, leaves: Sequence[NamedLeaf], whole: bool) -> None:
+    if isinstance(given, Plan):
+        checks.refuse_other_shapes(given.mesh, given.uses, leaves)
+    elif given:
+        checks.refuse_other_paths(given.back, leaves, whole)
+
+
+def placement_in_sight(given: Given, leaves: Sequence[NamedLeaf], params: Any) -> Placement | None:
+    """How the arrays of an update lie: as given, or else as their types say. ``None`` off a mesh."""
+    if inside_shard_map():
+        return None
+    return given.placement if isinstance(given, Plan) else given or typed_placement(leaves, params)
+
+
+def plan_in_sight(
+    given: Given, matrices: Sequence[tuple[NamedLeaf, Layout]], params: Any, orthogonalizer: Orthogonalizer
+) -> Plan | None:
+    """The plan that an update follows: the one given, or one for the placement in sight.
+
+    ``None`` where there is nothing to share out: inside ``shard_map``, off a mesh, or on one that no type tells of.
+    """
+    leaves = [leaf for leaf, _ in matrices]
+    placement = placement_in_sight(given, leaves, params)
+    if placement is None:
+        return None
+    _refuse_others(given, leaves, whole=False)
+    checks.refuse_other_mesh(placement.mesh, leaves)
+    if isinstance(given, Plan):
+        checks.refuse_other_uses(given.mesh, given.uses, uses_of(matrices, orthogonalizer))
+    plan = given if isinstance(given, Plan) else make_plan(matrices, placement, orthogonalizer)
+    return plan if plan.devices > 1 else None

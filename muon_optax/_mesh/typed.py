@@ -1,0 +1,53 @@
+"""What types say of how arrays lie, and arrays moved to where their types have to say that they lie.
+
+Types know Explicit mesh axes only. Under Auto axes a type looks replicated whatever the truth, and XLA moves arrays by
+itself. Inside ``shard_map`` the axes are Manual, and each device has arrays of its own.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from muon_optax._mesh.dims import names
+
+
+def explicit_axes(mesh: Any) -> set[str]:
+    """The axes of a mesh that types know."""
+    return {axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
+
+
+def typed_sharding(array: jax.Array) -> NamedSharding | None:
+    """The sharding in the type of ``array``, where all mesh axes are Explicit."""
+    sharding = jax.typeof(array).sharding
+    mesh = sharding.mesh
+    return None if mesh.empty or explicit_axes(mesh) != set(mesh.axis_names) else NamedSharding(mesh, sharding.spec)
+
+
+def inside_shard_map() -> bool:
+    """Whether the code runs device by device, with every array local."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and AxisType.Manual in mesh.axis_types
+
+
+def relocate(array: jax.Array, place: NamedSharding) -> jax.Array:
+    """``array`` lying as ``place`` along Explicit axes. Nothing is done along others."""
+    sharding = jax.typeof(array).sharding
+    # The type's own mesh where it has one: it is abstract, and a plan's may be of other devices of the same axes.
+    mesh = place.mesh if sharding.mesh.empty else sharding.mesh
+    explicit = explicit_axes(mesh)
+    parts = [tuple(axis for axis in names(part) if axis in explicit) for part in place.spec][: array.ndim]
+    spec = PartitionSpec(*(part or None for part in parts), *[None] * (array.ndim - len(parts)))
+    if not explicit or (spec == sharding.spec and mesh == sharding.mesh):
+        return array
+    return jax.sharding.reshard(array, NamedSharding(mesh, spec))
+
+
+def relocate_like(array: jax.Array, reference: jax.Array) -> jax.Array:
+    """``array`` lying as ``reference``."""
+    return relocate(array, jax.typeof(reference).sharding)
+
+
+def gather(array: jax.Array) -> jax.Array:
+    """``array`` whole on every device. JAX refuses a product of sharded operands under Explicit axes."""
+    return relocate(array, NamedSharding(jax.typeof(array).sharding.mesh, PartitionSpec()))

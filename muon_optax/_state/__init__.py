@@ -1,0 +1,1 @@
+"""What must last: where the optimizer's state lies (``shardings.py``)."""
