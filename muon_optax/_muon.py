@@ -9,9 +9,9 @@ import optax
 from muon_optax._factory import assemble, decay_and_rate, default_adamw
 from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
-from muon_optax._transforms.checks import check_adamw, refuse_injected_array
+from muon_optax._transforms.checks.arguments import check_adamw, refuse_injected_array
 from muon_optax._transforms.decay_mask import as_mask_function
-from muon_optax._transforms.momentum import Momentum, keep_momentum
+from muon_optax._transforms.momenta.momentum import Momentum, keep_momentum
 from muon_optax._transforms.orthogonalize import orthogonalize
 from muon_optax._transforms.scale_by_shape import scale_by_shape
 from muon_optax._transforms.scales import Scale

@@ -1,6 +1,5 @@
 """Newton-Schulz: an odd polynomial, applied to a matrix step by step, takes its singular values toward 1."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from muon_optax._orthogonalizers.checks import as_matrices, refuse_array
 from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients, check_coefficients
 from muon_optax._orthogonalizers.gram_newton_schulz import gram_newton_schulz, gram_products
+from muon_optax._orthogonalizers.orthogonalizer import Orthogonalizer
 from muon_optax._orthogonalizers.precision import rounded
 from muon_optax._orthogonalizers.start import Norm, Start, start
 from muon_optax._orthogonalizers.step import apply, gram, polynomial
@@ -61,7 +61,7 @@ def newton_schulz(
     dtype: jax.typing.DTypeLike = jnp.bfloat16,
     method: Method = "auto",
     norm: Norm = "frobenius",
-) -> Callable[[jax.Array], jax.Array]:
+) -> Orthogonalizer:
     """An orthogonalizer: a few matrix products send all singular values of a matrix toward 1.
 
     Each matrix is divided by its norm, and ``X <- a X + b (X X^T) X + c (X X^T)^2 X`` is applied once for

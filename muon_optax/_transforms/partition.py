@@ -12,7 +12,7 @@ from muon_optax._layouts.assigning.messages import warn_unknown, warn_without_ma
 from muon_optax._layouts.assigning.resolve import LayoutMap, Layouts, resolve
 from muon_optax._layouts.paths import NamedLeaf, has_hidden, named_leaves, show
 from muon_optax._mesh.typed import relocate_like, typed_sharding
-from muon_optax._transforms.check_updates import params_with_gradients, refuse_untrainable
+from muon_optax._transforms.checks.updates import params_with_gradients, refuse_untrainable
 from muon_optax._transforms.state.refusals import fit_state
 
 
