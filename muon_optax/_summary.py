@@ -228,7 +228,7 @@ def summarize(
         ------------  -------  ------  --------  -----  --------  -----  -----------
         dense/bias    [32]     -                 adamw  bias                     256
         dense/kernel  [8, 32]  io      8 x 32    muon   its bias  1.131        1,024
-        layout: i input, o output, b each index is a matrix of its own, - not a matrix, ? no rule knows
+        layout: i input, o output, b each index is a matrix of its own, - not a matrix, ~ weak evidence, ? no rule knows
         2 parameters, 288 elements: 256 by Muon (88.9%), 32 by AdamW. Optimizer state: 1,280 bytes.
     """
     leaves = named_leaves(params)

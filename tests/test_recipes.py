@@ -14,7 +14,7 @@ import record_oracle
 import trees
 
 import muon_optax as mo
-from muon_optax import _recipes
+from muon_optax import recipes
 
 RATE, STEPS = 0.02, 4
 WITHIN = 4e-2  # the products are in bfloat16, and Polar Express multiplies small singular values most
@@ -84,7 +84,7 @@ def apart(one: np.ndarray, other: np.ndarray, weight: np.ndarray) -> float:
 @pytest.fixture
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = partial(mo.orthogonalize_via_newton_schulz, dtype=jnp.float32)
-    monkeypatch.setattr(_recipes, "orthogonalize_via_newton_schulz", exact)
+    monkeypatch.setattr(recipes, "orthogonalize_via_newton_schulz", exact)
 
 
 @pytest.mark.usefixtures("in_float32")
