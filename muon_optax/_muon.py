@@ -51,8 +51,8 @@ def muon(
             that are neither biases nor norms.
         momentum: A number in [0, 1) or a schedule, kept by :func:`muon_optax.scheduled_trace`; or a transform in its
             place, such as :func:`muon_optax.quantized_trace`, with its own Nesterov and dtype.
-            Default 0.95, everyone's. ``optax.inject_hyperparams`` reads a schedule itself and hands on the number of
-            the step, in the parameters' dtype; ``static_args=("momentum",)`` leaves it to ``scheduled_trace``.
+            Default 0.95, as in Keller Jordan's and PyTorch's Muon. Under ``optax.inject_hyperparams`` Optax evaluates
+            the schedule and rounds the value to the parameters' dtype; ``static_args=("momentum",)`` keeps it float32.
         nesterov: Whether to orthogonalize ``g + momentum m`` (default) or ``m``.
         momentum_dtype: Of the stored momentum; ``None`` for each parameter's own.
         scale: As ``variant`` in :func:`muon_optax.scale_by_shape`.

@@ -23,8 +23,8 @@ def partition_by_layout(
 
     It is ``optax.partition`` with the labels of :func:`muon_optax.label_params`. The layouts are resolved on the whole
     tree, where siblings can be asked, and handed to the parts in ``matrices`` (:func:`muon_optax.orthogonalize`,
-    :func:`muon_optax.scale_by_shape`, ...), which need no ``layouts`` of their own. State and updates keep the dtypes
-    of their first step: updates those of the gradients, states those of ``init``.
+    :func:`muon_optax.scale_by_shape`, ...), which need no ``layouts`` of their own. Updates have the gradients'
+    dtypes. States keep the dtypes that ``init`` gave them.
 
     Args:
         matrices: For leaves with a layout, usually an ``optax.chain`` that holds :func:`muon_optax.orthogonalize`.
