@@ -48,7 +48,7 @@ def choose_method(coefficients: Coefficients, short: int, long: int, dtype: jax.
     """Gram where it saves at least 14% of the multiplications for matrices of sides ``short`` and ``long``.
 
     So it takes Llama's MLP, about 2.7 times as long as wide. There it saves 16% to 26% of the time on a CPU and, from
-    768 on, 13% to 15% of a TPU's cycles. On an H100 it saves 5% at 1024 x 4096. Small matrices take no time to multiply.
+    768 on, 13% to 15% of a TPU's cycles. On an H100 it saves 5% at 1024 x 4096. Small matrices multiply in no time.
     """
     aspect = long / short
     saves = gram_products(coefficients, aspect, dtype) < 0.86 * direct_products(coefficients, aspect)
