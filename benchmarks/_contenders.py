@@ -87,7 +87,7 @@ def adamuon(settings: Settings, params: Any) -> optax.GradientTransformation:
 
 
 def normuon(settings: Settings, params: Any) -> optax.GradientTransformation:
-    """As ``mo.normuon``, which has no second rate for AdamW."""
+    """As ``mo.recipes.normuon``, which has no second rate for AdamW."""
     parts = mo.orthogonalize_via_newton_schulz(), mo.scale_by_normuon(), mo.scale_by_shape("moonlight")
     return chained(settings, params, *parts)
 
@@ -95,13 +95,13 @@ def normuon(settings: Settings, params: Any) -> optax.GradientTransformation:
 def muon_h(settings: Settings, params: Any) -> optax.GradientTransformation:
     """The recipe, which decays nothing."""
     del params
-    return mo.muon_h(settings.rate, adamw_learning_rate=settings.adamw_rate)
+    return mo.recipes.muon_h(settings.rate, adamw_learning_rate=settings.adamw_rate)
 
 
 def muon_speedrun(settings: Settings, params: Any) -> optax.GradientTransformation:
     """The recipe, with its own decay."""
     del params
-    return mo.muon_speedrun(settings.rate, adamw_learning_rate=settings.adamw_rate)
+    return mo.recipes.muon_speedrun(settings.rate, adamw_learning_rate=settings.adamw_rate)
 
 
 WITHOUT_BIAS = mo.nesterov_ema(0.95, debias=True)

@@ -1,9 +1,10 @@
 """Muon for JAX and Optax: composable parts, one factory, the right parameters by default."""
 
-from muon_optax import diagnostics
+from muon_optax import diagnostics, recipes
 from muon_optax._layouts.assigning.assign import assign_layouts, label_params
 from muon_optax._layouts.assigning.messages import MuonWarning
 from muon_optax._layouts.assigning.per_head import per_head
+from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.assigning.rules import default_layouts
 from muon_optax._layouts.assigning.split_fused import split_fused
 from muon_optax._layouts.layout import Layout
@@ -16,27 +17,31 @@ from muon_optax._orthogonalizers.coefficients import (
     DEEPSEEK_V4,
     KELLER,
     YOU_JIACHENG,
+    Coefficients,
     coefficient_range,
     polar_express,
 )
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
+from muon_optax._orthogonalizers.orthogonalizer import Orthogonalizer
 from muon_optax._orthogonalizers.polar_factor import polar_factor
-from muon_optax._recipes import muon_clip, muon_h, muon_speedrun, normuon
 from muon_optax._state.shardings import init_sharded, state_shardings
-from muon_optax._summary import summarize
-from muon_optax._transforms.family.adamuon import scale_by_adamuon
-from muon_optax._transforms.family.block_periodic import orthogonalize_block_periodic
+from muon_optax._summary import Row, Summary, summarize
+from muon_optax._transforms.decay_mask import decay_mask
+from muon_optax._transforms.family.adamuon import ScaleByAdaMuonState, scale_by_adamuon
+from muon_optax._transforms.family.block_periodic import BlockPeriodicState, orthogonalize_block_periodic
 from muon_optax._transforms.family.cautious_decay import add_cautious_decayed_weights
 from muon_optax._transforms.family.clip_qk import clip_qk
-from muon_optax._transforms.family.hyperball import scale_by_hyperball
-from muon_optax._transforms.family.nesterov_ema import nesterov_ema
-from muon_optax._transforms.family.normuon import scale_by_normuon
-from muon_optax._transforms.family.quantized_trace import quantized_trace
-from muon_optax._transforms.family.scheduled_trace import scheduled_trace
+from muon_optax._transforms.family.hyperball import ScaleByHyperballState, scale_by_hyperball
+from muon_optax._transforms.family.normuon import ScaleByNorMuonState, scale_by_normuon
 from muon_optax._transforms.hold_idle_matrices import hold_idle_matrices
+from muon_optax._transforms.momenta.momentum import Momentum
+from muon_optax._transforms.momenta.nesterov_ema import nesterov_ema
+from muon_optax._transforms.momenta.quantized_trace import QuantizedTraceState, quantized_trace
+from muon_optax._transforms.momenta.scheduled_trace import ScheduledTraceState, scheduled_trace
 from muon_optax._transforms.orthogonalize import orthogonalize, orthogonalize_via_newton_schulz
 from muon_optax._transforms.partition import partition_by_layout
 from muon_optax._transforms.scale_by_shape import scale_by_shape
+from muon_optax._transforms.scales import Scale
 from muon_optax._transforms.state.from_others import from_optax_contrib_muon, from_torch_muon
 
 __version__ = "0.1.0"
@@ -46,13 +51,27 @@ __all__ = [
     "DEEPSEEK_V4",
     "KELLER",
     "YOU_JIACHENG",
+    "BlockPeriodicState",
+    "Coefficients",
     "Layout",
+    "Layouts",
+    "Momentum",
     "MuonWarning",
+    "Orthogonalizer",
     "Plan",
+    "QuantizedTraceState",
+    "Row",
+    "Scale",
+    "ScaleByAdaMuonState",
+    "ScaleByHyperballState",
+    "ScaleByNorMuonState",
+    "ScheduledTraceState",
+    "Summary",
     "add_cautious_decayed_weights",
     "assign_layouts",
     "clip_qk",
     "coefficient_range",
+    "decay_mask",
     "default_layouts",
     "diagnostics",
     "from_optax_contrib_muon",
@@ -63,12 +82,8 @@ __all__ = [
     "layouts_from_json",
     "layouts_to_json",
     "muon",
-    "muon_clip",
-    "muon_h",
-    "muon_speedrun",
     "nesterov_ema",
     "newton_schulz",
-    "normuon",
     "orthogonalize",
     "orthogonalize_block_periodic",
     "orthogonalize_via_newton_schulz",
@@ -78,6 +93,7 @@ __all__ = [
     "polar_express",
     "polar_factor",
     "quantized_trace",
+    "recipes",
     "scale_by_adamuon",
     "scale_by_hyperball",
     "scale_by_normuon",

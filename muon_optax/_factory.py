@@ -6,7 +6,7 @@ import optax
 
 from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._state.shardings import stay_spread
-from muon_optax._transforms.checks import check_decay, check_rate, refuse_injected_array
+from muon_optax._transforms.checks.arguments import check_decay, check_rate, refuse_injected_array
 from muon_optax._transforms.counted import add_counted_decay, scale_by_counted_rate
 from muon_optax._transforms.decay_mask import MaskFunction, decay_mask
 from muon_optax._transforms.partition import partition_by_layout

@@ -9,9 +9,9 @@ import optax
 from muon_optax._factory import assemble, decay_and_rate, default_adamw
 from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
-from muon_optax._transforms.checks import check_adamw, refuse_injected_array
+from muon_optax._transforms.checks.arguments import check_adamw, refuse_injected_array
 from muon_optax._transforms.decay_mask import as_mask_function
-from muon_optax._transforms.momentum import Momentum, keep_momentum
+from muon_optax._transforms.momenta.momentum import Momentum, keep_momentum
 from muon_optax._transforms.orthogonalize import orthogonalize
 from muon_optax._transforms.scale_by_shape import scale_by_shape
 from muon_optax._transforms.scales import Scale
@@ -51,8 +51,8 @@ def muon(
             that are neither biases nor norms.
         momentum: A number in [0, 1) or a schedule, kept by :func:`muon_optax.scheduled_trace`; or a transform in its
             place, such as :func:`muon_optax.quantized_trace`, with its own Nesterov and dtype.
-            Default 0.95, everyone's. ``optax.inject_hyperparams`` reads a schedule itself and hands on the number of
-            the step, in the parameters' dtype; ``static_args=("momentum",)`` leaves it to ``scheduled_trace``.
+            Default 0.95, as in Keller Jordan's and PyTorch's Muon. Under ``optax.inject_hyperparams`` Optax evaluates
+            the schedule and rounds the value to the parameters' dtype; ``static_args=("momentum",)`` keeps it float32.
         nesterov: Whether to orthogonalize ``g + momentum m`` (default) or ``m``.
         momentum_dtype: Of the stored momentum; ``None`` for each parameter's own.
         scale: As ``variant`` in :func:`muon_optax.scale_by_shape`.

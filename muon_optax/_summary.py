@@ -30,7 +30,18 @@ _LARGEST_LISTED = 3
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter of a :class:`Summary`."""
+    """One parameter of a :class:`Summary`.
+
+    Args:
+        path: The tree path, joined by ``/``.
+        shape: Of the parameter.
+        layout: How its axes are read; ``None`` for AdamW.
+        label: ``"muon"`` or ``"adamw"``.
+        why: The evidence in a few words, that for a stack of layers first; ``"given"`` by the user.
+        strength: ``"strong"``, ``"weak"`` or ``"none"``.
+        scale: The factor of each block's update; empty for AdamW.
+        state_bytes: Bytes of the optimizer's state for this parameter.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -64,7 +75,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """The table of :func:`muon_optax.summarize`; ``print`` it, or read its rows."""
+    """The table of :func:`muon_optax.summarize`; ``print`` it, or read its rows.
+
+    Args:
+        rows: One for each parameter, in natural order of their paths.
+    """
 
     rows: tuple[Row, ...]
 
@@ -213,7 +228,7 @@ def summarize(
         ------------  -------  ------  --------  -----  --------  -----  -----------
         dense/bias    [32]     -                 adamw  bias                     256
         dense/kernel  [8, 32]  io      8 x 32    muon   its bias  1.131        1,024
-        layout: i input, o output, b each index is a matrix of its own, - not a matrix, ? no rule knows
+        layout: i input, o output, b each index is a matrix of its own, - not a matrix, ~ weak evidence, ? no rule knows
         2 parameters, 288 elements: 256 by Muon (88.9%), 32 by AdamW. Optimizer state: 1,280 bytes.
     """
     leaves = named_leaves(params)

@@ -19,7 +19,7 @@ from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import named_leaves, show
 from muon_optax._orthogonalizers.precision import accumulation_dtype, near_one
 from muon_optax._orthogonalizers.step import gram
-from muon_optax._transforms.checks import check_number
+from muon_optax._transforms.checks.arguments import check_number
 from muon_optax._transforms.scales import Scale, scale_factors, scale_function
 
 _LARGEST_COUNT = 2**31 - 1

@@ -6,10 +6,11 @@ from typing import Any, TypeAlias
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, has_hidden, named_leaves
 from muon_optax._mesh import checks
-from muon_optax._mesh.make_plan import Orthogonalizer, make_plan, uses_of
+from muon_optax._mesh.make_plan import make_plan, uses_of
 from muon_optax._mesh.placement import Placement, given_placement, typed_placement
 from muon_optax._mesh.plan import Plan
 from muon_optax._mesh.typed import inside_shard_map
+from muon_optax._orthogonalizers.orthogonalizer import MatrixFunction
 
 Given: TypeAlias = Plan | Placement | None
 
@@ -43,7 +44,7 @@ def placement_in_sight(given: Given, leaves: Sequence[NamedLeaf], params: Any) -
 
 
 def plan_in_sight(
-    given: Given, matrices: Sequence[tuple[NamedLeaf, Layout]], params: Any, orthogonalizer: Orthogonalizer
+    given: Given, matrices: Sequence[tuple[NamedLeaf, Layout]], params: Any, orthogonalizer: MatrixFunction
 ) -> Plan | None:
     """The plan that an update follows: the one given, or one for the placement in sight.
 

@@ -1,10 +1,9 @@
 """Plans are made: who orthogonalizes what. It is known before a step runs, from shapes and shardings alone."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import Any, TypeAlias
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from muon_optax._layouts.assigning.assign import assign_layouts
@@ -19,8 +18,8 @@ from muon_optax._mesh.placement import Placement, given_placement, spread_moment
 from muon_optax._mesh.plan import Plan
 from muon_optax._mesh.stacks import make_batches, make_stacks
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
+from muon_optax._orthogonalizers.orthogonalizer import MatrixFunction
 
-Orthogonalizer: TypeAlias = Callable[[jax.Array], jax.Array]
 # Bytes of matrices that travel at once in any case. More is cut into batches, to bound memory.
 BATCH_BYTES = 2**28
 
@@ -30,7 +29,7 @@ def plan(
     shardings: Any = None,
     layouts: Layouts = None,
     *,
-    orthogonalizer: Orthogonalizer | None = None,
+    orthogonalizer: MatrixFunction | None = None,
     over: str | None = None,
 ) -> Plan:
     """Who orthogonalizes what on a mesh, how matrices get there and back, and what it costs.
@@ -85,7 +84,7 @@ def plan(
 
 
 def make_plan(
-    matrices: Sequence[tuple[NamedLeaf, Layout]], placement: Placement, orthogonalizer: Orthogonalizer
+    matrices: Sequence[tuple[NamedLeaf, Layout]], placement: Placement, orthogonalizer: MatrixFunction
 ) -> Plan:
     """The plan for the leaves that have a layout."""
     sizes = placement.sizes
@@ -102,7 +101,7 @@ def make_plan(
     return Plan(placement, uses, leaves, owned, loads, tuple(make_batches(stacks, BATCH_BYTES)))
 
 
-def uses_of(matrices: Sequence[tuple[NamedLeaf, Layout]], orthogonalizer: Orthogonalizer) -> dict[str, checks.Use]:
+def uses_of(matrices: Sequence[tuple[NamedLeaf, Layout]], orthogonalizer: MatrixFunction) -> dict[str, checks.Use]:
     """What an update has in common with its plan, by path."""
     return {
         leaf.path: checks.Use(leaf.shape, layout, _wire_dtype(leaf.dtype, orthogonalizer)) for leaf, layout in matrices
@@ -152,7 +151,7 @@ def _travelable(layout: Layout, shape: tuple[int, ...], there: Dims, back: Dims,
     return even(there), even(back)
 
 
-def _wire_dtype(dtype: Any, orthogonalizer: Orthogonalizer) -> str:
+def _wire_dtype(dtype: Any, orthogonalizer: MatrixFunction) -> str:
     """The dtype of the products, if it is narrower than the leaf's and holds its largest and smallest numbers."""
     products = getattr(orthogonalizer, "dtype", None)
     if products is None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-Orthogonalizer = Callable[[jax.Array], jax.Array]
+from muon_optax._orthogonalizers.orthogonalizer import MatrixFunction
 
 
 class _Limits(NamedTuple):
@@ -40,7 +40,7 @@ _LIMITS = {
 }
 
 
-def map_matrices(function: Orthogonalizer, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+def map_matrices(function: MatrixFunction, arrays: Sequence[jax.Array]) -> list[jax.Array]:
     """``function`` of every array ``(*batch, rows, cols)``, with arrays of one shape run together where that is faster.
 
     Args:
@@ -62,7 +62,7 @@ def map_matrices(function: Orthogonalizer, arrays: Sequence[jax.Array]) -> list[
     return [results[position] for position in range(len(arrays))]
 
 
-def map_stacks(function: Orthogonalizer, stacks: Sequence[jax.Array]) -> list[jax.Array]:
+def map_stacks(function: MatrixFunction, stacks: Sequence[jax.Array]) -> list[jax.Array]:
     """``function`` of every matrix of stacks ``(matrices, rows, cols)`` that one device holds.
 
     Args:
@@ -83,13 +83,13 @@ def map_stacks(function: Orthogonalizer, stacks: Sequence[jax.Array]) -> list[ja
     ]
 
 
-def _traced_once(function: Orthogonalizer) -> Orthogonalizer:
+def _traced_once(function: MatrixFunction) -> MatrixFunction:
     # JAX keeps what jit has traced: matrices of one shape and dtype share a trace and one function in the program, in
     # all branches for platforms and in every later trace of the step. XLA inlines it, so the results are the same.
     return jax.jit(function)
 
 
-def _run(function: Orthogonalizer, group: list[jax.Array]) -> Sequence[jax.Array]:
+def _run(function: MatrixFunction, group: list[jax.Array]) -> Sequence[jax.Array]:
     def run(way: _Way, *matrices: jax.Array) -> list[jax.Array]:
         if not way.written_out:
             return list(_in_batches(function, jnp.stack(matrices), way.together))
@@ -100,7 +100,7 @@ def _run(function: Orthogonalizer, group: list[jax.Array]) -> Sequence[jax.Array
     return _on_each_platform(run, _ways(len(group), group[0].size), *group)
 
 
-def _run_stack(function: Orthogonalizer, stack: jax.Array) -> jax.Array:
+def _run_stack(function: MatrixFunction, stack: jax.Array) -> jax.Array:
     # Nothing is written out: matrices that lie in a stack are copied out of it and back in a loop or without one, and
     # each that is written out takes the TPU's compiler a second or more.
     def run(way: _Way, stack: jax.Array) -> jax.Array:
@@ -109,7 +109,7 @@ def _run_stack(function: Orthogonalizer, stack: jax.Array) -> jax.Array:
     return _on_each_platform(run, _ways(len(stack), math.prod(stack.shape[1:])), stack)
 
 
-def _in_batches(function: Orthogonalizer, stack: jax.Array, count: int) -> jax.Array:
+def _in_batches(function: MatrixFunction, stack: jax.Array, count: int) -> jax.Array:
     if len(stack) <= count:
         return function(stack)
     # A loop over batches, of which only a smaller last one is written out besides.

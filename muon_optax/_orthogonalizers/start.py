@@ -34,8 +34,8 @@ class Start(NamedTuple):
 def start(matrices: jax.Array, dtype: jax.typing.DTypeLike, norm: Norm) -> Start:
     """Normalizes by a norm that is read off the first Gram matrix ``G``, which is needed anyway.
 
-    No pass over the matrix is spent on the norm, and none on dividing by it: the first step divides its result. A zero
-    matrix has norm 1 here. One with a NaN or an infinity has norm NaN, which reaches all its entries and no other
+    The first step divides its result by the norm, so neither the norm nor the division takes a pass over the matrix. A
+    zero matrix has norm 1 here. One with a NaN or an infinity has norm NaN, which reaches all its entries and no other
     matrix.
     """
     X = near_one(matrices, dtype)

@@ -8,13 +8,28 @@ import numpy as np
 
 from muon_optax._layouts.assigning.rules import is_bias_or_norm
 from muon_optax._layouts.paths import HIDDEN, named_leaves, show, unhide
-from muon_optax._transforms.checks import refuse_injected_array
+from muon_optax._transforms.checks.arguments import refuse_injected_array
 
 MaskFunction: TypeAlias = Callable[[Any], Any]
 
 
 def decay_mask(params: Any) -> Any:
-    """``True`` for every leaf of two or more axes that is neither a bias nor a norm's, as a tree like ``params``."""
+    """The default of the AdamW branch: ``True`` for every leaf of two or more axes that is no bias and no norm's.
+
+    An ``adamw`` of your own decays biases and norms too, unless you give it this mask.
+
+    Args:
+        params: Any tree of arrays or ``ShapeDtypeStruct``.
+
+    Returns:
+        A tree of booleans like ``params``.
+
+    Example:
+        >>> import jax.numpy as jnp, muon_optax as mo, optax
+        >>> mo.decay_mask({"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4), "norm": {"scale": jnp.ones((3, 4))}})
+        {'bias': False, 'kernel': True, 'norm': {'scale': False}}
+        >>> optimizer = mo.muon(1e-3, adamw=optax.adamw(3e-4, b2=0.99, weight_decay=0.1, mask=mo.decay_mask))
+    """
     # Leaves hidden by a partition still have a path.
     leaves = named_leaves(unhide(params))
     shapes = {leaf.path: None if leaf.value is HIDDEN else leaf.shape for leaf in leaves}

@@ -18,6 +18,7 @@ from muon_optax._mesh.typed import gather, relocate_like
 from muon_optax._orthogonalizers.batching import map_matrices, map_stacks
 from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients
 from muon_optax._orthogonalizers.newton_schulz import Method, newton_schulz
+from muon_optax._orthogonalizers.start import Norm
 
 MapMatrices = Callable[[Sequence[jax.Array]], list[jax.Array]]
 
@@ -104,6 +105,7 @@ def orthogonalize_via_newton_schulz(
     *,
     dtype: jax.typing.DTypeLike = jnp.bfloat16,
     method: Method = "auto",
+    norm: Norm = "frobenius",
     layouts: Layouts = None,
     shardings: Any = None,
 ) -> optax.GradientTransformation:
@@ -113,6 +115,7 @@ def orthogonalize_via_newton_schulz(
         coefficients: One ``(a, b, c)`` per step.
         dtype: Of the products.
         method: ``"auto"``, ``"direct"`` or ``"gram"``.
+        norm: ``"frobenius"`` or ``"schatten4"``.
         layouts: As in :func:`orthogonalize`.
         shardings: As in :func:`orthogonalize`.
 
@@ -134,7 +137,7 @@ def orthogonalize_via_newton_schulz(
         >>> bool(abs(updates["w"][0, 1] - 1) < 0.4)
         True
     """
-    orthogonalizer = newton_schulz(coefficients, dtype=dtype, method=method)
+    orthogonalizer = newton_schulz(coefficients, dtype=dtype, method=method, norm=norm)
     return orthogonalize(orthogonalizer, layouts=layouts, shardings=shardings)
 
 

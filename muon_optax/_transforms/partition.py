@@ -12,7 +12,7 @@ from muon_optax._layouts.assigning.messages import warn_unknown, warn_without_ma
 from muon_optax._layouts.assigning.resolve import LayoutMap, Layouts, resolve
 from muon_optax._layouts.paths import NamedLeaf, has_hidden, named_leaves, show
 from muon_optax._mesh.typed import relocate_like, typed_sharding
-from muon_optax._transforms.check_updates import params_with_gradients, refuse_untrainable
+from muon_optax._transforms.checks.updates import params_with_gradients, refuse_untrainable
 from muon_optax._transforms.state.refusals import fit_state
 
 
@@ -23,8 +23,8 @@ def partition_by_layout(
 
     It is ``optax.partition`` with the labels of :func:`muon_optax.label_params`. The layouts are resolved on the whole
     tree, where siblings can be asked, and handed to the parts in ``matrices`` (:func:`muon_optax.orthogonalize`,
-    :func:`muon_optax.scale_by_shape`, ...), which need no ``layouts`` of their own. State and updates keep the dtypes
-    of their first step: updates those of the gradients, states those of ``init``.
+    :func:`muon_optax.scale_by_shape`, ...), which need no ``layouts`` of their own. Updates have the gradients'
+    dtypes. States keep the dtypes that ``init`` gave them.
 
     Args:
         matrices: For leaves with a layout, usually an ``optax.chain`` that holds :func:`muon_optax.orthogonalize`.

@@ -20,16 +20,18 @@ class AnySize(Contender):
 
 
 def normuon(layouts: Any, params: Any) -> Any:
-    return mo.normuon(LEARNING_RATE, weight_decay=0.0, momentum=MOMENTUM, layouts=layouts)
+    return mo.recipes.normuon(LEARNING_RATE, weight_decay=0.0, momentum=MOMENTUM, layouts=layouts)
 
 
 def muon_h(layouts: Any, params: Any) -> Any:
-    return mo.muon_h(LEARNING_RATE, adamw_learning_rate=LEARNING_RATE, momentum=MOMENTUM, layouts=layouts, heads=())
+    return mo.recipes.muon_h(
+        LEARNING_RATE, adamw_learning_rate=LEARNING_RATE, momentum=MOMENTUM, layouts=layouts, heads=()
+    )
 
 
 def muon_speedrun(layouts: Any, params: Any) -> Any:
     rates = {"learning_rate": LEARNING_RATE, "adamw_learning_rate": LEARNING_RATE}
-    return mo.muon_speedrun(**rates, weight_decay=0.0, momentum=MOMENTUM, layouts=layouts)
+    return mo.recipes.muon_speedrun(**rates, weight_decay=0.0, momentum=MOMENTUM, layouts=layouts)
 
 
 RECIPES = [AnySize(build.__name__, build) for build in (normuon, muon_h, muon_speedrun)]

@@ -14,7 +14,7 @@ import record_oracle
 import trees
 
 import muon_optax as mo
-from muon_optax import _recipes
+from muon_optax import recipes
 
 RATE, STEPS = 0.02, 4
 WITHIN = 4e-2  # the products are in bfloat16, and Polar Express multiplies small singular values most
@@ -46,7 +46,7 @@ def trained(optimizer: Any, dtype: Any = jnp.float32) -> np.ndarray:
 
 
 def test_normuon_equals_numpy() -> None:
-    assert oracle.relative_error(trained(mo.normuon(RATE)) - WEIGHT, NORMUON - WEIGHT) < WITHIN
+    assert oracle.relative_error(trained(mo.recipes.normuon(RATE)) - WEIGHT, NORMUON - WEIGHT) < WITHIN
 
 
 # The speed runs, in steps large enough for the decay to count.
@@ -60,7 +60,7 @@ MATRICES = {"wide": (WEIGHT, LONG_GRADIENTS), "tall": (WEIGHT.T, LONG_GRADIENTS.
 
 def speedrun(weight: np.ndarray, gradients: np.ndarray, momentum: Any = None) -> np.ndarray:
     rate = optax.linear_schedule(LARGE, 0.0, 40)
-    optimizer = mo.muon_speedrun(rate, adamw_learning_rate=1e-3, momentum=momentum)
+    optimizer = mo.recipes.muon_speedrun(rate, adamw_learning_rate=1e-3, momentum=momentum)
     params = {"kernel": jnp.asarray(weight, jnp.float32)}
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for gradient in gradients:
@@ -84,7 +84,7 @@ def apart(one: np.ndarray, other: np.ndarray, weight: np.ndarray) -> float:
 @pytest.fixture
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = partial(mo.orthogonalize_via_newton_schulz, dtype=jnp.float32)
-    monkeypatch.setattr(_recipes, "orthogonalize_via_newton_schulz", exact)
+    monkeypatch.setattr(recipes, "orthogonalize_via_newton_schulz", exact)
 
 
 @pytest.mark.usefixtures("in_float32")
@@ -123,14 +123,14 @@ def test_the_speed_run_in_bfloat16() -> None:
     assert apart(moved, of_the_record(weight, gradients, average=False), weight) < WITHIN
     assert apart(moved, of_the_record(weight, gradients, [0.95] * LONG), weight) > 2 * WITHIN
     arguments: Any = {"adamw_learning_rate": 1e-3, "weight_decay": 0}
-    rounded = trained(mo.muon_speedrun(1.0, **arguments), jnp.bfloat16)
-    assert oracle.relative_error(rounded, trained(mo.muon_speedrun(1.0, **arguments))) < 5e-2
+    rounded = trained(mo.recipes.muon_speedrun(1.0, **arguments), jnp.bfloat16)
+    assert oracle.relative_error(rounded, trained(mo.recipes.muon_speedrun(1.0, **arguments))) < 5e-2
 
 
 def test_muon_h_keeps_matrices_and_head_on_their_spheres() -> None:
     params: Any = trees.with_vectors()
     params["lm_head"] = {"kernel": 1 + params["embedding"].T, "bias": jnp.ones(10)}
-    optimizer = mo.muon_h(0.1, adamw_learning_rate=0.1)
+    optimizer = mo.recipes.muon_h(0.1, adamw_learning_rate=0.1)
     state, moved = optimizer.init(params), params
     for step in range(3):
         gradient = jax.tree.map(lambda leaf, step=step: jnp.cos(step + leaf), params)
@@ -150,7 +150,7 @@ def test_muon_h_keeps_matrices_and_head_on_their_spheres() -> None:
 
 def test_muon_clip_is_muon_then_clip_qk() -> None:
     params = {"q_proj": jnp.eye(4), "k_proj": jnp.eye(4), "bias": jnp.ones(4)}
-    optimizer, plain = mo.muon_clip(RATE, threshold=10.0), mo.muon(RATE)
+    optimizer, plain = mo.recipes.muon_clip(RATE, threshold=10.0), mo.muon(RATE)
     updates, _ = optimizer.update(params, optimizer.init(params), params, max_logits=jnp.array([1.0, 40.0]))
     want = optax.apply_updates(params, plain.update(params, plain.init(params), params)[0])
     got = optax.apply_updates(params, updates)

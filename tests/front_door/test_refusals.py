@@ -137,10 +137,10 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...
 # muon and the recipes, with what each needs besides a learning rate.
 FACTORIES: dict[str, Callable[..., Any]] = {
     "muon": mo.muon,
-    "normuon": mo.normuon,
-    "muon_clip": mo.muon_clip,
-    "muon_h": lambda *args, **given: mo.muon_h(*args, **{"adamw_learning_rate": 1e-3} | given),
-    "muon_speedrun": lambda *args, **given: mo.muon_speedrun(*args, **{"adamw_learning_rate": 1e-3} | given),
+    "normuon": mo.recipes.normuon,
+    "muon_clip": mo.recipes.muon_clip,
+    "muon_h": lambda *args, **given: mo.recipes.muon_h(*args, **{"adamw_learning_rate": 1e-3} | given),
+    "muon_speedrun": lambda *args, **given: mo.recipes.muon_speedrun(*args, **{"adamw_learning_rate": 1e-3} | given),
 }
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "negative rate": ({"learning_rate": -1.0}, ValueError, ("learning_rate=-1.0", ">= 0", "schedule")),
@@ -168,12 +168,12 @@ def test_every_factory_refuses_wrong_numbers_at_construction(case: str, factory:
 
 
 OF_ONE_RECIPE: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
-    "b2": (lambda: mo.normuon(0.1, b2=1.0), ValueError, ("b2=1.0", "[0, 1)")),
-    "axis": (lambda: mo.normuon(0.1, axis="input"), ValueError, ("axis='input'", "'output'", "'longer'")),
-    "threshold": (lambda: mo.muon_clip(0.1, threshold=0.0), ValueError, ("threshold=0.0",)),
-    "text as heads": (lambda: mo.muon_h(0.1, adamw_learning_rate=0.1, heads="lm"), TypeError, ("heads='lm'",)),
-    "a rate by position": (lambda: mo.muon_h(0.1, 0.1), TypeError, ("positional",)),
-    "another rate by position": (lambda: mo.muon_speedrun(0.1, 0.1), TypeError, ("positional",)),
+    "b2": (lambda: mo.recipes.normuon(0.1, b2=1.0), ValueError, ("b2=1.0", "[0, 1)")),
+    "axis": (lambda: mo.recipes.normuon(0.1, axis="input"), ValueError, ("axis='input'", "'output'", "'longer'")),
+    "threshold": (lambda: mo.recipes.muon_clip(0.1, threshold=0.0), ValueError, ("threshold=0.0",)),
+    "text as heads": (lambda: mo.recipes.muon_h(0.1, adamw_learning_rate=0.1, heads="lm"), TypeError, ("heads='lm'",)),
+    "a rate by position": (lambda: mo.recipes.muon_h(0.1, 0.1), TypeError, ("positional",)),
+    "another rate by position": (lambda: mo.recipes.muon_speedrun(0.1, 0.1), TypeError, ("positional",)),
 }
 
 
@@ -196,22 +196,22 @@ HEADED = {"up": jnp.ones((4, 6)), "lm_head": {"kernel": jnp.ones((6, 8)), "bias"
     ],
 )
 def test_globs_of_heads_must_match(glob: str, parts: tuple[str, ...]) -> None:
-    optimizer = mo.muon_h(0.1, adamw_learning_rate=0.1, heads=("lm_head/kernel", glob))
+    optimizer = mo.recipes.muon_h(0.1, adamw_learning_rate=0.1, heads=("lm_head/kernel", glob))
     with refused(ValueError, *parts):
         optimizer.init(HEADED)
 
 
 def test_heads_may_be_out_of_sight_or_none_at_all() -> None:
-    optimizer = mo.muon_h(0.1, adamw_learning_rate=0.1, heads=("lm_head/kernel",))
+    optimizer = mo.recipes.muon_h(0.1, adamw_learning_rate=0.1, heads=("lm_head/kernel",))
     seen = {"up": True, "lm_head": {"kernel": False, "bias": True}, "bias": True}
     masked = optax.masked(optimizer, seen)
     updates, _ = masked.update(HEADED, masked.init(HEADED), HEADED)
     assert updates["lm_head"]["kernel"] is HEADED["lm_head"]["kernel"]
-    plain = mo.muon_h(0.1, adamw_learning_rate=0.1)
+    plain = mo.recipes.muon_h(0.1, adamw_learning_rate=0.1)
     updates, _ = plain.update(PARAMS, plain.init(PARAMS), PARAMS)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(updates))
     # The remedy of the message above.
-    freed = mo.muon_h(0.1, adamw_learning_rate=0.1, heads=("up",), layouts={"up": None})
+    freed = mo.recipes.muon_h(0.1, adamw_learning_rate=0.1, heads=("up",), layouts={"up": None})
     assert "head" in freed.init(HEADED).inner_states["adamw"].inner_state.inner_states
 
 
@@ -384,8 +384,11 @@ def test_every_factory_refuses_incomplete_updates_and_states_of_others(factory: 
 
 
 def test_a_decay_schedule_of_the_speedrun_is_read_at_each_step() -> None:
-    optimizer = mo.muon_speedrun(0.1, adamw_learning_rate=0.1, weight_decay=lambda step: 10.0 * step)
-    none, params = mo.muon_speedrun(0.1, adamw_learning_rate=0.1, weight_decay=0.0), {"kernel": trees.arrays()["up"]}
+    optimizer = mo.recipes.muon_speedrun(0.1, adamw_learning_rate=0.1, weight_decay=lambda step: 10.0 * step)
+    none, params = (
+        mo.recipes.muon_speedrun(0.1, adamw_learning_rate=0.1, weight_decay=0.0),
+        {"kernel": trees.arrays()["up"]},
+    )
     (first, state), (plain, _) = (one.update(params, one.init(params), params) for one in (optimizer, none))
     np.testing.assert_array_equal(first["kernel"], plain["kernel"])
     second, _ = optimizer.update(params, state, params)

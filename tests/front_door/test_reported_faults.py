@@ -14,7 +14,8 @@ import pytest
 import trees
 
 import muon_optax as mo
-from muon_optax._layouts import assign, paths
+from muon_optax._layouts import paths
+from muon_optax._layouts.assigning import resolve
 
 PARAMS = {
     "kernel": jnp.asarray(oracle.gaussian(4, 8, seed=0), jnp.float32),
@@ -178,7 +179,7 @@ def test_an_update_walks_the_tree_a_few_times(monkeypatch: pytest.MonkeyPatch) -
 
         return call
 
-    functions = {"named_leaves": paths.named_leaves, "resolve": assign.resolve}
+    functions = {"named_leaves": paths.named_leaves, "resolve": resolve.resolve}
     for module in [module for name, module in sys.modules.items() if name.startswith("muon_optax.")]:
         for name, function in functions.items():
             if vars(module).get(name) is function:

@@ -103,7 +103,14 @@ def test_an_empty_tree_and_one_leaf():
     assert str(mo.summarize({})).splitlines()[-1] == (
         "0 parameters, 0 elements: 0 by Muon (0.0%), 0 by AdamW. Optimizer state: 0 bytes."
     )
-    assert str(mo.summarize(jnp.ones((4, 8)))).splitlines()[2].split()[:6] == ["[4,", "8]", "io", "4", "x", "8"]
+    assert str(mo.summarize(jnp.ones((4, 8)))).splitlines()[2].split()[:6] == [
+        "[4,",
+        "8]",
+        "~io",
+        "4",
+        "x",
+        "8",
+    ]  # its name says nothing
 
 
 def test_columns_stay_aligned_for_long_paths_and_large_numbers():

@@ -47,9 +47,9 @@ def rising(step: Any) -> Any:
 
 
 def muon_h(rate: Any, others: Any) -> Any:
-    names = inspect.signature(mo.muon_h).parameters
+    names = inspect.signature(mo.recipes.muon_h).parameters
     name = "adam_learning_rate" if "adam_learning_rate" in names else "adamw_learning_rate"
-    return mo.muon_h(rate, layouts=LAYOUTS, **{name: others})
+    return mo.recipes.muon_h(rate, layouts=LAYOUTS, **{name: others})
 
 
 MASK = {"embedding": False, "q_proj": True, "k_proj": True, "up": True, "head": True}
@@ -70,13 +70,15 @@ SETTINGS: dict[str, Callable[[], Any]] = {
     "muon in MultiSteps": lambda: optax.MultiSteps(mo.muon(0.02, layouts=LAYOUTS), 2),
     "muon in a chain": lambda: optax.chain(optax.clip_by_global_norm(1.0), mo.muon(0.02, layouts=LAYOUTS)),
     "muon in inject_hyperparams": lambda: optax.inject_hyperparams(mo.muon)(0.02, layouts=LAYOUTS, weight_decay=0.1),
-    "normuon": lambda: mo.normuon(0.02, layouts=LAYOUTS),
-    "normuon, rate": lambda: mo.normuon(falling(0.02), layouts=LAYOUTS),
-    "muon_clip": lambda: mo.muon_clip(0.02, layouts=LAYOUTS, threshold=10.0),
+    "normuon": lambda: mo.recipes.normuon(0.02, layouts=LAYOUTS),
+    "normuon, rate": lambda: mo.recipes.normuon(falling(0.02), layouts=LAYOUTS),
+    "muon_clip": lambda: mo.recipes.muon_clip(0.02, layouts=LAYOUTS, threshold=10.0),
     "muon_h": lambda: muon_h(0.02, 0.003),
     "muon_h, rate": lambda: muon_h(falling(0.02), falling(0.003)),
-    "muon_speedrun": lambda: mo.muon_speedrun(0.02, layouts=LAYOUTS, adamw_learning_rate=0.003),
-    "muon_speedrun, rate": lambda: mo.muon_speedrun(falling(0.02), layouts=LAYOUTS, adamw_learning_rate=falling(0.003)),
+    "muon_speedrun": lambda: mo.recipes.muon_speedrun(0.02, layouts=LAYOUTS, adamw_learning_rate=0.003),
+    "muon_speedrun, rate": lambda: mo.recipes.muon_speedrun(
+        falling(0.02), layouts=LAYOUTS, adamw_learning_rate=falling(0.003)
+    ),
 }
 
 

@@ -96,7 +96,13 @@ class Inputs(NamedTuple):
 
 def named(tree: Any) -> list[tuple[str, Any]]:
     paths = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in paths]
+    return [("/".join(map(written, path)), leaf) for path, leaf in paths]
+
+
+def written(key: Any) -> str:
+    """A key as it stands in a path; a tuple is a path of its own."""
+    parts = getattr(key, "key", None)
+    return "/".join(map(str, parts)) if isinstance(parts, tuple) else jax.tree_util.keystr((key,), simple=True)
 
 
 @dataclass(frozen=True)

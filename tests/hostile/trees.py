@@ -78,7 +78,8 @@ MODEL = tree(Model, {"w": "io", "b": None})
 
 
 def keyed(first: Any, second: Any) -> Build:
-    return tree(lambda w, b: {first: w, second: b}, {str(first): "io", str(second): None})
+    paths = ["/".join(map(str, key)) if isinstance(key, tuple) else str(key) for key in (first, second)]
+    return tree(lambda w, b: {first: w, second: b}, {paths[0]: "io", paths[1]: None})
 
 
 def nested(w: Any, b: Any) -> Any:

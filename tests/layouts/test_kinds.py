@@ -106,6 +106,18 @@ KINDS = {
         attention/value/kernel 1x2048x256 oio
         attention/attention_output/kernel 8x256x2048 iio
         pre_attention_norm/scale 2048 -""",
+    "EinsumDense in scanned layers": """
+        layers/attention/query/kernel 3x8x64x16 boio
+        layers/attention/key/kernel 3x2x64x16 boio
+        layers/attention/attention_output/kernel 3x8x16x64 biio
+        layers/pre_attention_norm/scale 3x64 -""",
+    "EinsumDense beside a feed-forward layer": """
+        block/attention/query/kernel 4x384x64 oio
+        block/attention/value/kernel 1x384x64 oio
+        block/attention/attention_output/kernel 4x64x384 iio
+        block/ffw_gating/kernel 384x1536 ~io
+        block/ffw_linear/kernel 1536x384 io
+        block/pre_attention_norm/scale 384 -""",
     "outputs of attention stored as the query is": """
         norm/gamma 256 -
         attn/query/kernel 256x4x64 ioo
@@ -121,6 +133,32 @@ KINDS = {
         proj1_bias 768 -
         proj2_weight 96x768x3x3 oiii
         proj2_bias 96 -""",
+    "PyTorch's pairs: a layer written out": """
+        up_weight 256x64 ~oi
+        up_bias 256 -
+        down_weight 64x256 ~oi
+        down_bias 64 -""",
+    "PyTorch's cells": """
+        lstm/weight_ih_l0 256x48 oi
+        lstm/weight_hh_l0 256x64 oi
+        lstm/bias_ih_l0 256 -
+        lstm/bias_hh_l0 256 -
+        proj/weight 48x64 oi
+        proj/bias 48 -""",
+    "PyTorch's experts with biases": """
+        mlp/router/weight 32x288 oi
+        mlp/mlp1_weight 32x576x288 boi
+        mlp/mlp1_bias 32x576 -
+        mlp/mlp2_weight 32x288x280 boi
+        mlp/mlp2_bias 32x288 -
+        norm/scale 288 -""",
+    "PyTorch's transposed convolutions": """
+        ups/0/weight 512x256x16 ioi
+        ups/0/bias 256 -
+        ups/1/weight 256x128x16 ioi
+        ups/1/bias 128 -
+        post/weight 64x128x7 oii
+        post/bias 64 -""",
     "raw convolutions with their outputs first": """
         stack/0 64x32x3x3 oiii
         stack/1 128x64x3x3x3 ~oiiii
@@ -217,6 +255,29 @@ KINDS = {
         layers/ffw_up/w 6x2x64x256 bbio
         layers/ffw_down/kernel 6x256x64 bio
         layers/norm/scale 6x64 -""",
+    "gates in a module beside, one scope out": """
+        mlp/gates/kernel 2x64x256 bio
+        mlp/out_layer/down/kernel 256x64 io
+        norm/scale 64 -""",
+    "depthwise with a unit axis in PyTorch": """
+        convs_sep/0/weight 192x1x3 -
+        convs_sep/0/bias 192 -
+        convs_1x1/0/weight 192x192x1 oii
+        convs_1x1/0/bias 192 -""",
+    "depthwise by its window alone": """
+        block/conv_dw/weight 96x1x7x7 -
+        block/conv_dw/bias 96 -
+        block/mlp/fc1/weight 384x96 oi
+        block/mlp/fc1/bias 384 -
+        block/mlp/fc2/weight 96x384 oi
+        block/mlp/fc2/bias 96 -""",
+    "a first convolution of one channel in PyTorch": """
+        convs/0/weight 16x1x15 oii
+        convs/0/bias 16 -
+        convs/1/weight 64x16x41 oii
+        convs/1/bias 64 -
+        convs/2/weight 64x64x5 oii
+        convs/2/bias 64 -""",
     "depthwise of two axes, and by its name": """
         mixer/conv1d_kernel 512x4 -
         mixer/in_proj/kernel 256x1024 ~io
@@ -232,6 +293,22 @@ KINDS = {
         ln_out/weight 16x8 ~oi
         ln_out/bias 16 -
         up/weight 8x16 oi""",
+    "a norm's name on a layer with a kernel": """
+        rms_proj/kernel 16x8 io
+        rms_proj/bias 8 -
+        rms_proj_norm/scale 8 -
+        ln_mlp/w 8x16 io
+        ln_mlp/b 16 -""",
+    "a norm's name on a norm": """
+        ln_1/w 3x8 -
+        ln_1/b 3x8 -
+        norm/weight 8 -
+        norm/bias 8 -""",
+    "only biases in sight, of stacked layers": """
+        layers/up/b 4x256 -
+        layers/down/b 4x64 -""",
+    "only biases in sight, in capitals": """
+        B 3x16 -""",
     "only biases in sight": """
         a/b 3x16 -
         c/b 3x8 -""",
@@ -243,6 +320,14 @@ KINDS = {
     "half of an attention": """
         query/kernel 64x4x32 ~ioo
         key/kernel 64x2x32 ~ioo""",
+    "half of an attention: keys and values of fewer heads": """
+        attn/q_proj/kernel 128x8x32 ~ioo
+        attn/k_proj/kernel 128x2x32 ~ioo
+        attn/v_proj/kernel 128x2x32 ~ioo""",
+    "half of an attention beside a norm": """
+        norm/scale 64 -
+        query/kernel 64x4x32 ioo
+        key/kernel 64x2x32 ioo""",
     "half of an attention, which may be a stack": """
         query/kernel 48x8x8 ?
         key/kernel 48x4x8 ?""",

@@ -127,9 +127,11 @@ MIXED = {
 @pytest.mark.parametrize("devices, shapes, held", MIXED.values(), ids=MIXED)
 def test_what_owners_have_may_differ(devices, shapes, held):
     tree = random_tree({str(number): shape for number, shape in enumerate(shapes)}, 7)
-    plan = mo.plan(tree, shardings(mesh_of(data=devices), dict.fromkeys(tree, P("data"))), orthogonalizer=ONE_STEP)
+    layouts, placed = dict.fromkeys(tree, "io"), shardings(mesh_of(data=devices), dict.fromkeys(tree, P("data")))
+    plan = mo.plan(tree, placed, layouts, orthogonalizer=ONE_STEP)
     assert [[stack.held for stack in batch] for batch in plan.batches] == [held]
-    assert_near(updated(mo.orthogonalize(ONE_STEP, shardings=plan), tree), updated(mo.orthogonalize(ONE_STEP), tree))
+    planned, plain = (mo.orthogonalize(ONE_STEP, layouts=layouts, shardings=given) for given in (plan, None))
+    assert_near(updated(planned, tree), updated(plain, tree))
 
 
 def test_blocks_of_fused_projections_have_owners_of_their_own():

@@ -11,8 +11,24 @@ from places import ROOT
 PACKAGE = "muon_optax"
 SOURCE = ROOT / PACKAGE
 
-# Each folder may import from those before it. Files that lie in no folder, the front door, come last.
-FOLDERS = ("_layouts", "_orthogonalizers", "_mesh", "_transforms", "_state")
+# Each folder may import from those before it, so a folder and its parent never import each other. Files that lie in no
+# folder, the front door, come last.
+FOLDERS = (
+    "_layouts",
+    "_layouts.tree",
+    "_layouts.evidence",
+    "_layouts.assigning",
+    "_orthogonalizers",
+    "_mesh",
+    "_transforms.checks",
+    "_transforms.momenta",
+    "_transforms.state",
+    "_transforms",
+    "_transforms.tools",
+    "_transforms.family",
+    "_state",
+)
+TOP = {folder.split(".")[0] for folder in FOLDERS}
 WITHOUT_OPTAX = ("_layouts", "_orthogonalizers")
 INTEGRATIONS = ("equinox", "flax", "haiku")  # each may import the framework that it is named after
 THIRD_PARTY = {"jax", "numpy", "optax"}
@@ -21,8 +37,9 @@ MOST_FILES = 12  # in one folder
 
 def folder_of(module: str) -> int:
     """The position of the folder that holds ``"_layouts.paths"``; the front door comes after all folders."""
-    first = module.split(".")[0]
-    return FOLDERS.index(first) if first in FOLDERS else len(FOLDERS)
+    parts = module.split(".")
+    inside = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((FOLDERS.index(folder) for folder in inside if folder in FOLDERS), len(FOLDERS))
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -56,7 +73,7 @@ def import_error(module: str, name: str) -> str | None:
     if first == PACKAGE:
         if rest and rest[0] in INTEGRATIONS:
             return f"imports {name!r}; nothing imports an integration"
-        if not rest or (rest[0] not in FOLDERS and not (SOURCE / f"{rest[0]}.py").exists()):
+        if not rest or (rest[0] not in TOP and not (SOURCE / f"{rest[0]}.py").exists()):
             return f"imports {name!r} from the package itself; import it from the file that defines it"
         if folder_of(".".join(rest)) > folder_of(module):
             return f"imports {name!r}, which lies below it"
@@ -140,7 +157,7 @@ def test_folders_import_only_from_those_above() -> None:
 
 def test_every_folder_is_in_the_order_and_small() -> None:
     folders = {folder for folder in SOURCE.rglob("*") if folder.is_dir() and list(folder.glob("*.py"))}
-    assert {folder.relative_to(SOURCE).parts[0] for folder in folders} == set(FOLDERS)
+    assert {".".join(folder.relative_to(SOURCE).parts) for folder in folders} == set(FOLDERS)
     sizes = {
         folder.name: len([f for f in folder.glob("*.py") if f.stem != "__init__"]) for folder in {*folders, SOURCE}
     }
@@ -153,6 +170,9 @@ def test_every_folder_is_in_the_order_and_small() -> None:
         ("_layouts.paths", "from muon_optax._muon import muon", "which lies below it"),
         ("_layouts.paths", "from muon_optax._mesh.plan import plan", "which lies below it"),
         ("_orthogonalizers.step", "import muon_optax._mesh.plan as plan", "which lies below it"),
+        ("_layouts.paths", "from muon_optax._layouts.tree import names", "which lies below it"),
+        ("_transforms.orthogonalize", "from muon_optax._transforms.family import normuon", "which lies below it"),
+        ("_layouts.tree.scope", "from muon_optax._layouts.evidence.bias import by_bias", "which lies below it"),
         ("_layouts.paths", "from .layout import Layout", "by dots"),
         ("_muon", "import muon_optax", "from the package itself"),
         ("_muon", "from muon_optax import Layout", "from the package itself"),
@@ -183,6 +203,7 @@ def test_checker_finds(module: str, source: str, message: str) -> None:
     [
         ("_muon", "from __future__ import annotations\nimport optax\nfrom muon_optax._mesh.plan import plan"),
         ("_muon", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from jax.sharding import Mesh"),
+        ("_layouts.tree.names", "from muon_optax._layouts.layout import Layout"),
         ("_layouts.paths", "import jax.numpy as jnp\nfrom muon_optax._layouts.layout import Layout"),
         ("flax", "from flax import nnx\nfrom muon_optax._layouts.layout import Layout"),
         ("__init__", '"""Docstring."""\nfrom muon_optax._muon import muon\n__all__ = ["muon"]'),

@@ -46,6 +46,10 @@ def docstring_errors(name: str, value: object) -> list[str]:
     signature = inspect.signature(value)
     parameters = signature.parameters
     errors = []
+    if getattr(value, "_is_protocol", False):
+        return []  # has no arguments of its own
+    if hasattr(value, "_fields"):  # a state: what it holds, in a sentence
+        return [] if docstring.count(" ") > 2 else [f"{name} does not say what it holds"]
     arguments = section(docstring, "Args")
     if parameters and arguments is None:
         errors.append(f"{name} has arguments but no section 'Args:'")
@@ -98,8 +102,8 @@ def test_nothing_public_is_left_out_of_all() -> None:
 
 
 def test_functions_of_public_modules_are_documented() -> None:
-    assert modules() == ["diagnostics"]
-    assert WITH_MEMBERS.findall(API_PAGE.read_text("utf-8")) == modules()
+    assert modules() == ["diagnostics", "recipes"]
+    assert sorted(WITH_MEMBERS.findall(API_PAGE.read_text("utf-8"))) == modules()
     assert functions_of(muon_optax.diagnostics) == [
         "finite_or_raise",
         "nonfinite_counts",

@@ -48,16 +48,18 @@ def without(*paths: str) -> dict[str, tuple[int, ...]]:
 
 
 def normuon(**arguments: Any) -> Callable[[], Any]:
-    return lambda: mo.normuon(0.02, **{"layouts": LAYOUTS} | arguments)
+    return lambda: mo.recipes.normuon(0.02, **{"layouts": LAYOUTS} | arguments)
 
 
 def muon_h(**arguments: Any) -> Callable[[], Any]:
-    return lambda: mo.muon_h(0.02, **{"adamw_learning_rate": 0.003, "layouts": LAYOUTS, "heads": ("head",)} | arguments)
+    return lambda: mo.recipes.muon_h(
+        0.02, **{"adamw_learning_rate": 0.003, "layouts": LAYOUTS, "heads": ("head",)} | arguments
+    )
 
 
 def muon_speedrun(**arguments: Any) -> Callable[[], Any]:
     plain = {"learning_rate": 0.02, "adamw_learning_rate": 0.003, "layouts": LAYOUTS}
-    return lambda: mo.muon_speedrun(**plain | arguments)
+    return lambda: mo.recipes.muon_speedrun(**plain | arguments)
 
 
 TO_ADAMW, TO_MUON = LAYOUTS | {"up": None}, LAYOUTS | {"embedding": "io"}
@@ -120,7 +122,7 @@ SETTINGS = {
     "muon_speedrun": Setting(muon_speedrun(), SPEEDRUN),
     "muon_speedrun, rates": Setting(muon_speedrun(learning_rate=falling(0.02), momentum=0.95), SPEEDRUN),
     "muon_clip": Setting(
-        lambda: mo.muon_clip(0.02, layouts=LAYOUTS),
+        lambda: mo.recipes.muon_clip(0.02, layouts=LAYOUTS),
         {"recipe": "clipped"},
         extra={"max_logits": jnp.array([50.0, 200.0])},
     ),

@@ -188,10 +188,10 @@ def test_zero1_takes_a_plan_and_nothing_of_jit(kind):
 
 MODEL = {"q_proj": (16, 32), "k_proj": (16, 32), "up": (16, 64), "head": (16, 24), "bias": (64,)}
 RECIPES = {
-    "normuon": lambda **given: mo.normuon(0.1, **given),
-    "muon_clip": lambda **given: mo.muon_clip(0.1, threshold=10.0, **given),
-    "muon_h": lambda **given: mo.muon_h(0.1, adamw_learning_rate=0.1, heads=("head",), **given),
-    "muon_speedrun": lambda **given: mo.muon_speedrun(0.1, adamw_learning_rate=0.1, **given),
+    "normuon": lambda **given: mo.recipes.normuon(0.1, **given),
+    "muon_clip": lambda **given: mo.recipes.muon_clip(0.1, threshold=10.0, **given),
+    "muon_h": lambda **given: mo.recipes.muon_h(0.1, adamw_learning_rate=0.1, heads=("head",), **given),
+    "muon_speedrun": lambda **given: mo.recipes.muon_speedrun(0.1, adamw_learning_rate=0.1, **given),
 }
 
 

@@ -6,7 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from muon_optax._transforms.checks import check_adamw, check_momentum_dtype, check_number, refuse_injected_array
+from muon_optax._transforms.checks.arguments import (
+    check_adamw,
+    check_momentum_dtype,
+    check_number,
+    refuse_injected_array,
+)
 
 
 @pytest.mark.parametrize("value", [0.5, 0, 0.0, 0.999, jnp.float32(0.5)], ids=str)

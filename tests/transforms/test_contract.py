@@ -79,9 +79,9 @@ SUBJECTS = {
         numbers=2 * (12 + 80),
     ),
     # Second moments of 20 outputs, or of the 24 neurons along the longer axes; two radii. Products are in bfloat16.
-    "normuon": Subject(lambda: mo.normuon(0.1), True, 2e-2, NUMBERS + 20),
-    "muon_h": Subject(lambda: mo.muon_h(0.1, adamw_learning_rate=0.1), True, 2e-2, NUMBERS + 2),
-    "muon_speedrun": Subject(lambda: mo.muon_speedrun(0.1, adamw_learning_rate=0.1), True, 4e-2, NUMBERS + 24),
+    "normuon": Subject(lambda: mo.recipes.normuon(0.1), True, 2e-2, NUMBERS + 20),
+    "muon_h": Subject(lambda: mo.recipes.muon_h(0.1, adamw_learning_rate=0.1), True, 2e-2, NUMBERS + 2),
+    "muon_speedrun": Subject(lambda: mo.recipes.muon_speedrun(0.1, adamw_learning_rate=0.1), True, 4e-2, NUMBERS + 24),
     "muon-keller": Subject(
         lambda: mo.muon(0.1, nesterov=False, scale="keller", orthogonalizer=mo.polar_factor()), True
     ),
@@ -437,7 +437,7 @@ def attention(seed: int, dtype: Any = jnp.float32) -> Any:
 def test_muon_clip_keeps_the_contract(dtype: str) -> None:
     """Compiled, scanned, wrapped and eager steps are one, of stable types, and clip."""
     with jax.enable_x64(dtype == "float64"):
-        optimizer, params = mo.muon_clip(0.1, threshold=10.0), attention(0, dtype)
+        optimizer, params = mo.recipes.muon_clip(0.1, threshold=10.0), attention(0, dtype)
         gradients, maxima = [attention(seed, dtype) for seed in (1, 2)], jnp.array([5.0, 40.0])
         state, clipped = optimizer.init(params), partial(optimizer.update, max_logits=maxima)
         assert jax.eval_shape(optimizer.init, params) == jax.eval_shape(lambda: state)

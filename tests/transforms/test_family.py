@@ -330,10 +330,18 @@ def momentum_in(bits: Any) -> optax.GradientTransformation:
 @pytest.mark.parametrize(
     "build, kernel, fused",
     [
-        (lambda layouts: mo.normuon(0.1, layouts=layouts), 4 * (6 * 10 + 10), 4 * (6 * 12 + 12)),
+        (lambda layouts: mo.recipes.normuon(0.1, layouts=layouts), 4 * (6 * 10 + 10), 4 * (6 * 12 + 12)),
         # The longer axis of the second block, 6 x 3, are the inputs.
-        (lambda layouts: mo.normuon(0.1, axis="longer", layouts=layouts), 4 * (6 * 10 + 10), 4 * (6 * 12 + 9 + 6)),
-        (lambda layouts: mo.muon_h(0.1, adamw_learning_rate=0.1, layouts=layouts), 4 * (6 * 10 + 1), 4 * (6 * 12 + 2)),
+        (
+            lambda layouts: mo.recipes.normuon(0.1, axis="longer", layouts=layouts),
+            4 * (6 * 10 + 10),
+            4 * (6 * 12 + 9 + 6),
+        ),
+        (
+            lambda layouts: mo.recipes.muon_h(0.1, adamw_learning_rate=0.1, layouts=layouts),
+            4 * (6 * 10 + 1),
+            4 * (6 * 12 + 2),
+        ),
         (lambda layouts: momentum_in(bits=8), 6 * 10 + 4 * 6, 6 * 12 + 4 * 6),
         (lambda layouts: momentum_in(bits=4), 6 * 5 + 4 * 6, 6 * 6 + 4 * 6),
     ],

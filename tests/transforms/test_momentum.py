@@ -86,7 +86,7 @@ def test_the_average_is_optaxs_and_a_share_of_the_trace() -> None:
     updates, state = steps_of(mo.nesterov_ema(0.95))
     assert_trees_equal(state, steps_of(optax.ema(0.95, debias=False))[1], 1e-6)
     assert_trees_equal(updates, 0.05 * steps_of(optax.trace(0.95, nesterov=True))[0], 1e-6)
-    rounded, state = steps_of(mo.nesterov_ema(0.95, accumulator_dtype=jnp.bfloat16), jnp.float16)
+    rounded, state = steps_of(mo.nesterov_ema(0.95, momentum_dtype=jnp.bfloat16), jnp.float16)
     assert (rounded.dtype, state.ema["w"].dtype) == (jnp.float16, jnp.bfloat16)
     assert_trees_equal(rounded.astype(np.float32), updates, 1e-2)
 

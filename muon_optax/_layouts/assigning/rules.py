@@ -148,7 +148,7 @@ def _by_stacks(leaf: NamedLeaf, tree: Tree) -> Decision:
 def _by_rules(leaf: NamedLeaf, tree: Tree, stack: LayerStack, told_by: str) -> Decision:
     seen = Seen(tree, leaf, stack, bool(told_by))
     if len(seen.core) < 2:
-        if seen.name in ("kernel", "w"):  # beside a stack, not in it
+        if seen.name in ("kernel", "w", "weight"):  # beside a stack, not in it
             return _by_rules(leaf, tree, UNSTACKED, told_by)
         return Decision(None, "stacked vectors")
     if 1 in seen.core and len(seen.core) == 2:

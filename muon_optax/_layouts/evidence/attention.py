@@ -37,7 +37,7 @@ def _half_attention(seen: Seen) -> Reading | None:
     heads = {core[1] for core in alike}
     # Layers of (heads, size), stacked in front, would have to fit each other.
     if len(heads) > 1 and not scope.has_others and not scope.outs and size not in heads:
-        return Reading("ioo", "query beside key", weak=True)
+        return Reading("ioo", "query beside key", weak=seen.width != 0)
     return None
 
 

@@ -13,9 +13,9 @@ from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 from muon_optax._orthogonalizers.precision import accumulation_dtype
-from muon_optax._transforms.checks import check_number
-from muon_optax._transforms.family.blocks import axes_of, frobenius_norm, join_blocks, nonzero, split_blocks
+from muon_optax._transforms.checks.arguments import check_number
 from muon_optax._transforms.orthogonalize import orthogonalize
+from muon_optax._transforms.tools.blocks import axes_of, frobenius_norm, join_blocks, nonzero, split_blocks
 
 _RMS = 0.2  # of the update, which is AdamW's usual
 

@@ -20,7 +20,7 @@ from muon_optax._mesh.given import as_given, placement_in_sight
 from muon_optax._mesh.plan import Plan
 from muon_optax._mesh.typed import relocate_like
 from muon_optax._orthogonalizers.batching import map_matrices
-from muon_optax._transforms.checks import check_number
+from muon_optax._transforms.checks.arguments import check_number
 from muon_optax._transforms.orthogonalize import orthogonalize
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._transforms.checks import check_number
+from muon_optax._transforms.checks.arguments import check_number
 from muon_optax._transforms.decay_mask import as_mask_function
 
 

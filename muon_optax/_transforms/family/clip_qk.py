@@ -11,8 +11,8 @@ from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, show
 from muon_optax._mesh.typed import gather
 from muon_optax._orthogonalizers.precision import accumulation_dtype
-from muon_optax._transforms.checks import check_number
-from muon_optax._transforms.family.attention import Attention, Kernel, find_attention, heads_of
+from muon_optax._transforms.checks.arguments import check_number
+from muon_optax._transforms.tools.attention import Attention, Kernel, find_attention, heads_of
 
 
 def clip_qk(threshold: float = 100.0, *, layouts: Layouts = None) -> optax.GradientTransformationExtraArgs:

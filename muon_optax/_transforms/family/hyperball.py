@@ -12,8 +12,8 @@ from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, show
 from muon_optax._orthogonalizers.precision import accumulation_dtype
-from muon_optax._transforms.checks import check_number
-from muon_optax._transforms.family.blocks import (
+from muon_optax._transforms.checks.arguments import check_number
+from muon_optax._transforms.tools.blocks import (
     axes_of,
     frobenius_norm,
     join_blocks,

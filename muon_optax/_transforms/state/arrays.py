@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from muon_optax._layouts.assigning.resolve import LayoutMap
 from muon_optax._layouts.paths import NamedLeaf, show
-from muon_optax._transforms.check_updates import refuse_other_tree
+from muon_optax._transforms.checks.updates import refuse_other_tree
 from muon_optax._transforms.state.kept import Part, is_counter, key_of
 
 # Fields whose arrays have their parameter's shape, and other trees like the parameters.

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, show
-from muon_optax._transforms.checks import check_number
-from muon_optax._transforms.family.scheduled_trace import ScheduledTraceState
+from muon_optax._transforms.checks.arguments import check_number
+from muon_optax._transforms.momenta.scheduled_trace import ScheduledTraceState
 
 Entry = Mapping[str, Any]  # what another optimizer keeps of one parameter, under PyTorch's names
 _KEPT = (optax.TraceState, ScheduledTraceState, optax.EmaState, optax.ScaleByAdamState)

@@ -13,13 +13,13 @@ from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import named_leaves
 from muon_optax._muon import muon
 from muon_optax._orthogonalizers.coefficients import YOU_JIACHENG, Coefficients, polar_express
-from muon_optax._transforms.checks import check_decay, check_rate
+from muon_optax._transforms.checks.arguments import check_decay, check_rate
 from muon_optax._transforms.family.cautious_decay import add_cautious_decayed_weights
 from muon_optax._transforms.family.clip_qk import clip_qk
 from muon_optax._transforms.family.hyperball import scale_by_hyperball
 from muon_optax._transforms.family.normuon import Axis, scale_by_normuon
 from muon_optax._transforms.heads import head_labels
-from muon_optax._transforms.momentum import Momentum, keep_momentum
+from muon_optax._transforms.momenta.momentum import Momentum, keep_momentum
 from muon_optax._transforms.orthogonalize import orthogonalize_via_newton_schulz
 from muon_optax._transforms.scale_by_shape import scale_by_shape
 from muon_optax._transforms.state.refusals import refuse_other_chain
@@ -61,7 +61,7 @@ def normuon(
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
         >>> params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
-        >>> optimizer = mo.normuon(3e-4)
+        >>> optimizer = mo.recipes.normuon(3e-4)
         >>> updates, state = optimizer.update(params, optimizer.init(params), params)
     """
     matrices = (
@@ -107,7 +107,7 @@ def muon_clip(
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
         >>> params = {"q_proj": jnp.ones((4, 6)), "k_proj": jnp.ones((4, 6))}
-        >>> optimizer = mo.muon_clip(3e-4)
+        >>> optimizer = mo.recipes.muon_clip(3e-4)
         >>> maxima = jnp.array([50.0, 400.0])
         >>> updates, state = optimizer.update(params, optimizer.init(params), params, max_logits=maxima)
     """
@@ -166,7 +166,7 @@ def muon_h(
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
         >>> params = {"up": jnp.ones((4, 8)), "head": {"kernel": jnp.ones((8, 9))}, "bias": jnp.ones(8)}
-        >>> optimizer = mo.muon_h(0.01, adamw_learning_rate=3e-3)
+        >>> optimizer = mo.recipes.muon_h(0.01, adamw_learning_rate=3e-3)
         >>> updates, state = optimizer.update(params, optimizer.init(params), params)
     """
     check_rate("adamw_learning_rate", adamw_learning_rate)
@@ -246,7 +246,7 @@ def muon_speedrun(
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
         >>> params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
-        >>> optimizer = mo.muon_speedrun(0.02, adamw_learning_rate=3e-3)
+        >>> optimizer = mo.recipes.muon_speedrun(0.02, adamw_learning_rate=3e-3)
         >>> updates, state = optimizer.update(params, optimizer.init(params), params)
     """
     check_rate("learning_rate", learning_rate)

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, show
 from muon_optax._mesh.typed import relocate, relocate_like
-from muon_optax._transforms.checks import check_number
+from muon_optax._transforms.checks.arguments import check_number
 
 Bits = Literal[8, 4]
 

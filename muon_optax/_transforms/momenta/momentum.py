@@ -5,8 +5,8 @@ from typing import TypeAlias
 import jax
 import optax
 
-from muon_optax._transforms.checks import check_momentum_dtype, check_number
-from muon_optax._transforms.family.scheduled_trace import scheduled_trace
+from muon_optax._transforms.checks.arguments import check_momentum_dtype, check_number
+from muon_optax._transforms.momenta.scheduled_trace import scheduled_trace
 
 Momentum: TypeAlias = optax.ScalarOrSchedule | optax.GradientTransformation
 

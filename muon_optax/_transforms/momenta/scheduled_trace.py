@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._transforms.checks import check_number
+from muon_optax._transforms.checks.arguments import check_number
 
 
 class ScheduledTraceState(NamedTuple):
@@ -17,7 +17,7 @@ class ScheduledTraceState(NamedTuple):
 
 
 def scheduled_trace(
-    decay: optax.ScalarOrSchedule, nesterov: bool = False, accumulator_dtype: jax.typing.DTypeLike | None = None
+    decay: optax.ScalarOrSchedule, nesterov: bool = False, momentum_dtype: jax.typing.DTypeLike | None = None
 ) -> optax.GradientTransformation:
     """``optax.trace`` that counts its steps, with a decay that may be read from a schedule at each of them.
 
@@ -42,7 +42,7 @@ def scheduled_trace(
         decay: A number in [0, 1), or a schedule: from the step, an int32 scalar, to such a number, such as
             ``optax.linear_schedule(0.85, 0.95, 300)``.
         nesterov: As in ``optax.trace``.
-        accumulator_dtype: Of the stored momentum; ``None`` for each parameter's own.
+        momentum_dtype: Of the stored momentum; ``None`` for each parameter's own.
 
     Returns:
         A transform with a ``ScheduledTraceState``. Updates have the dtypes that ``optax.trace`` gives them for a plain
@@ -72,14 +72,14 @@ def scheduled_trace(
         count = jnp.zeros([], jnp.int32)
         if callable(decay):
             check_number("decay(0)", decay(count), "a schedule must give numbers in [0, 1)", 0.0, 1.0)
-        return ScheduledTraceState(count, jax.tree.map(lambda leaf: jnp.zeros_like(leaf, accumulator_dtype), params))
+        return ScheduledTraceState(count, jax.tree.map(lambda leaf: jnp.zeros_like(leaf, momentum_dtype), params))
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScheduledTraceState]:
         before = optax.TraceState(state.trace)
         number = decay(state.step) if callable(decay) else decay
-        moved, after = optax.trace(number, nesterov, accumulator_dtype).update(updates, before, params)
+        moved, after = optax.trace(number, nesterov, momentum_dtype).update(updates, before, params)
         if callable(decay):
             # A schedule's decay is a float32 array, which widens what a Python number would leave in bfloat16.
             moved = jax.tree.map(lambda u, g, m: u.astype(jnp.result_type(g, m)), moved, updates, state.trace)

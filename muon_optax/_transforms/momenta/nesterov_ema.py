@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from muon_optax._orthogonalizers.precision import accumulation_dtype
-from muon_optax._transforms.checks import check_number
+from muon_optax._transforms.checks.arguments import check_number
 
 
 def nesterov_ema(
-    decay: optax.ScalarOrSchedule, *, debias: bool = False, accumulator_dtype: jax.typing.DTypeLike | None = None
+    decay: optax.ScalarOrSchedule, *, debias: bool = False, momentum_dtype: jax.typing.DTypeLike | None = None
 ) -> optax.GradientTransformation:
     """``optax.ema`` with Nesterov momentum: the average of gradients that other Muons keep.
 
@@ -36,7 +36,7 @@ def nesterov_ema(
         decay: In [0, 1), a scalar array, or a schedule.
         debias: Whether to divide by ``1 - decay^step`` as ``optax.contrib.muon`` does: ``m`` by that of the next step
             and ``g`` by that of this one. Not with a schedule.
-        accumulator_dtype: Of the stored average; ``None`` for each parameter's own.
+        momentum_dtype: Of the stored average; ``None`` for each parameter's own.
 
     Returns:
         A transform with an ``optax.EmaState``: the step, int32 scalar, and the average, a tree like the parameters.
@@ -65,7 +65,7 @@ def nesterov_ema(
     def init(params: optax.Params) -> optax.EmaState:
         return optax.EmaState(
             jnp.zeros([], jnp.int32),
-            jax.tree.map(lambda leaf: jnp.zeros_like(leaf, accumulator_dtype), params),
+            jax.tree.map(lambda leaf: jnp.zeros_like(leaf, momentum_dtype), params),
         )
 
     def update(

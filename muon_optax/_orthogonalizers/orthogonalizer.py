@@ -1,0 +1,35 @@
+"""What an orthogonalizer is: a function of matrices that may say what it costs and in which dtype it multiplies."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import jax
+
+MatrixFunction: TypeAlias = Callable[[jax.Array], jax.Array]
+
+
+@runtime_checkable
+class Orthogonalizer(Protocol):
+    """What :func:`muon_optax.newton_schulz` returns, and what a mesh plan reads of an orthogonalizer of your own.
+
+    Any function from matrices ``(*batch, rows, cols)`` to matrices of the same shape will do. On a mesh a plan also
+    asks for ``dtype``, that of the products, in which matrices travel (``None`` for their own), and for ``flops(rows,
+    cols)``, the cost of one matrix, by which owners are chosen. A function without them is planned with a warning.
+
+    Example:
+        >>> import muon_optax as mo
+        >>> isinstance(mo.newton_schulz(), mo.Orthogonalizer), isinstance(lambda matrices: matrices, mo.Orthogonalizer)
+        (True, False)
+    """
+
+    @property
+    def dtype(self) -> Any:
+        """Of the products; ``None`` for the matrices' own."""
+
+    def __call__(self, matrices: jax.Array) -> jax.Array:
+        """Matrices ``(*batch, rows, cols)`` with singular values near 1."""
+        ...
+
+    def flops(self, rows: int, cols: int) -> float:
+        """Floating-point operations for one matrix."""
+        ...

@@ -1,0 +1,1 @@
+"""Momenta: one part a file, in place of `optax.trace`."""
