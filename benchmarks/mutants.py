@@ -151,7 +151,9 @@ def run_tests(
 ) -> Verdict:
     """The verdict on the files as they are in ``copy``, in a process of its own."""
     receiver, sender = server.Pipe(duplex=False)
-    process = server.Process(target=run_pytest, args=(copy, [f"tests/test_{name}.py" for name in tests], sender))
+    process = server.Process(
+        target=run_pytest, args=(copy, [str(next(copy.glob(f"tests/*/test_{name}.py"))) for name in tests], sender)
+    )
     started = time.perf_counter()
     process.start()
     sender.close()

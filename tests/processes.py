@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "train_gpt.py"
+from places import ROOT
+
+EXAMPLE = ROOT / "examples" / "train_gpt.py"
 PATIENCE = 300  # seconds, after which a process that hangs is killed
 
 

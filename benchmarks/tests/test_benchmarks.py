@@ -16,32 +16,11 @@ from _hlo import count_lines, estimated_cycles, executed
 from _measure import count_products, summarize_times, time_interleaved
 from _report import Progress, Report, within
 from hostile.table import ROWS
+from running import FOLDER, ROOT, run
 
-FOLDER = Path(__file__).parents[1]
-ROOT = FOLDER.parent
-
-ENVIRONMENT = {"name", "device", "notes", "rows", "left_out", "versions", "machine", "command", "date"}
 COSTS = {"products", "product GFLOP", "XLA GFLOP", "temporary MB", "XLA lines", "trace s", "compile s"}
 TIMES = {"ms", "ratio to optax"}
 ERRORS = {"error (polar)", "error (float64)"}
-
-
-def run(name: str, output: Path, *arguments: str) -> dict[str, Any]:
-    """The JSON file of a run in a process of its own: there compilation is fresh and JAX has one device."""
-    command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments, "--output", str(output)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    finished = subprocess.run(command, env=environment, cwd=output, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
-    (written,) = output.glob("*.json")
-    table = written.with_suffix(".md").read_text()
-    assert table in finished.stdout
-    report = json.loads(written.read_text())
-    assert report.keys() == ENVIRONMENT
-    assert written.stem == f"{report['device'].lower().replace(' ', '-')}-{name}-{report['date']}"
-    assert {"python", "jax", "jaxlib", "optax", "muon_optax"} <= report["versions"].keys()
-    assert f"benchmarks/{name}.py {arguments[0]}" in report["command"]
-    assert report["command"] in table
-    return report
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import mutants as runner
 import pytest
 from _mutate import Mutant, mutants
 from mutants import Verdict
-from test_benchmarks import run
+from running import run
 
 
 @pytest.mark.parametrize(

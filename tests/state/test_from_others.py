@@ -14,12 +14,13 @@ import pytest
 import trees
 from jax.sharding import PartitionSpec as P
 from meshes import FLOAT32, mesh_of, shardings, types
+from places import TESTS
 from trees import assert_trees_equal
 
 import muon_optax as mo
 
 RATE = 0.1
-GOLDEN = sorted((Path(__file__).parent / "golden").glob("torch_*.npz"))
+GOLDEN = sorted((TESTS / "golden").glob("torch_*.npz"))
 SCALES = {"original": "keller", "match_rms_adamw": "moonlight"}
 
 

@@ -1,23 +1,19 @@
 """What a plan says before a step runs: its figures against the compiled program, and what it is not for."""
 
-import sys
 from collections import Counter
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _hlo_collectives import collectives
+from _hlo_products import product_flops
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from meshes import AUTO, EXPLICIT, FLOAT32, LAYOUTS, ONE_STEP, SHAPES, mesh_of, random_tree, shardings
 
 import muon_optax as mo
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from _hlo_collectives import collectives
-from _hlo_products import product_flops
 
 BFLOAT16 = mo.newton_schulz()
 

@@ -1,9 +1,10 @@
 """The page "What the rules know" is what the rules' own tables say."""
 
 import runpy
-from pathlib import Path
 
-DOCS = Path(__file__).parents[1] / "docs"
+from places import ROOT
+
+DOCS = ROOT / "docs"
 
 
 def test_the_page_is_generated_from_the_rules():

@@ -1,4 +1,4 @@
-"""Hostile inputs and the recipes: each row's promise but for the numbers, which tests/test_recipes.py compares."""
+"""Hostile inputs and the recipes: each row's promise but for the numbers, which test_recipes.py compares."""
 
 from typing import Any
 

@@ -4,12 +4,12 @@ import ast
 import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 PACKAGE = "muon_optax"
-SOURCE = Path(__file__).parents[1] / PACKAGE
+SOURCE = ROOT / PACKAGE
 
 # Each folder may import from those before it, so a folder and its parent never import each other. Files that lie in no
 # folder, the front door, come last.

@@ -1,4 +1,4 @@
-"""Kinds of layers that real models have and rules mistook: each with siblings, as `tests/test_evidence.py` writes them.
+"""Kinds of layers that real models have and rules mistook: each with siblings, as `trees_as_text.py` says.
 
 ``?`` is unknown (AdamW and a warning), ``~`` is taken on weak evidence and shown so.
 """
@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from test_evidence import rows, table
-from test_real_models import tree_of
+from trees_as_text import rows, table, tree_of
 
 import muon_optax as mo
 

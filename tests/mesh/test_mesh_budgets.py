@@ -4,7 +4,6 @@ A row of the table of targets each, float32, and the rows that were added to it.
 for a shape may need fewer products than the direct one; the targets were written for that one, and hold for both.
 """
 
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,20 +12,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import pytest
+from _mesh_cases import ON_8, ON_TPU
+from _mesh_programs import ADAMW, OPTAX, OURS, OURS_FLOAT32, REMATERIALIZED, MeshProgram, compile_step, standard_error
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from meshes import LAYOUTS, ONE_STEP, SHAPES, random_tree
-from test_benchmarks import run
-from test_docs_snippets import run as run_snippets
-from test_docs_snippets import snippets
-from test_mesh import PLACEMENTS, placed
+from placements import PLACEMENTS, placed
+from places import ROOT
+from running import run
+from snippets import run as run_snippets
+from snippets import snippets
 
 import muon_optax as mo
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from _mesh_cases import ON_8, ON_TPU
-from _mesh_programs import ADAMW, OPTAX, OURS, OURS_FLOAT32, REMATERIALIZED, MeshProgram, compile_step, standard_error
 
 
 class Limit(NamedTuple):
@@ -139,7 +137,7 @@ def test_no_device_has_more_than_its_share_and_one_matrix(topology: str, case: s
 
 
 def test_the_plan_that_the_docs_show_is_the_one_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    page = Path(__file__).parents[1] / "docs" / "mesh.md"
+    page = ROOT / "docs" / "mesh.md"
     text = page.read_text("utf-8")
     run_snippets(snippets(text)[:1], page)
     assert f"```text\n{capsys.readouterr().out}```" in text

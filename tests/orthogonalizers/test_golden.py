@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +10,11 @@ import numpy as np
 import optax
 import oracle
 import pytest
+from places import TESTS
 
 import muon_optax as mo
 
-FILES = sorted((Path(__file__).parent / "golden").glob("torch_*.npz"))
+FILES = sorted((TESTS / "golden").glob("torch_*.npz"))
 NAMES = [path.stem.removeprefix("torch_") for path in FILES]
 SCALES = {"original": "keller", "match_rms_adamw": "moonlight"}  # torch's names, ours
 

@@ -2,7 +2,6 @@
 
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,11 +9,12 @@ import jax.numpy as jnp
 import optax
 import pytest
 from golden_states.make import LAYOUTS, SETTINGS, STEPS, decode, extra_of, falling, kinds_of, rising, tree
+from places import TESTS
 from trees import assert_trees_equal
 
 import muon_optax as mo
 
-FILES = sorted((Path(__file__).parent / "golden_states" / "7b40106").glob("*.json"))
+FILES = sorted((TESTS / "golden_states" / "7b40106").glob("*.json"))
 RECORDS = {record["name"]: record for record in (json.loads(file.read_text()) for file in FILES)}
 # Two programs in bfloat16: a sum in another order turns last bits. The state before the step is the same to the bit.
 WITHIN = 2e-2

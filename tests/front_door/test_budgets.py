@@ -1,9 +1,7 @@
 """Budgets that a change must not exceed, read from the compiled programs: no clock is asked."""
 
-import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,14 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _hlo import count_lines
+from _optimizers import experts, gpt2, layers, muon, optax_muon, square_leaves, training_step
 
 import muon_optax as mo
 from muon_optax._orthogonalizers.gram_newton_schulz import gram_products
 from muon_optax._orthogonalizers.newton_schulz import direct_products
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from _hlo import count_lines
-from _optimizers import experts, gpt2, layers, muon, optax_muon, square_leaves, training_step
 
 ROWS, COLS = 128, 512
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import train_gpt_sharded
+from places import ROOT
 
 pytestmark = pytest.mark.two_processes
-EXAMPLE = Path(__file__).parents[1] / "examples" / "train_gpt_sharded.py"
+EXAMPLE = ROOT / "examples" / "train_gpt_sharded.py"
 ARGUMENTS = "--preset", "tiny", "--mesh", "data=2,model=2"  # 20 steps, a checkpoint every second one
 TIMEOUT = 20  # seconds, for the example's --timeout: JAX takes a process for lost that was silent for so long
 PATIENCE = 180  # seconds, for what takes a few on an idle machine

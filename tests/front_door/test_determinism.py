@@ -16,6 +16,7 @@ import numpy as np
 import optax
 import oracle
 import pytest
+from places import ROOT, TESTS
 from tolerances import RTOL
 
 import muon_optax as mo
@@ -85,7 +86,7 @@ def in_another_process(modes: tuple[str, ...], cache_folder: Path, cores: int | 
         "JAX_COMPILATION_CACHE_DIR": str(cache_folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "PYTHONPATH": str(Path(mo.__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS))),
     }
     command = [sys.executable, __file__, str(cores or 0), *modes]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -139,11 +140,10 @@ def test_dtypes_agree_up_to_the_coarser_ones_rounding() -> None:
 
 
 def test_every_test_that_the_page_names_exists() -> None:
-    root = Path(__file__).parents[1]
-    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (root / "docs" / "reliability.md").read_text())
+    named = re.findall(r"`(\w+/test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text())
     assert len(named) >= 10
     for file, name in named:
-        assert f"\ndef {name}(" in (root / "tests" / file).read_text(), f"{file}::{name}"
+        assert f"\ndef {name}(" in (TESTS / file).read_text(), f"{file}::{name}"
 
 
 def main(cores: str, *modes: str) -> None:

@@ -1,6 +1,5 @@
 """The table that a person reads before training: its text, its totals and its bytes."""
 
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 from models import EquinoxTransformer, LinenStack, NNXTransformer
+from places import TESTS
 
 import muon_optax as mo
 
@@ -28,7 +28,7 @@ def small() -> nnx.State:
 
 
 LAYOUTS = {"*/key/kernel": "ibo", "qkv/kernel": mo.Layout("io", split=(8, 12, 4))}
-GOLDEN = Path(__file__).parent / "golden" / "summary.txt"
+GOLDEN = TESTS / "golden" / "summary.txt"
 
 
 def test_the_table_of_a_small_model():

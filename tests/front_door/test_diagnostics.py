@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,12 +15,13 @@ import pytest
 import trees
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxpr import matrix_products
-from test_docs_snippets import run, snippets
+from places import ROOT
+from snippets import run, snippets
 
 import muon_optax as mo
 from muon_optax import diagnostics
 
-PAGE = Path(__file__).parents[1] / "docs" / "diagnostics.md"
+PAGE = ROOT / "docs" / "diagnostics.md"
 FLOATS = ["float32", "bfloat16", "float16", "float8_e5m2", "float8_e4m3fn"]
 EPSILON = {name: float(ml_dtypes.finfo(name).eps) for name in FLOATS}
 # Rounding of a float32 sum of a few hundred terms and of two divisions.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from test_benchmarks import FOLDER, ROOT, run
+from running import FOLDER, ROOT, run
 
 NO_COMPILER = importlib.util.find_spec("libtpu") is None
 pytestmark = [

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = {"jax", "numpy", "optax"}
 NEEDED_BY_TESTS = [
@@ -32,9 +32,11 @@ NEEDED_BY_TESTS = [
     "docs/*.md",
     "examples/*.py",
     "notebooks/*.ipynb",
-    "tests/*.py",
-    "tests/hostile/*.py",
+    "tests/**/*.py",
     "tests/golden/*",
+    "tests/golden_states/*/*.json",
+    "tests/real_models/*.json",
+    "tests/unseen_models/*/*.json",
 ]
 NOT_RUNTIME = {"chex", "equinox", "flax", "haiku", "hypothesis", "matplotlib", "orbax", "pytest", "torch", "tqdm"}
 

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,11 +15,11 @@ from hostile.inputs import Change, filled, plain, steps, times, with_entry
 from hostile.oracles import B2, LEARNING_RATE, MOMENTUM, on_matrices
 from hostile.row import OURS, Contender, Inputs, Row, Train, check_numbers, outcome
 from hostile.table import ROWS
+from places import ROOT
 
 import muon_optax as mo
 
 pytestmark = pytest.mark.no_cover  # as in test_contract.py
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(

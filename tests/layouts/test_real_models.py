@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from places import TESTS
+from trees_as_text import tree_of
 
 import muon_optax as mo
 
-HERE = Path(__file__).parent
 # In real_models are those the rules were first made on; nobody had tuned the rules for the others when they were
 # judged. mended_by were looked at while the rules changed, second only afterwards.
 FOLDERS = {"real_models": 71, "unseen_models/first": 21, "unseen_models/mended_by": 40, "unseen_models/second": 17}
@@ -25,19 +26,7 @@ LEAST_RIGHT = {
     "unseen_models/second": 0.97,
 }
 MOST_WEAK = 0.05  # of the right matrices of all trees
-FILES = {folder: sorted((HERE / folder).glob("*.json")) for folder in FOLDERS}
-
-
-def tree_of(leaves: list[Any]) -> dict[str, Any]:
-    """Nested dicts of abstract arrays from ``[path, shape, ...]``."""
-    tree: dict[str, Any] = {}
-    for path, shape, *_ in leaves:
-        node = tree
-        *scopes, name = path.split("/")
-        for scope in scopes:
-            node = node.setdefault(scope, {})
-        node[name] = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
-    return tree
+FILES = {folder: sorted((TESTS / folder).glob("*.json")) for folder in FOLDERS}
 
 
 def flat(leaves: list[Any], join: Callable[[str], Any]) -> dict[Any, Any]:

@@ -6,14 +6,14 @@ import re
 import subprocess
 import sys
 from operator import attrgetter
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from places import ROOT
 
 import muon_optax
 
-API_PAGE = Path(__file__).parents[1] / "docs" / "api.md"
+API_PAGE = ROOT / "docs" / "api.md"
 DIRECTIVE = re.compile(r"^\.\. auto(function|class|data|module|exception):: muon_optax\.(\w+)$", re.MULTILINE)
 INTEGRATIONS = ("flax",)
 WITH_MEMBERS = re.compile(r"^\.\. automodule:: muon_optax\.(\w+)\n   :members:$", re.MULTILINE)

@@ -1,12 +1,11 @@
 """The start of an iteration: the smaller Gram matrix of the normalized matrix, and its norm."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from places import TESTS
 from tolerances import RTOL
 
 import muon_optax as mo
@@ -57,7 +56,7 @@ def test_the_norm_of_a_poisoned_matrix_is_no_number(poison: float, kind: str) ->
 
 
 def test_four_steps_from_the_tighter_norm_are_as_close_to_orthogonal_as_five_of_keller() -> None:
-    spectra = np.load(Path(__file__).parent / "golden" / "momentum_spectra.npz")["singular_values"]
+    spectra = np.load(TESTS / "golden" / "momentum_spectra.npz")["singular_values"]
     stack = jnp.asarray(np.stack([oracle.with_spectrum(values, 128, 128) for values in spectra]), jnp.float32)
 
     def distance(orthogonalizer):

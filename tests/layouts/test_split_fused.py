@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,10 +11,11 @@ import optax
 import pytest
 from meshes import FLOAT32, random_tree
 from oracle import relative_error
+from places import TESTS
 
 import muon_optax as mo
 
-MODELS = Path(__file__).parent / "real_models"
+MODELS = TESTS / "real_models"
 
 
 def model(name: str) -> dict[str, Any]:

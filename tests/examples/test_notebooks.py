@@ -8,8 +8,8 @@ import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MOST_LINES = {"why_orthogonalize": 80}  # of code, all cells together; 120 for the others
 NUMBER = r"-?(?:\d+\.\d+|nan|inf)"
