@@ -12,10 +12,16 @@ ROOT = FOLDER.parent
 ENVIRONMENT = {"name", "device", "notes", "rows", "left_out", "versions", "machine", "command", "date"}
 
 
+def script(name: str) -> Path:
+    """The benchmark of this name, in the folder of what it measures."""
+    (found,) = FOLDER.glob(f"*/{name}.py")
+    return found
+
+
 def run(name: str, output: Path, *arguments: str) -> dict[str, Any]:
     """The JSON file of a run in a process of its own: there compilation is fresh and JAX has one device."""
-    command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments, "--output", str(output)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(script(name)), *arguments, "--output", str(output)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     finished = subprocess.run(command, env=environment, cwd=output, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     (written,) = output.glob("*.json")
@@ -25,6 +31,6 @@ def run(name: str, output: Path, *arguments: str) -> dict[str, Any]:
     assert report.keys() == ENVIRONMENT
     assert written.stem == f"{report['device'].lower().replace(' ', '-')}-{name}-{report['date']}"
     assert {"python", "jax", "jaxlib", "optax", "muon_optax"} <= report["versions"].keys()
-    assert f"benchmarks/{name}.py {arguments[0]}" in report["command"]
+    assert f"{script(name).relative_to(ROOT)} {arguments[0]}" in report["command"]
     assert report["command"] in table
     return report

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-import weight_growth
-from _hlo import count_lines, estimated_cycles, executed
-from _measure import count_products, summarize_times, time_interleaved
-from _report import Progress, Report, within
 from hostile.table import ROWS
-from running import FOLDER, ROOT, run
+
+from benchmarks.shared.hlo import count_lines, estimated_cycles, executed
+from benchmarks.shared.measure import count_products, summarize_times, time_interleaved
+from benchmarks.shared.report import Progress, Report, within
+from benchmarks.tests.running import ROOT, run, script
+from benchmarks.training import weight_growth
 
 COSTS = {"products", "product GFLOP", "XLA GFLOP", "temporary MB", "XLA lines", "trace s", "compile s"}
 TIMES = {"ms", "ratio to optax"}
@@ -78,6 +78,7 @@ def test_import_time_names_the_programs_and_every_file(tmp_path: Path) -> None:
     # An integration, and what only it imports, is imported on request.
     assert {row["module"] for row in rows[3:]} == modules - {
         "muon_optax.flax",
+        "muon_optax._layouts.assigning.last_layers",
         "muon_optax._layouts.assigning.told_by_layers",
     }
 
@@ -131,8 +132,8 @@ def test_tpu_compile_writes_its_table(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is there")
 def test_tpu_compile_says_how_to_get_the_compiler(tmp_path: Path) -> None:
-    command = [sys.executable, str(FOLDER / "tpu_compile.py"), "--quick", "--output", str(tmp_path)]
-    finished = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    command = [sys.executable, str(script("tpu_compile")), "--quick", "--output", str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 1
     assert 'pip install "jax[tpu]"' in finished.stderr
     assert "Traceback" not in finished.stderr

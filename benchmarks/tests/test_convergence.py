@@ -10,29 +10,27 @@ from math import inf
 from pathlib import Path
 from statistics import mean
 
-import convergence
 import jax.numpy as jnp
 import optax
 import pytest
-from _curves import by_settings, spread, steps_to
-from _digits import digits
-from _grid import Plan, Run, forecast, missing
-from _records import append, read
-from _tables import comparison, rates
-from _training import schedule
 from conftest import IN_ONE_MODULE
 
-FOLDER = Path(__file__).parents[1]
-RUN = Run("tiny", "muon", 0.01, 0.01, 0.1, 0.95, 20, 0)
-MEASURED = {"seconds_a_step": "1", "cpu_seconds_a_step": "1", "final_loss": "2.0", "curve": "0:5.0 10:3.0 20:2.0"}
+from benchmarks.tests.one_run import ENVIRONMENT, MEASURED, RUN
+from benchmarks.training import convergence
+from benchmarks.training._curves import by_settings, spread, steps_to
+from benchmarks.training._digits import digits
+from benchmarks.training._grid import Plan, forecast, missing
+from benchmarks.training._records import append, read
+from benchmarks.training._tables import comparison, rates
+from benchmarks.training._training import schedule
+
 KINDS = {"convergence": ["--workers=2"], "convergence_digits": ["--digits", "--workers=1"]}
-ENVIRONMENT = dict.fromkeys(("date", "muon_optax", "python", "jax", "optax", "device", "text"), "x")
 
 
 def quick(path: Path, choice: Sequence[str]) -> list[dict[str, str]]:
     """The lines of the CSV after a quick run in a process of its own."""
-    command = [sys.executable, str(FOLDER / "convergence.py"), "--quick", *choice, "--output", str(path.parent)]
-    environment = os.environ | {"PYTHONPATH": str(FOLDER.parent), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, convergence.__file__, "--quick", *choice, "--output", str(path.parent)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     if "--digits" in choice:
         environment |= {"XLA_FLAGS": IN_ONE_MODULE}  # the others leave convolutions twenty times as slow
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(path.parent / "compiled")}  # for the second run

@@ -3,8 +3,9 @@
 from itertools import product
 
 import numpy as np
-from _digits import digits, sample_images, shifted
 from sklearn.datasets import load_digits
+
+from benchmarks.training._digits import digits, sample_images, shifted
 
 
 def bordered(count: int) -> np.ndarray:

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
-import family
 import pytest
-from _records import append
-from test_convergence import ENVIRONMENT, MEASURED, RUN
+
+from benchmarks.tests.one_run import ENVIRONMENT, MEASURED, RUN
+from benchmarks.training import family
+from benchmarks.training._records import append
 
 LOSSES = {"muon": 2.0, "normuon": 2.036, "muon, 8-bit momentum": 2.046}
 

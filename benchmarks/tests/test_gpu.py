@@ -10,18 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from _budget import Budget, Contender
-from _grouping import Case, propose_limits
-from _report import Report
 
+from benchmarks.accelerators._budget import Budget, Contender
+from benchmarks.shared.report import Report
+from benchmarks.shared.ways_to_run import Case, propose_limits
+from benchmarks.tests.running import script
 from muon_optax._orthogonalizers.batching import _Limits
-
-FOLDER = Path(__file__).parents[1]
 
 
 def run(name: str, output: Path) -> dict[str, Any]:
-    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--output", str(output)]
-    environment = os.environ | {"PYTHONPATH": str(FOLDER.parent), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(script(name)), "--quick", "--output", str(output)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     (written,) = output.glob("*.json")

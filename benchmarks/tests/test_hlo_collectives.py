@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from _hlo import executed
-from _hlo_collectives import Collective, collectives
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from benchmarks.shared.hlo import executed
+from benchmarks.shared.hlo_collectives import Collective, collectives
 
 LISTED = "channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}"
 COUNTED = "channel_id=1, replica_groups=[2,4]<=[8]"

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from _hlo_products import product_flops
+
+from benchmarks.shared.hlo_products import product_flops
 
 
 def program(product: str, *shapes: str) -> str:

@@ -3,11 +3,12 @@
 import ast
 from pathlib import Path
 
-import mutants as runner
 import pytest
-from _mutate import Mutant, mutants
-from mutants import Verdict
-from running import run
+
+from benchmarks.quality import mutants as runner
+from benchmarks.quality._mutate import Mutant, mutants
+from benchmarks.quality.mutants import Verdict
+from benchmarks.tests.running import run
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ class _Limits(NamedTuple):
     written_out: int  # Likewise of matrices that run one by one.
 
 
-# Set from `benchmarks/grouping.py`.
+# Set from `benchmarks/update/grouping.py`.
 # For a TPU v5e its compiler's cycles, a batch over one by one: 0.19 for 32 matrices of 64 x 64, 0.45 of 256 x 256, 0.75
 # for 24 of 512 x 512, 0.86 for 12 of 768 x 768, but 0.98 for 16 and 1.17 for 24 of 1024 x 1024, with 114 MB of memory
 # in place of 5, and 1.25 for 8 of 1024 x 4096: copies cost more than products gain. A loop has the same copies: 1.12
@@ -29,10 +29,10 @@ class _Limits(NamedTuple):
 # On a CPU a product of 128 x 128 has all the cores to itself, and small batches stay in the cache. Without bfloat16
 # instructions one by one is 1.2 to 1.5 times as fast from 64 x 64 on, but 32 to 128 matrices compile 1.5 to 3 times
 # as long: there batches are for the compiler.
-# GPUs, the default: on an H100 (`benchmarks/gpu.py`) small kernels wait for each other. Against one by one, 32 matrices
-# of 256 x 256 take 0.13 in a batch, 24 of 768 x 768 0.31 in two, 12 of 768 x 3072 0.60 in batches of 3 and 0.51 in two.
-# 2048 x 2048 takes as long either way. A loop over batches is slower than the batches written out, and holds the whole
-# stack and its results: 0.67 and 406 MB for 12 of 768 x 3072, where 142 MB are enough.
+# GPUs, the default: on an H100 (`benchmarks/accelerators/gpu.py`) small kernels wait for each other. Against one by
+# one, 32 matrices of 256 x 256 take 0.13 in a batch, 24 of 768 x 768 0.31 in two, 12 of 768 x 3072 0.60 in batches of 3
+# and 0.51 in two. 2048 x 2048 takes as long either way. A loop over batches is slower than the batches written out, and
+# holds the whole stack and its results: 0.67 and 406 MB for 12 of 768 x 3072, where 142 MB are enough.
 _LIMITS = {
     "cpu": _Limits(matrix=2**14, batch=2**16, batches=1, written_out=16),
     "tpu": _Limits(matrix=3 * 2**18, batch=2**23, batches=1, written_out=64),

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from _hlo import count_lines
-from _optimizers import experts, gpt2, layers, muon, optax_muon, square_leaves, training_step
 
 import muon_optax as mo
+from benchmarks.shared.hlo import count_lines
+from benchmarks.shared.optimizers import experts, gpt2, layers, muon, optax_muon, square_leaves, training_step
 from muon_optax._orthogonalizers.gram_newton_schulz import gram_products
 from muon_optax._orthogonalizers.newton_schulz import direct_products
 

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import oracle
 import pytest
-import weight_growth
-from weight_growth import Case, train
 
 import muon_optax as mo
+from benchmarks.training import weight_growth
+from benchmarks.training.weight_growth import Case, train
 
 CHECKPOINTS = 10
 RATE, DECAY = 0.02, 0.1

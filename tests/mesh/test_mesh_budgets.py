@@ -12,19 +12,28 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import pytest
-from _mesh_cases import ON_8, ON_TPU
-from _mesh_programs import ADAMW, OPTAX, OURS, OURS_FLOAT32, REMATERIALIZED, MeshProgram, compile_step, standard_error
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from meshes import LAYOUTS, ONE_STEP, SHAPES, random_tree
 from placements import PLACEMENTS, placed
 from places import ROOT
-from running import run
 from snippets import run as run_snippets
 from snippets import snippets
 
 import muon_optax as mo
+from benchmarks.mesh._cases import ON_8, ON_TPU
+from benchmarks.mesh._programs import (
+    ADAMW,
+    OPTAX,
+    OURS,
+    OURS_FLOAT32,
+    REMATERIALIZED,
+    MeshProgram,
+    compile_step,
+    standard_error,
+)
+from benchmarks.tests.running import run
 
 
 class Limit(NamedTuple):

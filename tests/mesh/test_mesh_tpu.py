@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from running import FOLDER, ROOT, run
+
+from benchmarks.tests.running import ROOT, run
 
 NO_COMPILER = importlib.util.find_spec("libtpu") is None
 pytestmark = [
@@ -62,13 +63,13 @@ def test_an_update_on_chips_stays_within_its_budget(tmp_path: Path, topology: st
 # A training step with ZeRO-1 on sixteen chips: four layers, a large batch. Prints its collectives.
 TRAINING = """
 import json
-import _tpu
+from benchmarks.shared import tpu_compiler
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from _hlo_collectives import collectives
+from benchmarks.shared.hlo_collectives import collectives
 import muon_optax as mo
 
-mesh = Mesh(np.array(_tpu.devices_of("v5e:4x4", "the test")).reshape(-1), ("data",))
+mesh = Mesh(np.array(tpu_compiler.devices_of("v5e:4x4", "the test")).reshape(-1), ("data",))
 
 def place(shape, spec):
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
@@ -98,7 +99,7 @@ print(json.dumps([[found.kind, found.times, found.result_bytes] for found in col
 
 def test_gradients_are_not_summed_whole_under_zero_1() -> None:
     """They arrive by reduce-scatter: here XLA makes it a ring of permutes, between which the chips multiply."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (FOLDER, ROOT))), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", TRAINING], env=environment, capture_output=True, text=True, check=False
     )

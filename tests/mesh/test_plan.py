@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from _hlo_collectives import collectives
-from _hlo_products import product_flops
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from meshes import AUTO, EXPLICIT, FLOAT32, LAYOUTS, ONE_STEP, SHAPES, mesh_of, random_tree, shardings
 
 import muon_optax as mo
+from benchmarks.shared.hlo_collectives import collectives
+from benchmarks.shared.hlo_products import product_flops
 
 BFLOAT16 = mo.newton_schulz()
 

@@ -17,6 +17,6 @@ def test_every_test_lies_in_a_folder_named_after_what_it_tests() -> None:
 
 
 def test_no_two_tests_have_one_name() -> None:
-    """A page, a message and ``python benchmarks/mutants.py`` name a test by its file alone."""
+    """A page, a message and ``python benchmarks/quality/mutants.py`` name a test by its file alone."""
     names = [file.name for file in TESTS.rglob("test_*.py")]
     assert len(names) == len(set(names))
