@@ -22,6 +22,9 @@ from muon_optax._orthogonalizers.coefficients import (
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 from muon_optax._orthogonalizers.polar_factor import polar_factor
 from muon_optax._recipes import muon_clip, muon_h, muon_speedrun, normuon
+from muon_optax._state.carry_over import carry_over
+from muon_optax._state.from_others import from_optax_contrib_muon, from_torch_muon
+from muon_optax._state.report import CarryReport
 from muon_optax._state.shardings import init_sharded, state_shardings
 from muon_optax._summary import summarize
 from muon_optax._transforms.family.adamuon import scale_by_adamuon
@@ -37,12 +40,12 @@ from muon_optax._transforms.hold_idle_matrices import hold_idle_matrices
 from muon_optax._transforms.orthogonalize import orthogonalize, orthogonalize_via_newton_schulz
 from muon_optax._transforms.partition import partition_by_layout
 from muon_optax._transforms.scale_by_shape import scale_by_shape
-from muon_optax._transforms.state.from_others import from_optax_contrib_muon, from_torch_muon
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CUBIC",
+    "CarryReport",
     "DEEPSEEK_V4",
     "KELLER",
     "YOU_JIACHENG",
@@ -51,6 +54,7 @@ __all__ = [
     "Plan",
     "add_cautious_decayed_weights",
     "assign_layouts",
+    "carry_over",
     "clip_qk",
     "coefficient_range",
     "default_layouts",

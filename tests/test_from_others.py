@@ -149,13 +149,15 @@ UP, BIAS = {"momentum_buffer": np.ones((2, 3))}, {"exp_avg": np.ones(3), "exp_av
             "There is no place for 'momentum_buffer' of 'down' in the fresh state",
         ),
         (
-            lambda: mo.from_torch_muon({"up": UP}, mo.quantized_trace(0.9).init({"up": jnp.ones((2, 3))})),
+            lambda: mo.from_torch_muon(
+                {"up": UP}, mo.scale_by_normuon(layouts={"up": "io"}).init({"up": jnp.ones((2, 3))})
+            ),
             "no place for 'momentum_buffer' of 'up'",
         ),
         (lambda: mo.from_torch_muon({}, FRESH, momentum=1.0), "momentum=1.0 is not allowed"),
         (lambda: mo.from_optax_contrib_muon(FRESH, FRESH), "no optax.contrib.MuonState in this PartitionState"),
     ],
-    ids=["missing", "another branch", "transposed", "left over", "few bits", "momentum", "no Muon"],
+    ids=["missing", "another branch", "transposed", "left over", "no momentum", "momentum", "no Muon"],
 )
 def test_what_does_not_fit_is_refused(convert: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
