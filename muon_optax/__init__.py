@@ -36,6 +36,7 @@ from muon_optax._transforms.family.nesterov_ema import nesterov_ema
 from muon_optax._transforms.family.normuon import scale_by_normuon
 from muon_optax._transforms.family.quantized_trace import quantized_trace
 from muon_optax._transforms.family.scheduled_trace import scheduled_trace
+from muon_optax._transforms.hold_idle import hold_idle
 from muon_optax._transforms.hold_idle_matrices import hold_idle_matrices
 from muon_optax._transforms.orthogonalize import orthogonalize, orthogonalize_via_newton_schulz
 from muon_optax._transforms.partition import partition_by_layout
@@ -61,6 +62,7 @@ __all__ = [
     "diagnostics",
     "from_optax_contrib_muon",
     "from_torch_muon",
+    "hold_idle",
     "hold_idle_matrices",
     "init_sharded",
     "label_params",
