@@ -99,6 +99,13 @@ def test_step_share_gives_the_formula_beside_the_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_layout_rules_times_both_steps(tmp_path: Path) -> None:
+    (row,) = run("layout_rules", tmp_path, "--quick")["rows"]
+    assert row["checkout"] == "here"
+    assert all(seconds > 0 for name, seconds in row.items() if name.endswith(", s"))
+    assert len(row) == 4
+
+
 def test_hostile_inputs_writes_its_table(tmp_path: Path) -> None:
     rows = run("hostile_inputs", tmp_path, "--quick")["rows"]
     counts = {row["outcome"]: row for row in rows if row["topic"] == "Totals"}
