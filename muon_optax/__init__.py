@@ -24,6 +24,9 @@ from muon_optax._orthogonalizers.coefficients import (
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 from muon_optax._orthogonalizers.orthogonalizer import Orthogonalizer
 from muon_optax._orthogonalizers.polar_factor import polar_factor
+from muon_optax._state.carry_over import carry_over
+from muon_optax._state.from_others import from_optax_contrib_muon, from_torch_muon
+from muon_optax._state.report import CarryReport
 from muon_optax._state.shardings import init_sharded, state_shardings
 from muon_optax._summary import Row, Summary, summarize
 from muon_optax._transforms.decay_mask import decay_mask
@@ -33,6 +36,7 @@ from muon_optax._transforms.family.cautious_decay import add_cautious_decayed_we
 from muon_optax._transforms.family.clip_qk import clip_qk
 from muon_optax._transforms.family.hyperball import ScaleByHyperballState, scale_by_hyperball
 from muon_optax._transforms.family.normuon import ScaleByNorMuonState, scale_by_normuon
+from muon_optax._transforms.hold_idle import hold_idle
 from muon_optax._transforms.hold_idle_matrices import hold_idle_matrices
 from muon_optax._transforms.momenta.momentum import Momentum
 from muon_optax._transforms.momenta.nesterov_ema import nesterov_ema
@@ -42,12 +46,12 @@ from muon_optax._transforms.orthogonalize import orthogonalize, orthogonalize_vi
 from muon_optax._transforms.partition import partition_by_layout
 from muon_optax._transforms.scale_by_shape import scale_by_shape
 from muon_optax._transforms.scales import Scale
-from muon_optax._transforms.state.from_others import from_optax_contrib_muon, from_torch_muon
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CUBIC",
+    "CarryReport",
     "DEEPSEEK_V4",
     "KELLER",
     "YOU_JIACHENG",
@@ -69,6 +73,7 @@ __all__ = [
     "Summary",
     "add_cautious_decayed_weights",
     "assign_layouts",
+    "carry_over",
     "clip_qk",
     "coefficient_range",
     "decay_mask",
@@ -76,6 +81,7 @@ __all__ = [
     "diagnostics",
     "from_optax_contrib_muon",
     "from_torch_muon",
+    "hold_idle",
     "hold_idle_matrices",
     "init_sharded",
     "label_params",

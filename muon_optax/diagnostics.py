@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import math
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
@@ -11,14 +12,17 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
+from muon_optax._layouts.assigning.messages import MuonWarning
 from muon_optax._layouts.assigning.resolve import Layouts, resolve
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import named_leaves, show
 from muon_optax._orthogonalizers.precision import accumulation_dtype, near_one
 from muon_optax._orthogonalizers.step import gram
+from muon_optax._state.kept_arrays import kept_arrays
 from muon_optax._transforms.checks.arguments import check_number
 from muon_optax._transforms.scales import Scale, scale_factors, scale_function
 
@@ -239,6 +243,62 @@ def finite_or_raise(
         return results
 
     return checked
+
+
+def moved_without_gradient(
+    optimizer: optax.GradientTransformation, state: optax.OptState, params: optax.Params, **extra_args: Any
+) -> dict[str, float]:
+    """Parameters that never got a gradient and yet move: decay shrinks them. For use outside ``jit``, once.
+
+    A parameter behind ``stop_gradient``, a layer that the loss does not reach, a table that no batch reads: all get
+    gradients of zeros, which an optimizer takes for gradients. Ask after the first steps. That none came is read from
+    ``state``: all that is kept of the parameter (momentum, moments) is zero.
+
+    Args:
+        optimizer: The run's.
+        state: Its state. A parameter of which it keeps nothing, as ``optax.sgd`` does, is left out.
+        params: The parameters.
+        **extra_args: What ``optimizer.update`` needs besides, such as ``max_logits``.
+
+    Returns:
+        A mapping from the paths of these parameters to the share of its norm by which each moves in a step.
+
+    Warns:
+        MuonWarning: With the paths, if there are any.
+
+    Example:
+        >>> import jax.numpy as jnp, muon_optax as mo
+        >>> params = {"backbone": jnp.ones((4, 4)), "head": jnp.ones(4)}
+        >>> optimizer = mo.hold_idle(mo.muon(0.01, layouts={"backbone": "io"}))
+        >>> mo.diagnostics.moved_without_gradient(optimizer, optimizer.init(params), params)
+        {}
+    """
+    kept: dict[str, list[Any]] = {}
+    for one in kept_arrays(state):
+        # Radii are norms of the parameter.
+        if one.path and not one.counts and one.field != "radii":
+            kept.setdefault(one.path, []).extend(one.values)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(optimizer.update)(zeros, state, params, **extra_args)
+    sizes = zip(update_rms(params).items(), update_rms(updates).values(), strict=True)
+    shares = {
+        path: float(moved) / float(size)
+        for (path, size), moved in sizes
+        if float(moved) and path in kept and not any(bool(jnp.any(value != 0)) for value in kept[path])
+    }
+    if shares:
+        listed = ", ".join(
+            f"{show(path)} (by {share:.2g} of its size)" for path, share in list(shares.items())[:_LISTED]
+        )
+        more = f" and {len(shares) - _LISTED} more" if len(shares) > _LISTED else ""
+        warnings.warn(
+            f"{len(shares)} parameter{'s' * (len(shares) > 1)} never got a gradient and move{'s' * (len(shares) == 1)} "
+            f"at each step: {listed}{more}. If the loss should reach them, look for the break. If they are frozen, "
+            "wrap the optimizer in muon_optax.hold_idle, or leave them out of what it trains.",
+            MuonWarning,
+            stacklevel=2,
+        )
+    return shares
 
 
 def _floating_leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -32,7 +32,7 @@ def exchange(plan: Plan, map_stacks: MapStacks) -> Callable[[Arrays], dict[str, 
     # Arrays without elements stay: beside others in a `shard_map` they crash XLA (jaxlib 0.11.2).
     filled = {number: leaf for number, leaf in enumerate(plan.leaves) if math.prod(leaf.shape)}
     run = jax.shard_map(
-        partial(_on_one_device, plan, map_stacks),
+        partial(_on_each_device, plan, map_stacks),
         mesh=plan.mesh,
         in_specs=({number: spec_of(leaf.there) for number, leaf in filled.items()},),
         out_specs={number: spec_of(leaf.back) for number, leaf in filled.items()},
@@ -64,7 +64,7 @@ def _padded_block(plan: Plan, leaf: Leaf, array: jax.Array) -> jax.Array:
     return relocate(jnp.pad(block, widths), NamedSharding(plan.mesh, spec_of(leaf.there)))
 
 
-def _on_one_device(plan: Plan, map_stacks: MapStacks, arrays: Numbered) -> Numbered:
+def _on_each_device(plan: Plan, map_stacks: MapStacks, arrays: Numbered) -> Numbered:
     sent, done = arrays, {}
     for stacks in plan.batches:
         if done:

@@ -13,7 +13,7 @@ from muon_optax._layouts.paths import NamedLeaf, named_leaves
 from muon_optax._mesh import checks
 from muon_optax._mesh.dims import Dims, Sizes, dims_of, padded_shape
 from muon_optax._mesh.kinds import Leaf, matrices_by_kind
-from muon_optax._mesh.owners import give_away
+from muon_optax._mesh.owners import flops_by_device, give_away
 from muon_optax._mesh.placement import Placement, given_placement, spread_momentum
 from muon_optax._mesh.plan import Plan
 from muon_optax._mesh.stacks import make_batches, make_stacks
@@ -95,9 +95,10 @@ def make_plan(
     leaves = tuple(part for leaf, layout in matrices for part in _leaves_of(leaf, layout, placement, uses[leaf.path]))
     found = matrices_by_kind(leaves, sizes)
     cost = getattr(orthogonalizer, "flops", _assumed_flops)
-    costs = {kind: sum(cost(*shape) for shape in kind.layout.matrix_shapes(kind.shape)) for kind in found}
-    owned, loads = give_away(found, costs, sizes)
-    stacks = list(make_stacks(owned, costs, loads, sizes))
+    flops = {kind: sum(cost(*shape) for shape in kind.layout.matrix_shapes(kind.shape)) for kind in found}
+    owned = give_away(found, flops, sizes)
+    loads = flops_by_device(owned, flops, sizes)
+    stacks = list(make_stacks(owned, flops, loads, sizes))
     return Plan(placement, uses, leaves, owned, loads, tuple(make_batches(stacks, BATCH_BYTES)))
 
 
@@ -111,7 +112,7 @@ def uses_of(matrices: Sequence[tuple[NamedLeaf, Layout]], orthogonalizer: Matrix
 def _leaves_of(leaf: NamedLeaf, layout: Layout, placement: Placement, use: checks.Use) -> Iterator[Leaf]:
     """The blocks of one parameter, with all that a plan has to know of each."""
     sizes = placement.sizes
-    came, left = (dims_of(leaf.path, way[leaf.path], len(leaf.shape)) for way in (placement.there, placement.back))
+    came, left = (dims_of(leaf.path, lies[leaf.path], len(leaf.shape)) for lies in (placement.there, placement.back))
     for start, shape, block in _blocks(layout, leaf.shape, came, left):
         there, back = _travelable(block, shape, came, left, sizes)
         padded = padded_shape(padded_shape(shape, there, sizes), back, sizes)

@@ -12,34 +12,48 @@ Owned: TypeAlias = tuple[tuple[Matrix | None, ...], ...]  # by owner, in the ord
 
 
 def give_away(
-    matrices: Mapping[Kind, Sequence[Matrix]], costs: Mapping[Kind, float], sizes: Sizes
-) -> tuple[dict[Kind, Owned], np.ndarray]:
-    """Gives every matrix an owner, with no device having more than its share and one matrix.
+    matrices: Mapping[Kind, Sequence[Matrix]], weights: Mapping[Kind, float], sizes: Sizes
+) -> dict[Kind, Owned]:
+    """Gives every matrix an owner, with no device having more than an even share of the weights and one matrix.
 
-    Kinds are given away in the order of their cost, the costliest first. In each round every device gets one matrix,
-    the idlest device first; a round goes on from kind to kind.
+    Pools of few mesh axes come first, and of one pool the kinds whose matrices weigh most. In each round every owner
+    gets one matrix, the one with the least weight first; a round goes on from kind to kind.
+
+    Args:
+        matrices: Of every kind.
+        weights: Of one matrix of every kind. A plan weighs by FLOPs, and nothing here depends on that.
+        sizes: Of the mesh axes.
 
     Returns:
-        Of every kind its owners' matrices, and for all devices of the mesh what theirs cost.
+        Of every kind its owners' matrices.
     """
     load, owned = np.zeros(tuple(sizes.values())), {}
     # Matrices that stay among few devices choose first. The others even out what those leave.
     for pool in sorted({kind.pool: None for kind in matrices}, key=len):
         before = load.max(axis=tuple(at for at, axis in enumerate(sizes) if axis not in pool), keepdims=True)
         own, idlest = before.flatten(), []
-        for kind in sorted((kind for kind in matrices if kind.pool == pool), key=lambda kind: -costs[kind]):
+        for kind in sorted((kind for kind in matrices if kind.pool == pool), key=lambda kind: -weights[kind]):
             numbers = np.zeros(own.size, int)
             for _ in matrices[kind]:
                 # Rounding errors don't count, and equals keep the order of the mesh: that makes stacks regular.
                 idlest = idlest or np.argsort(own.round(6), kind="stable").tolist()
                 numbers[idlest[0]] += 1
-                own[idlest.pop(0)] += costs[kind]
+                own[idlest.pop(0)] += weights[kind]
             # Only how many matrices an owner has affects the cost, so which ones is free within a kind.
             # Neighbors go to one owner: of scanned layers they are one slice.
             ends = np.cumsum(numbers)
             owned[kind] = tuple(tuple(matrices[kind][end - n : end]) for end, n in zip(ends, numbers, strict=True))
         load = load + (own.reshape(before.shape) - before)
-    return owned, load
+    return owned
+
+
+def flops_by_device(owned: Mapping[Kind, Owned], flops: Mapping[Kind, float], sizes: Sizes) -> np.ndarray:
+    """FLOPs of each device of the mesh, from those of one matrix of every kind; zeros are not counted."""
+    total = np.zeros(tuple(sizes.values()))
+    for kind, owners in owned.items():
+        numbers = [sum(matrix is not None for matrix in own) for own in owners]
+        total = total + flops[kind] * by_device(numbers, kind.pool, sizes)
+    return total
 
 
 def by_device(values: Sequence[int] | np.ndarray, pool: Sequence[str], sizes: Sizes) -> np.ndarray:

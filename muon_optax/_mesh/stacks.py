@@ -20,7 +20,11 @@ ZEROS = 0.02
 
 
 class Way:
-    """One of a stack's two ways, to its owners or back: an array ``(owners, rows, width)``."""
+    """One of a stack's two ways, to its owners or back. It describes the array ``(owners, rows, width)`` that travels.
+
+    ``owners[copy][i]`` is the owner that the i-th device along ``divided``, in the order of the mesh, is for that copy.
+    There are as many owners as ``devices`` along the divided axes times ``copies``.
+    """
 
     def __init__(self, pieces: Mapping[Kind, Piece], held: Sequence[Held], sizes: Sizes) -> None:
         self.pieces = pieces
@@ -105,9 +109,12 @@ def dot(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def make_stacks(
-    owned: Mapping[Kind, Owned], costs: Mapping[Kind, float], loads: np.ndarray, sizes: Sizes
+    owned: Mapping[Kind, Owned], flops: Mapping[Kind, float], loads: np.ndarray, sizes: Sizes
 ) -> Iterator[Stack]:
-    """A stack for each kind of which all owners have some, and mixed stacks for what is left over."""
+    """A stack for each kind of which all owners have some, and mixed stacks for what is left over.
+
+    ``flops`` are those of one matrix of each kind, ``loads`` those of each device of the mesh.
+    """
     # One collective moves what is divided over the same mesh axes, on both ways, in one dtype.
     together: dict[object, list[Kind]] = {}
     for kind in owned:
@@ -123,7 +130,7 @@ def make_stacks(
             # otherwise wait may orthogonalize them.
             (kind,) = rest
             most = numbers[kind].max()
-            filled = work + costs[kind] * by_device(most - numbers[kind], kind.pool, sizes)
+            filled = work + flops[kind] * by_device(most - numbers[kind], kind.pool, sizes)
             if filled.max() <= (1 + ZEROS) * loads.max():
                 work, turns[kind], rest = filled, most, []
         for kind in kinds:

@@ -1,1 +1,1 @@
-"""What must last: where the optimizer's state lies (``shardings.py``)."""
+"""What must last: where a state lies (``shardings.py``), how an earlier one is carried over (``carry_over.py``)."""

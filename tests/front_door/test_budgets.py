@@ -86,7 +86,8 @@ def test_temporary_memory_is_at_most_optax(tree: str) -> None:
 
 def test_many_equal_leaves_make_a_short_program() -> None:
     compiled = compiled_update(mo.orthogonalize_via_newton_schulz(), TREES["32 x (64 x 64)"])
-    assert count_lines(compiled.as_text()) <= 800
+    # 733 to 815, by JAX and by the machine's instructions; each matrix by itself would be thousands.
+    assert count_lines(compiled.as_text()) <= 1000
 
 
 def test_a_whole_step_on_many_equal_leaves_is_a_fifth_of_optax() -> None:

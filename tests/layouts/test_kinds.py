@@ -453,3 +453,10 @@ def test_low_rank_pairs_are_known_where_their_kernel_is_hidden() -> None:
     assert {path: str(layout) for path, layout in found.items()} == dict.fromkeys(
         ("q_einsum/lora_a", "q_einsum/lora_b"), "bbio"
     )
+
+
+def test_a_last_layer_in_sight_may_not_be_the_last() -> None:
+    tree = {name: {"kernel": jnp.ones(shape)} for name, shape in {"a": (17, 64), "b": (64, 23), "c": (23, 5)}.items()}
+    assert mo.assign_layouts(tree)["c/kernel"] is None
+    part = mo.assign_layouts(masked(tree, "c"))
+    assert str(part["b/kernel"]) == "io"

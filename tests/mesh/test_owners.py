@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from muon_optax._layouts.layout import Layout
 from muon_optax._mesh.dims import padded_shape
 from muon_optax._mesh.kinds import Leaf, matrices_by_kind
-from muon_optax._mesh.owners import by_device, give_away
+from muon_optax._mesh.owners import by_device, flops_by_device, give_away
 from muon_optax._mesh.stacks import ZEROS, make_batches, make_stacks
 
 LAYOUTS = ["io", "oi", "ioo", "iio", "bio", "iob", "bbio", "iiio", "ibo"]
@@ -34,7 +34,8 @@ def shared(leaves, sizes, enough=2**28):
     """Matrices by kind, their costs, their owners, what each device has to do, and the batches."""
     matrices = matrices_by_kind(leaves, sizes)
     costs = {kind: sum(cost(*shape) for shape in kind.layout.matrix_shapes(kind.shape)) for kind in matrices}
-    owned, loads = give_away(matrices, costs, sizes)
+    owned = give_away(matrices, costs, sizes)
+    loads = flops_by_device(owned, costs, sizes)
     return matrices, costs, owned, loads, list(make_batches(list(make_stacks(owned, costs, loads, sizes)), enough))
 
 

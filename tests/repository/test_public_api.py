@@ -106,6 +106,7 @@ def test_functions_of_public_modules_are_documented() -> None:
     assert sorted(WITH_MEMBERS.findall(API_PAGE.read_text("utf-8"))) == modules()
     assert functions_of(muon_optax.diagnostics) == [
         "finite_or_raise",
+        "moved_without_gradient",
         "nonfinite_counts",
         "orthogonality_error",
         "predicted_update_rms",

@@ -119,6 +119,25 @@ def test_counters_and_learning_rates_go_on() -> None:
     assert counts == [10] * 6  # AdamW's own, the momentum's, and rate and decay in each branch
 
 
+def test_a_model_with_an_embedding_and_a_head_passes_with_the_defaults() -> None:
+    """Optax trained both by Muon; AdamW trains them here, from moments of zero, and the rest goes on."""
+    params = {"embedding": jnp.ones((10, 8)), "mlp": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}}
+    params |= {"lm_head": {"kernel": jnp.ones((8, 10))}}
+    before, optimizer = optax.contrib.muon(RATE), mo.muon(RATE)
+    state = before.update(params, before.init(params), params)[1]
+    with pytest.warns(mo.MuonWarning, match="trained 'embedding', 'lm_head/kernel' otherwise .* 'io'"):
+        got = mo.from_optax_contrib_muon(state, optimizer.init(params))
+    adam, momentum = (got.inner_states[label].inner_state[0] for label in ("adamw", "muon"))
+    assert not adam.mu["embedding"].any()
+    assert not adam.nu["lm_head"]["kernel"].any()
+    assert_trees_equal(adam.mu["mlp"]["bias"], state.inner_states["adam"].inner_state[0].mu["mlp"]["bias"])
+    assert float(momentum.trace["mlp"]["kernel"][0, 0]) == pytest.approx(1.0)
+    updates, _ = optimizer.update(params, got, params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
+    _, report = mo.carry_over(state, optimizer.init(params))
+    assert {row.path for row in report.dropped} == {"embedding", "lm_head/kernel"}
+
+
 def test_arrays_come_to_their_mesh() -> None:
     params = {"w": jnp.ones((8, 16))}
     places = shardings(mesh_of(data=4), {"w": P("data")})
@@ -150,13 +169,15 @@ UP, BIAS = {"momentum_buffer": np.ones((2, 3))}, {"exp_avg": np.ones(3), "exp_av
             "There is no place for 'momentum_buffer' of 'down' in the fresh state",
         ),
         (
-            lambda: mo.from_torch_muon({"up": UP}, mo.quantized_trace(0.9).init({"up": jnp.ones((2, 3))})),
+            lambda: mo.from_torch_muon(
+                {"up": UP}, mo.scale_by_normuon(layouts={"up": "io"}).init({"up": jnp.ones((2, 3))})
+            ),
             "no place for 'momentum_buffer' of 'up'",
         ),
         (lambda: mo.from_torch_muon({}, FRESH, momentum=1.0), "momentum=1.0 is not allowed"),
         (lambda: mo.from_optax_contrib_muon(FRESH, FRESH), "no optax.contrib.MuonState in this PartitionState"),
     ],
-    ids=["missing", "another branch", "transposed", "left over", "few bits", "momentum", "no Muon"],
+    ids=["missing", "another branch", "transposed", "left over", "no momentum", "momentum", "no Muon"],
 )
 def test_what_does_not_fit_is_refused(convert: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

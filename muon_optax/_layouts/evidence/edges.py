@@ -128,30 +128,37 @@ class Edges:
             return decision
         if len(leaf.shape) != 2:
             return self._judged_convolution(leaf, decision, layout)
-        inputs, outputs = layout.fan_in(leaf.shape), layout.fan_out(leaf.shape)
         if self.is_one_of_tables(leaf):
             return Decision(None, "one of many tables", "weak")
+        inputs, outputs = layout.fan_in(leaf.shape), layout.fan_out(leaf.shape)
         if self.takers(leaf, inputs, outputs) > 0:
-            block = self.is_repeated(leaf) or _NUMBER.search(module_of(leaf.path)[0])
-            back = self.is_taken_back(leaf, inputs, outputs) and not block
-            named = roles.side_of(module_of(leaf.path)[1]) is not None
-            return decision._replace(strength="weak") if back and not named else decision
+            return self._judged_taken(leaf, decision, inputs, outputs)
+        return self._judged_last(leaf, decision, inputs, outputs)
+
+    def _judged_taken(self, leaf: NamedLeaf, decision: Decision, inputs: int, outputs: int) -> Decision:
+        """A matrix whose outputs are taken; by nothing but a turned one outside of all blocks, it may be a decoder."""
+        scope, module = module_of(leaf.path)
+        block = self.is_repeated(leaf) or _NUMBER.search(scope)
+        if block or roles.side_of(module) is not None or not self.is_taken_back(leaf, inputs, outputs):
+            return decision
+        return decision._replace(strength="weak")
+
+    def _judged_last(self, leaf: NamedLeaf, decision: Decision, inputs: int, outputs: int) -> Decision:
+        """A matrix whose outputs nothing takes: a head or a table, unless its name or its size says otherwise."""
         _, module = module_of(leaf.path)
         fused = roles.role_of(module) in ("fused", *roles.HALVES)
-        produced = self.is_produced(inputs, outputs)
+        multiple, produced = self.is_multiple(outputs), self.is_produced(inputs, outputs)
         if self.is_repeated(leaf):
-            head = produced and not fused and not self.is_multiple(outputs) and self.repetitions(leaf) <= FEW
+            head = produced and not fused and not multiple and self.repetitions(leaf) <= FEW
             return decision._replace(strength="weak") if head else decision
-        if fused and self.is_multiple(outputs):
+        if fused and multiple:
             return decision
-        kept = decision._replace(why=f"{decision.why}; nothing takes its outputs", strength="weak")
-        # What reads the residual stream is no last layer, whatever lies out of sight.
-        if fused or roles.side_of(module) == "reads":
-            return kept
         table = self.may_be_table(leaf) and self.sides[inputs] > 1
-        if table or (produced and not self.is_multiple(outputs)):
+        # What reads the residual stream is no last layer, and who takes the outputs may be out of sight.
+        kept = fused or roles.side_of(module) == "reads" or bool(self.tree.hidden)
+        if not kept and (table or (produced and not multiple)):
             return Decision(None, "edge: nothing takes its outputs", "weak")
-        return kept
+        return decision._replace(why=f"{decision.why}; nothing takes its outputs", strength="weak")
 
     def _judged_convolution(self, leaf: NamedLeaf, decision: Decision, layout: Layout) -> Decision:
         """A last convolution stays with Muon, marked."""

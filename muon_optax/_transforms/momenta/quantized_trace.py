@@ -87,7 +87,7 @@ def quantized_trace(
         return kept(jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), params))
 
     def kept(momenta: Any) -> QuantizedTraceState:
-        pairs = [_quantized(m, bits, block_size) for m in jax.tree.leaves(momenta)]
+        pairs = [quantized(m, bits, block_size) for m in jax.tree.leaves(momenta)]
         structure = jax.tree.structure(momenta)
         codes, scales = (jax.tree.unflatten(structure, [pair[item] for pair in pairs]) for item in (0, 1))
         return QuantizedTraceState(codes, scales)
@@ -98,7 +98,7 @@ def quantized_trace(
         del params
 
         def accumulated(g: Any, codes: jax.Array, scales: jax.Array) -> jax.Array:
-            remembered = _restored(codes, scales, jnp.shape(g), bits, block_size)
+            remembered = restored(codes, scales, jnp.shape(g), bits, block_size)
             return jnp.asarray(g, jnp.float32) + decay * remembered
 
         momenta = jax.tree.map(accumulated, updates, state.codes, state.scales)
@@ -120,7 +120,7 @@ def _refuse_no_float(leaf: NamedLeaf) -> None:
 
 # Compiled whole: `init` runs outside jit, where each operation would be a program for each shape.
 @partial(jax.jit, static_argnames=("bits", "block_size"))
-def _quantized(momentum: jax.Array, bits: Bits, block_size: int) -> tuple[jax.Array, jax.Array]:
+def quantized(momentum: jax.Array, bits: Bits, block_size: int) -> tuple[jax.Array, jax.Array]:
     """Codes and scales of a float32 array."""
     limit = 2 ** (bits - 1) - 1
     blocks = _in_blocks(momentum, block_size)
@@ -133,7 +133,7 @@ def _quantized(momentum: jax.Array, bits: Bits, block_size: int) -> tuple[jax.Ar
     return (codes if bits == 8 else _packed(codes)), scales[..., 0]
 
 
-def _restored(codes: jax.Array, scales: jax.Array, shape: tuple[int, ...], bits: Bits, block_size: int) -> jax.Array:
+def restored(codes: jax.Array, scales: jax.Array, shape: tuple[int, ...], bits: Bits, block_size: int) -> jax.Array:
     """The float32 array ``shape`` that codes and scales stand for."""
     codes = codes if bits == 8 else _unpacked(codes, shape)
     blocks = _in_blocks(codes, block_size)

@@ -71,8 +71,8 @@ def _refuse_other_parameters(held: list[Kept], wanted: list[Kept], shapes: Mappi
         cause = "It was added to the model, or a mask hid it from `init`" if path in unseen else "The model has changed"
         raise ValueError(
             f"The updates are not the tree of init: {show(path)} has shape {now[path]} in the updates and "
-            f"{before.get(path, missing)} in init ({len(differing)} such paths). {cause}: call `init` again, or go on "
-            "with the model and the masks that made the state."
+            f"{before.get(path, missing)} in init ({len(differing)} such paths). {cause}: carry it over with "
+            "muon_optax.carry_over, or go on with the model and the masks that made the state."
         )
 
 
@@ -96,7 +96,7 @@ def _refuse_other_routes(held: list[Kept], paths: Set[str], layouts: LayoutMap) 
     raise ValueError(
         f"{show(first)} was trained by {then} in this state and goes to {now} now ({count} such "
         f"parameter{'s' * (count > 1)}): layouts= or the default rules changed. To go on, "
-        f"{' and '.join(_ways_back(moved))}; or call `init` again."
+        f"{' and '.join(_ways_back(moved))}; or carry it over with muon_optax.carry_over."
     )
 
 
@@ -124,12 +124,13 @@ def _refuse_other_shapes(given: list[Part], made: list[Part]) -> None:
             raise ValueError(
                 f"The state is not the one that `init` makes for these updates: {field} of {show(path)} is "
                 f"{'missing in the state' if before is None else 'in the state and not made now'}. "
-                f"{_hidden_by(part, field)} changed: pass what made the state, or call `init` again."
+                f"{_hidden_by(part, field)} changed: pass what made the state, or carry it over with "
+                "muon_optax.carry_over."
             )
         raise ValueError(
             f"The state is not the one that `init` makes for these updates: {field} of {show(path)} has shape {before} "
             f"in the state and {now} in what `init` makes. {SHAPED_BY.get(part.kind, 'An argument')} changed: pass "
-            "what made the state, or call `init` again."
+            "what made the state, or carry it over with muon_optax.carry_over."
         )
 
 

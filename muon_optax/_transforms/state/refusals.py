@@ -123,7 +123,8 @@ def _refuse_other_parts(given: list[Part], made: list[Part]) -> None:
         (one, other) = momenta[0]
         raise ValueError(
             f"The momentum is kept in another way: the state holds {one} (momentum= {MOMENTA[one]}), and `init` makes "
-            f"{other} (momentum= {MOMENTA[other]}). Pass the momentum= that made the state, or call `init` again."
+            f"{other} (momentum= {MOMENTA[other]}). Pass the momentum= that made the state, or carry it over "
+            "with muon_optax.carry_over."
         )
     label = "muon" if "muon" in branches else "adamw"
     cause = (
@@ -133,7 +134,8 @@ def _refuse_other_parts(given: list[Part], made: list[Part]) -> None:
     )
     raise ValueError(
         f"The state was made by another optimizer: its branch {label!r} holds {_listed(held, label)}, where `init` "
-        f"makes {_listed(wanted, label)}. Then {cause}: go on with the optimizer that made it, or call `init` again."
+        f"makes {_listed(wanted, label)}. Then {cause}: go on with the optimizer that made it, or carry it "
+        "over with muon_optax.carry_over."
     )
 
 

@@ -1,0 +1,191 @@
+"""An earlier state carried over to a fresh one: what both keep goes on, by path, and a report says what does not."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from muon_optax._layouts.paths import show
+from muon_optax._state.convert import converted, whole_shape
+from muon_optax._state.entries import are_entries, entry_arrays
+from muon_optax._state.kept_arrays import Kept, holds_state, kept_arrays
+from muon_optax._state.pairs import pairs_of, renamed_arrays
+from muon_optax._state.report import CarryReport, CarryRow
+from muon_optax._state.steps import Step, run_step, steps_of
+from muon_optax._transforms.checks.arguments import check_number
+
+
+def carry_over(
+    earlier: Any,
+    fresh: Any,
+    *,
+    renamed: Mapping[str, str] | None = None,
+    momentum: float = 0.95,
+    momentum_from: Literal["first moment"] | None = None,
+    step: int | None = None,
+    block_size: int = 128,
+    strict: bool = False,
+) -> tuple[Any, CarryReport]:
+    """A state that goes on where ``earlier`` was, for the optimizer that made ``fresh``, and a report of what was lost.
+
+    Momentum, moments and whatever else both states keep of a parameter go on by its path, whatever chains, partitions,
+    masks and wrappers are around. A momentum may change its way (a sum of gradients, an average, codes of 8 or 4 bits)
+    and its dtype. Counters go on at the step of the run. What only ``fresh`` has begins there: a new layer, a layer of
+    another size, the moments of a parameter that goes to the other optimizer. What only ``earlier`` has is dropped.
+
+    Settings (rates, decay, coefficients, injected hyperparameters) are those of the fresh optimizer.
+
+    Args:
+        earlier: The state of any Optax optimizer, such as :func:`muon_optax.muon`, ``optax.adamw`` or
+            ``optax.contrib.muon``, restored into its own structure; or what PyTorch keeps, by path, as in
+            :func:`muon_optax.from_torch_muon`.
+        fresh: ``optimizer.init(params)``, or :func:`muon_optax.init_sharded` on a mesh.
+        renamed: From earlier paths to those of now, of single parameters or of all that lies below:
+            ``{"encoder": "model/encoder"}``. All are renamed at once, so two may swap.
+        momentum: The run's, in [0, 1), where an average becomes a sum or a sum an average.
+        momentum_from: ``"first moment"`` to give a matrix that Adam trained its first moment as momentum. ``None``
+            begins at zero.
+        step: How many steps the run has taken. ``None`` for what ``earlier`` says.
+        block_size: Of ``quantized_trace`` where its codes are read or made.
+        strict: Whether to refuse to drop anything but zeros.
+
+    Returns:
+        The state, with the structure, dtypes and shardings of ``fresh``, and a :class:`muon_optax.CarryReport`. Arrays
+        that need no change may be shared with ``earlier`` and ``fresh``: donate neither.
+
+    Raises:
+        ValueError: If one of the two is no optimizer's state, for a renamed path that is not in ``earlier``, a
+            ``block_size`` that does not fit, and with ``strict`` for what would be dropped, with its paths.
+
+    Example:
+        >>> import jax.numpy as jnp, muon_optax as mo
+        >>> params = {"up": jnp.ones((4, 8)), "bias": jnp.ones(8)}
+        >>> before = mo.muon(0.02)
+        >>> updates, state = before.update(params, before.init(params), params)
+        >>> optimizer = mo.recipes.normuon(0.01)
+        >>> state, report = mo.carry_over(state, optimizer.init(params))
+        >>> print(report)
+        outcome  path  shape   what                         why
+        -------  ----  ------  ---------------------------  --------------------------------
+        afresh   up    [1, 8]  ScaleByNorMuonState.moments  the earlier state keeps momentum
+        carried  -     []      steps                        all at 1
+        carried  bias  [8]     first moment
+        carried  bias  [8]     second moment
+        carried  up    [4, 8]  momentum
+        0 dropped, 1 afresh, 4 carried.
+    """
+    check_number("momentum", momentum, "use the run's, a number in [0, 1) such as 0.95", 0.0, 1.0)
+    if momentum_from not in (None, "first moment"):
+        raise ValueError(f"momentum_from={momentum_from!r} is not allowed: use 'first moment' or None.")
+    befores = renamed_arrays(_arrays_of(earlier, "earlier"), renamed or {})
+    nows = _arrays_of(fresh, "fresh")
+    leaves = jax.tree.leaves(fresh)
+    rows: list[CarryRow] = []
+    pairs = pairs_of(befores, nows, momentum_from is not None)
+    for kept in nows:
+        found = pairs.get(kept.numbers[0])
+        values = None if found is None else converted(found, kept, momentum, block_size)
+        if found is None or values is None:
+            continue
+        rows.append(
+            CarryRow("carried", kept.path, kept.shape, kept.what, _how(found, kept), found.numbers, kept.numbers)
+        )
+        for number, value in zip(kept.numbers, values, strict=True):
+            leaves[number] = value
+    carried = {number for row in rows for number in row.fresh}
+    steps = steps_of(befores, nows, carried, step)
+    for one in steps:
+        leaves[one.counter.numbers[0]] = one.value
+    rows += [*_step_rows(befores, steps), *_setting_rows(befores, nows), *_lost(rows, befores, nows)]
+    if strict:
+        _refuse_dropped(rows, befores)
+    return jax.tree.unflatten(jax.tree.structure(fresh), leaves), CarryReport(tuple(rows))
+
+
+def _arrays_of(state: Any, name: str) -> list[Kept]:
+    if name == "earlier" and are_entries(state):
+        return entry_arrays(state)
+    if not holds_state(state):
+        raise ValueError(
+            f"The {name} state is a {type(state).__name__}, which holds no state of an optimizer: give what "
+            "optimizer.init(params) returns, such as opt_state of flax.nnx.Optimizer or TrainState, restored into its "
+            "own structure."
+        )
+    return kept_arrays(state)
+
+
+def _how(earlier: Kept, fresh: Kept) -> str:
+    """What of an array changes on the way."""
+    changes = []
+    if earlier.what != fresh.what:
+        changes.append(f"from the {earlier.what}")
+    ways = [kept.way if kept.way != "codes" else _codes(kept) for kept in (earlier, fresh)]
+    dtypes = [jnp.result_type(kept.values[0]) for kept in (earlier, fresh)]
+    if ways[0] != ways[1]:
+        changes.append(f"{ways[0] or 'as it was'} to {ways[1]}")
+    elif dtypes[0] != dtypes[1]:
+        changes.append(f"{dtypes[0]} to {dtypes[1]}")
+    return ", ".join(changes)
+
+
+def _codes(kept: Kept) -> str:
+    return f"{8 if jnp.result_type(kept.values[0]) == jnp.int8 else 4} bits"
+
+
+def _step_rows(befores: Sequence[Kept], steps: Sequence[Step]) -> Iterator[CarryRow]:
+    counters = [kept for kept in befores if kept.counts]
+    earlier = tuple(number for kept in counters for number in kept.numbers)
+    on = [one for one in steps if not one.begins]
+    if on:
+        fresh = tuple(number for one in on for number in one.counter.numbers)
+        values = sorted({int(one.value) for one in on})
+        why = f"all at {values[0]}" if len(values) == 1 else f"at {', '.join(map(str, values))}"
+        yield CarryRow("carried", "", (), "steps", why, earlier, fresh)
+    elif counters:
+        yield CarryRow("dropped", "", (), "steps", f"{run_step(counters)}: nothing counts them now", earlier)
+    for one in (one for one in steps if one.begins):
+        yield CarryRow("afresh", "", (), one.counter.what, one.begins, (), one.counter.numbers)
+
+
+def _setting_rows(befores: Sequence[Kept], nows: Sequence[Kept]) -> Iterator[CarryRow]:
+    for kept in (kept for kept in befores if kept.is_setting):
+        yield CarryRow("setting", kept.path, kept.shape, kept.what, "the earlier optimizer's", kept.numbers)
+    for kept in (kept for kept in nows if kept.is_setting):
+        yield CarryRow("setting", kept.path, kept.shape, kept.what, "the fresh state's holds", (), kept.numbers)
+
+
+def _lost(rows: Sequence[CarryRow], befores: Sequence[Kept], nows: Sequence[Kept]) -> Iterator[CarryRow]:
+    """What of either state is in no row yet."""
+    sides = [[kept for kept in side if not (kept.counts or kept.is_setting)] for side in (befores, nows)]
+    taken = {number for row in rows for number in row.earlier}, {number for row in rows for number in row.fresh}
+    for kept in (kept for kept in sides[1] if kept.numbers[0] not in taken[1]):
+        why = _why(kept, sides[0], "the earlier state keeps", "of shape {other} in the earlier state")
+        yield CarryRow("afresh", kept.path, kept.shape, kept.what, why, (), kept.numbers)
+    for kept in (kept for kept in sides[0] if kept.numbers[0] not in taken[0]):
+        why = _why(kept, sides[1], "the fresh state keeps", "of shape {other} in the fresh state")
+        yield CarryRow("dropped", kept.path, kept.shape, kept.what, why, kept.numbers)
+
+
+def _why(kept: Kept, others: Sequence[Kept], keeps: str, of_shape: str) -> str:
+    """Why ``kept`` of one state is not in the other."""
+    own = [one for one in others if one.path == kept.path]
+    alike = [one for one in own if one.what == kept.what and whole_shape(one) != whole_shape(kept)]
+    if alike:
+        return of_shape.format(other=alike[0].shape)
+    return f"{keeps} {', '.join(dict.fromkeys(one.what for one in own)) or 'nothing of it'}"
+
+
+def _refuse_dropped(rows: Sequence[CarryRow], befores: Sequence[Kept]) -> None:
+    values = {kept.numbers: kept.values for kept in befores}
+    lost = [
+        row
+        for row in rows
+        if row.outcome == "dropped" and any(bool(jnp.any(value != 0)) for value in values.get(row.earlier, (1,)))
+    ]
+    if lost:
+        listed = "; ".join(f"{row.what} of {show(row.path)}: {row.why}" for row in lost[:5])
+        raise ValueError(
+            f"strict=True, and {len(lost)} array{'s' * (len(lost) > 1)} of the earlier state would be dropped: {listed}"
+            f"{' and more' * (len(lost) > 5)}. Rename with renamed=, or leave out strict and read the report."
+        )
