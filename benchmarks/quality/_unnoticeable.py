@@ -5,6 +5,15 @@ LIFTED = "Larger matrices than need it may be lifted: up to 2^27 that is exact."
 COMMUTING = "Both are polynomials of one symmetric matrix, which commute: only rounding differs."
 
 UNNOTICEABLE: dict[str, dict[str, str]] = {
+    "_layouts/evidence/attention": {
+        "if width is None and width not in core:": "A width that is no size of the kernel is asked for in vain below.",
+    },
+    "_layouts/tree/windows": {
+        "return len(window) > 1 and len(set(window)) == 1 and (1 < window[1] <= LARGEST_WINDOW) and "
+        "(window[0] < min(shape[:2]))": "All sizes of the window are equal.",
+        "return len(window) > 1 and len(set(window)) == 1 and (1 < window[0] <= LARGEST_WINDOW) and "
+        "(window[1] < min(shape[:2]))": "All sizes of the window are equal.",
+    },
     "_orthogonalizers/coefficients": {
         "for _ in range(101):": LAST_BIT,
         "below, above = (below, middle) if _value(step, middle) > start else (middle, above)": (

@@ -1,14 +1,18 @@
-"""Whether the tests notice what is wrong: changes to the numeric files, one at a time, each against the tests.
+"""Whether the tests notice what is wrong: changes to the package, one at a time, each against its fast tests.
 
-    python benchmarks/quality/mutants.py          # a sample of about two hundred
-    python benchmarks/quality/mutants.py --full   # every change there is
-    python benchmarks/quality/mutants.py --quick  # a handful, of one small file
+    python benchmarks/quality/mutants.py                           # of each group of files about two hundred
+    python benchmarks/quality/mutants.py --only rules              # numbers, rules, mesh, state or family
+    python benchmarks/quality/mutants.py --only mesh --sample 100
+    python benchmarks/quality/mutants.py --only numbers --full     # every change there is
+    python benchmarks/quality/mutants.py --quick                   # a handful, of one small file
 
-The checkout is copied and never changed. A change that no test notices survives; _unnoticeable.py says of some why
-no test could. Ends with status 1 if fewer than nine in ten are killed.
+_judges.py says which files are a group and which tests judge them. The checkout is copied and never changed. A change
+that no test notices survives; _unnoticeable.py says of some why no test could. Ends with status 1 if fewer than nine
+in ten are killed.
 """
 
 import io
+import math
 import multiprocessing
 import os
 import random
@@ -16,7 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,32 +30,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: 
 
 import pytest
 
+from benchmarks.quality._judges import GROUPS, files_of
 from benchmarks.quality._mutate import Mutant, mutants
 from benchmarks.quality._unnoticeable import UNNOTICEABLE
 from benchmarks.shared.report import ROOT, Progress, Report, Row, finish, parser
 
 PACKAGE = "muon_optax"
-# The numeric files, and for each of them the test files that shall notice: first those that are fast or hit.
-TESTS = {
-    "_transforms/checks/arguments": ("checks", "refusals"),
-    "_orthogonalizers/coefficients": ("coefficients", "refusals"),
-    "_transforms/decay_mask": ("decay_mask",),
-    "_orthogonalizers/gram_newton_schulz": ("gram_newton_schulz",),
-    "_orthogonalizers/restarts": ("restarts", "gram_newton_schulz"),
-    "_orthogonalizers/batching": ("groups",),
-    "_layouts/layout": ("layout", "refusals"),
-    "_orthogonalizers/newton_schulz": ("newton_schulz", "refusals"),
-    "_transforms/orthogonalize": ("refusals", "layout", "mesh"),
-    "_orthogonalizers/polar_factor": ("polar",),
-    "_orthogonalizers/precision": ("precision",),
-    "_transforms/scale_by_shape": ("scales", "refusals"),
-    "_transforms/scales": ("scales", "refusals"),
-    "_orthogonalizers/start": ("start",),
-    "_orthogonalizers/step": ("step",),
-}
-QUICK_FILE = "_transforms/checks/arguments"
-SAMPLE, AT_LEAST, SEED = 200, 4, 0  # changes in all, and of each file at least
+QUICK_FILE, QUICK_SAMPLE = "_transforms/checks/arguments", 4
+SAMPLE, AT_LEAST, SEED = 200, 2, 0  # changes of a group, and of each file at least
 ENOUGH = 0.9
+# What takes long to import, and starts no thread.
+PRELOADED = ["jax.numpy", "optax", "hypothesis", "pytest", "numpy", "scipy.linalg", "flax.nnx", "equinox"]
 LONGEST = 1800  # seconds that the tests of a file may take without a change
 
 NOTES = [
@@ -73,25 +62,29 @@ class Verdict(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
-    options.add_argument(
-        "--files", nargs="+", choices=TESTS, default=list(TESTS), help="only these files of the package"
-    )
+    options.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="only these groups of files")
+    options.add_argument("--sample", type=int, default=SAMPLE, help=f"changes of each group, {SAMPLE} by default")
     given = options.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Path(folder) / "checkout"
         for name in (PACKAGE, "benchmarks", "tests"):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
         shutil.copy(ROOT / "pyproject.toml", copy)
-        chosen = choose(copy / PACKAGE, given.files, given.quick, given.full)
+        groups = [files_of(copy / PACKAGE, group) for group in given.only]
+        if given.quick:
+            groups = [{QUICK_FILE: files_of(copy / PACKAGE, "numbers")[QUICK_FILE]}]
+        size = QUICK_SAMPLE if given.quick else math.inf if given.full else given.sample
+        chosen = [change for files in groups for change in choose(copy / PACKAGE, files, size)]
+        tests = {file: tests for files in groups for file, tests in files.items()}
         report = Report("mutants", "CPU", NOTES)
-        with Progress(len(chosen) + len({file for file, _ in chosen}), report.name) as step:
-            verdicts = judge(copy, Path(folder) / "compilations", chosen, step)
+        with Progress(len(chosen) + len({tests[file] for file, _ in chosen}), report.name) as step:
+            verdicts = judge(copy, Path(folder) / "compilations", chosen, tests, step)
     report.rows = [*counts(chosen, verdicts), *survivors(chosen, verdicts)]
     killed = sum(verdict.killed for verdict in verdicts)
     report.notes.append(f"Killed: {killed} of {len(chosen)}, {killed / len(chosen):.1%}.")
     if given.full:
         made = {(file, mutant.after) for file, mutant in chosen}
-        given_reasons = [(file, after) for file in given.files for after in UNNOTICEABLE.get(file, {})]
+        given_reasons = [(file, after) for file in tests for after in UNNOTICEABLE.get(file, {})]
         stale = [f"{file}: `{after}`" for file, after in given_reasons if (file, after) not in made]
         report.notes += [f"_unnoticeable.py speaks of a change that is not made: {each}" for each in stale]
     finish(report, given.output)
@@ -102,23 +95,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 Chosen = list[tuple[str, Mutant]]
 
 
-def choose(package: Path, files: Sequence[str], quick: bool, full: bool) -> Chosen:
-    """The changes to make: all, or a sample of which each file has its share; the same ones every time."""
-    every = {name: list(mutants((package / f"{name}.py").read_text())) for name in TESTS}
-    total = sum(map(len, every.values()))
-    sizes = {name: len(every[name]) if full else max(AT_LEAST, SAMPLE * len(every[name]) // total) for name in files}
-    if quick:
-        sizes = {QUICK_FILE: AT_LEAST}
-    return [(name, mutant) for name, size in sizes.items() for mutant in sample(every[name], size)]
+def choose(package: Path, files: Iterable[str], size: float) -> Chosen:
+    """About ``size`` changes, or all that there are, of which each file has its share; the same ones every time."""
+    every = {name: list(mutants((package / f"{name}.py").read_text())) for name in files}
+    share = min(1.0, size / sum(map(len, every.values())))
+    return [(name, each) for name, found in every.items() for each in sample(found, max(AT_LEAST, share * len(found)))]
 
 
-def sample(found: Sequence[Mutant], size: int) -> list[Mutant]:
+def sample(found: Sequence[Mutant], size: float) -> list[Mutant]:
     """``size`` of them, in their order; seeded."""
-    positions = random.Random(SEED).sample(range(len(found)), min(size, len(found)))
+    positions = random.Random(SEED).sample(range(len(found)), min(int(size), len(found)))
     return [found[position] for position in sorted(positions)]
 
 
-def judge(copy: Path, compilations: Path, chosen: Chosen, step: Progress) -> list[Verdict]:
+def judge(
+    copy: Path, compilations: Path, chosen: Chosen, tests: Mapping[str, tuple[str, ...]], step: Progress
+) -> list[Verdict]:
     """A verdict for each change, after the unchanged files have passed the same tests."""
     # Set before the server of forks starts. What is compiled for one change is found again by the next.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilations))
@@ -130,20 +122,22 @@ def judge(copy: Path, compilations: Path, chosen: Chosen, step: Progress) -> lis
     }
     # A process that has imported what takes long, without muon_optax and without a thread: each run is a fork of it.
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["jax.numpy", "optax", "hypothesis", "pytest", "numpy", "scipy.linalg"])
-    limits: dict[str, float] = {}
-    for file in dict.fromkeys(file for file, _ in chosen):
-        unchanged = run_tests(server, copy, TESTS[file], LONGEST)
+    server.set_forkserver_preload(PRELOADED)
+    limits: dict[tuple[str, ...], float] = {}
+    for judges in dict.fromkeys(tests[file] for file, _ in chosen):
+        unchanged = run_tests(server, copy, judges, LONGEST)
         if unchanged.killed:
-            raise SystemExit(f"The tests of {file}.py fail without a change: {unchanged.by}")
-        limits[file] = 10 + 5 * unchanged.seconds
-        step(f"{file}: {unchanged.seconds:.0f} s")
+            raise SystemExit(f"Without a change a test fails: {unchanged.by}")
+        limits[judges] = 10 + 5 * unchanged.seconds
+        step(f"{', '.join(judges)}: {unchanged.seconds:.0f} s")
     verdicts = []
-    for file, mutant in chosen:
+    for number, (file, mutant) in enumerate(chosen):
         path = copy / PACKAGE / f"{file}.py"
         original = path.read_text()
         path.write_text(mutant.source)
-        verdicts.append(run_tests(server, copy, TESTS[file], limits[file]))
+        # Byte code is looked up by the second in which a file was written: that of another change must not be found.
+        os.utime(path, (number, number))
+        verdicts.append(run_tests(server, copy, tests[file], limits[tests[file]]))
         path.write_text(original)
         step(f"{file}:{mutant.line} {'killed' if verdicts[-1].killed else 'SURVIVED'}")
     return verdicts
@@ -154,9 +148,9 @@ def run_tests(
 ) -> Verdict:
     """The verdict on the files as they are in ``copy``, in a process of its own."""
     receiver, sender = server.Pipe(duplex=False)
-    process = server.Process(
-        target=run_pytest, args=(copy, [str(next(copy.glob(f"tests/*/test_{name}.py"))) for name in tests], sender)
-    )
+    files = [next(copy.glob(f"tests/*/test_{name.partition('::')[0]}.py")) for name in tests]
+    named = [f"{file}{''.join(name.partition('::')[1:])}" for file, name in zip(files, tests, strict=True)]
+    process = server.Process(target=run_pytest, args=(copy, named, sender))
     started = time.perf_counter()
     process.start()
     sender.close()
@@ -171,10 +165,8 @@ def run_tests(
     return Verdict(first_failure is not None, first_failure or "", time.perf_counter() - started)
 
 
-def run_pytest(copy: Path, files: list[str], sender: Connection) -> None:
+def run_pytest(copy: Path, tests: list[str], sender: Connection) -> None:
     """In a process of its own: sends the name of the first test that fails, None if none does."""
-    # Byte code is looked up by the second in which a file was written: that of another change must not be found.
-    shutil.rmtree(copy / PACKAGE / "__pycache__", ignore_errors=True)
     os.chdir(copy)
     sys.path.insert(0, str(copy))
     first = FirstFailure()
@@ -182,7 +174,7 @@ def run_pytest(copy: Path, files: list[str], sender: Connection) -> None:
     options += ["-Wignore:Module already imported:pytest.PytestAssertRewriteWarning"]  # hypothesis, by the server
     printed = io.StringIO()
     with redirect_stdout(printed), redirect_stderr(printed):
-        status = pytest.main([*options, *files], plugins=[first])
+        status = pytest.main([*options, *tests], plugins=[first])
     imported = getattr(sys.modules.get(PACKAGE), "__file__", str(copy))
     if not Path(imported).is_relative_to(copy):
         sender.send(RuntimeError(f"{imported} was tested, and not the copy in {copy}"))
@@ -207,24 +199,26 @@ class FirstFailure:
 
 
 def counts(chosen: Chosen, verdicts: Sequence[Verdict]) -> Iterator[Row]:
-    """A row for each file, and one for all."""
-    files = dict.fromkeys(file for file, _ in chosen)
-    for name in (*files, "all"):
-        of = [(file, mutant, verdict) for (file, mutant), verdict in zip(chosen, verdicts, strict=True)]
-        of = [each for each in of if name in (each[0], "all")]
-        killed = sum(verdict.killed for _, _, verdict in of)
-        explained = sum(not verdict.killed and bool(reason(file, mutant)) for file, mutant, verdict in of)
-        yield {
-            "table": "Changes by file",
-            "file": name,
-            "changes": len(of),
-            "killed": killed,
-            "share": killed / len(of),
-        } | {
-            "survived, explained": explained,
-            "survived, unexplained": len(of) - killed - explained,
-            "seconds": sum(verdict.seconds for _, _, verdict in of),
-        }
+    """A row for each folder, each file, and one for all."""
+    judged = [(file, mutant, verdict) for (file, mutant), verdict in zip(chosen, verdicts, strict=True)]
+    folder_of = {file: file.rpartition("/")[0] or "front door" for file, _ in chosen}
+    for folder in dict.fromkeys(folder_of.values()):
+        of_it = [each for each in judged if folder_of[each[0]] == folder]
+        yield {"table": "Changes by folder", "folder": folder} | count(of_it)
+    yield {"table": "Changes by folder", "folder": "all"} | count(judged)
+    for file in folder_of:
+        yield {"table": "Changes by file", "file": file} | count([each for each in judged if each[0] == file])
+
+
+def count(judged: Sequence[tuple[str, Mutant, Verdict]]) -> Row:
+    """How many of these changes were noticed."""
+    killed = sum(verdict.killed for *_, verdict in judged)
+    explained = sum(not verdict.killed and bool(reason(file, mutant)) for file, mutant, verdict in judged)
+    return {"changes": len(judged), "killed": killed, "share": killed / len(judged)} | {
+        "survived, explained": explained,
+        "survived, unexplained": len(judged) - killed - explained,
+        "seconds": sum(verdict.seconds for *_, verdict in judged),
+    }
 
 
 def survivors(chosen: Chosen, verdicts: Sequence[Verdict]) -> Iterator[Row]:

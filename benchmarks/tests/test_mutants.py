@@ -1,14 +1,16 @@
 """The changes that try the tests: which ones are made of a line, which are chosen, and what is said of them."""
 
 import ast
+import math
 from pathlib import Path
 
 import pytest
 
 from benchmarks.quality import mutants as runner
+from benchmarks.quality._judges import GROUPS, files_of
 from benchmarks.quality._mutate import Mutant, mutants
 from benchmarks.quality.mutants import Verdict
-from benchmarks.tests.running import run
+from benchmarks.tests.running import ROOT, run
 
 
 @pytest.mark.parametrize(
@@ -68,33 +70,43 @@ def test_conditions_are_negated_and_statements_shown_by_their_first_line() -> No
     ]
 
 
-PACKAGE = runner.ROOT / runner.PACKAGE
+PACKAGE = ROOT / runner.PACKAGE
+NUMBERS = list(files_of(PACKAGE, "numbers"))
 
 
 @pytest.fixture(scope="module")
 def every() -> runner.Chosen:
     """All changes of all numeric files."""
-    return runner.choose(PACKAGE, list(runner.TESTS), quick=False, full=True)
+    return runner.choose(PACKAGE, NUMBERS, math.inf)
 
 
 def test_the_files_of_the_package_can_be_changed_in_hundreds_of_ways(every: runner.Chosen) -> None:
     """All of which differ from each other, and each in one line."""
     assert len(every) > 400
     assert len({(file, mutant.source) for file, mutant in every}) == len(every)
-    lines = {file: ast.unparse(ast.parse((PACKAGE / f"{file}.py").read_text())).splitlines() for file in runner.TESTS}
+    lines = {file: ast.unparse(ast.parse((PACKAGE / f"{file}.py").read_text())).splitlines() for file in NUMBERS}
     for file, mutant in every:
         pairs = zip(lines[file], mutant.source.splitlines(), strict=True)
         assert sum(one != other for one, other in pairs) == 1
 
 
 def test_the_sample_is_the_same_every_time_and_of_every_file(every: runner.Chosen) -> None:
-    chosen = runner.choose(PACKAGE, list(runner.TESTS), quick=False, full=False)
+    chosen = runner.choose(PACKAGE, NUMBERS, 200)
     assert set(chosen) < set(every)
-    assert 100 <= len(chosen) <= 220
-    assert {file for file, _ in chosen} == set(runner.TESTS)
-    mutants_of = {name: [mutant for file, mutant in every if file == name] for name in runner.TESTS}
-    again = [runner.sample(found, sum(file == name for file, _ in chosen)) for name, found in mutants_of.items()]
-    assert [mutant for found in again for mutant in found] == [mutant for _, mutant in chosen]
+    assert 180 <= len(chosen) <= 220
+    assert {file for file, _ in chosen} == {file for file, _ in every}
+    assert runner.choose(PACKAGE, NUMBERS, 200) == chosen
+
+
+def test_every_numeric_rule_mesh_and_family_file_has_judges_that_exist() -> None:
+    judged = {file: tests for group in GROUPS for file, tests in files_of(PACKAGE, group).items()}
+    folders = ("_layouts", "_orthogonalizers", "_mesh", "_state", "_transforms/family", "_transforms/momenta")
+    files = [
+        path.relative_to(PACKAGE).with_suffix("") for folder in folders for path in PACKAGE.glob(f"{folder}/**/*.py")
+    ]
+    assert {file.as_posix() for file in files if file.stem != "__init__"} <= judged.keys()
+    for name in {test.partition("::")[0] for tests in judged.values() for test in tests}:
+        assert len(list(ROOT.glob(f"tests/*/test_{name}.py"))) == 1, name
 
 
 def test_survivors_are_listed_with_the_reason_or_as_a_missing_test(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,21 +125,17 @@ def test_survivors_are_listed_with_the_reason_or_as_a_missing_test(monkeypatch: 
         ("_step.py:0", r"`a \| b`", "No bit is in both."),
         ("_step.py:1", "`c`", "not known: a test is missing"),
     ]
-    by_file, in_all = runner.counts(chosen, verdicts)
-    assert by_file == {
-        "table": "Changes by file",
-        "file": "_step",
-        "changes": 4,
-        "killed": 2,
-        "share": 0.5,
-        "survived, explained": 1,
-        "survived, unexplained": 1,
-        "seconds": 5.0,
-    }
-    assert in_all == by_file | {"file": "all"}
+    figures = {"changes": 4, "killed": 2, "share": 0.5, "survived, explained": 1, "survived, unexplained": 1}
+    figures["seconds"] = 5.0
+    assert list(runner.counts(chosen, verdicts)) == [
+        {"table": "Changes by folder", "folder": "front door"} | figures,
+        {"table": "Changes by folder", "folder": "all"} | figures,
+        {"table": "Changes by file", "file": "_step"} | figures,
+    ]
 
 
 @pytest.mark.slow
 def test_a_few_changes_are_noticed(tmp_path: Path) -> None:
     rows = run("mutants", tmp_path, "--quick")["rows"]
-    assert [(row["file"], row["changes"], row["killed"]) for row in rows] == [(runner.QUICK_FILE, 4, 4), ("all", 4, 4)]
+    shown = [(row.get("folder") or row["file"], row["changes"], row["killed"]) for row in rows]
+    assert shown == [("_transforms/checks", 4, 4), ("all", 4, 4), (runner.QUICK_FILE, 4, 4)]

@@ -147,19 +147,11 @@ def test_rule_divides_products_by_outputs_and_then_by_inputs():
 
 REFUSED = {
     "--mesh data:4": "--mesh data:4: give the devices of one axis or of both, as in data=4,model=2",
-    "--mesh rows=4": "--mesh rows=4: give the devices of one axis or of both, as in data=4,model=2",
-    "--mesh data=2,data=2": "--mesh data=2,data=2: give the devices of one axis",
-    "--mesh data=0": "--mesh data=0: give the devices of one axis",
     "--mesh data=16": "--mesh data=16 needs 16 devices, and there are 8",
     "--mesh data=8": "--mesh data=8 does not divide the batch of 4 by 8",
     "--mesh model=4": "--mesh {'data': 1, 'model': 4} does not divide blocks/0/key/kernel of (32, 2, 16) by P(None, 'm",
     "--processes 2": "--processes 2: give a --coordinator to two or more with equal parts of the mesh",
-    "--processes 3 --coordinator localhost:1": "--processes 3: give a --coordinator to two or more with equal parts",
-    "--coordinator localhost:1": "--processes 1: give a --coordinator to two or more with equal parts of the mesh",
-    "--steps 0": "--steps 0 --seed 0 --learning-rate 0.02: one is out of range",
-    "--seed -1": "--steps None --seed -1 --learning-rate 0.02: one is out of range",
     "--learning-rate -1": "--steps None --seed 0 --learning-rate -1.0: one is out of range",
-    "--resume": "--resume: no checkpoint in",
 }
 
 
@@ -170,12 +162,3 @@ def test_refuses_in_one_line(arguments, tmp_path, capsys):
     errors = capsys.readouterr().err
     assert errors.startswith(f"train_gpt_sharded.py: error: {REFUSED[arguments]}")
     assert errors.count("\n") == 1
-
-
-def test_stops_before_a_spoilt_state_is_saved(tmp_path, capsys):
-    output = ["--preset", "tiny", "--mesh", "data=1", "--output", str(tmp_path)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_gpt_sharded.mo, "muon", lambda rate, **_: train_gpt_sharded.optax.sgd(1e30))
-        assert train_gpt_sharded.main(output) == 2
-    assert capsys.readouterr().err.startswith("train_gpt_sharded.py: error: the loss at step ")
-    assert not [folder for folder in (tmp_path / "checkpoints").iterdir() if int(folder.name) > 2]

@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -76,15 +75,13 @@ class Pair:
             except subprocess.TimeoutExpired:
                 process.kill()
 
-    def lose(self, number: int, how: signal.Signals) -> str:
-        """What the other has printed when it ends, as it must, after one is killed or stopped."""
-        lost, other = self.processes[number], self.processes[1 - number]
-        lost.send_signal(how)
-        status = other.wait(timeout=TIMEOUT + PATIENCE)
-        lost.kill()
-        lost.wait()
-        assert status != 0
-        return self.logs[1 - number].read_text()
+    def lose(self) -> str:
+        """What the first has printed when it ends, as it must, after the second is killed."""
+        first, second = self.processes
+        second.kill()
+        assert first.wait(timeout=TIMEOUT + PATIENCE) != 0
+        second.wait()
+        return self.logs[0].read_text()
 
     def first_step(self) -> int:
         """The first that the run printed, of those it saves."""
@@ -136,13 +133,8 @@ def test_lost_process_ends_the_other_and_a_restart_goes_on(alone, pair):
     pair.wait(lambda: pair.saved() >= 4)
     # A collective fails at once and the example says so; where the other waits for a checkpoint instead, JAX does.
     said = "train_gpt_sharded.py: error: lost a process; start all with --resume: ", "JAX distributed service detected"
-    printed = pair.lose(1, signal.SIGKILL)
+    printed = pair.lose()
     assert any(words in printed for words in said), printed
-    saved = pair.saved()
-    pair.start("--resume")
-    pair.wait(lambda: pair.saved() > saved + 2)
-    assert pair.first_step() == saved + 2
-    assert said[1] in pair.lose(0, signal.SIGSTOP)
     saved = pair.saved()
     pair.start("--resume")
     pair.finish()

@@ -17,6 +17,66 @@ from muon_optax._layouts.assigning.rules import decide
 from muon_optax._layouts.paths import named_leaves
 
 CASES = {
+    "a key that fits no query of its attention": """
+        attn/query/kernel 24x4x8 ioo
+        attn/key/kernel 9x5x12 ?
+        attn/out/kernel 4x8x24 iio""",
+    "heads first, and beside them what is no projection": """
+        attn/query/kernel 4x24x6 oio
+        attn/key/kernel 4x24x6 oio
+        attn/out/kernel 4x6x24 iio
+        attn/relative/kernel 5x24x6 ?
+        norm/scale 24 -""",
+    "einsums of Gemma, whose width the query and the output tell": """
+        attn/attn_vec_einsum/w 8x256x2304 iio
+        attn/kv_einsum/w 2x4x2304x256 boio
+        attn/q_einsum/w 8x2304x256 oio""",
+    "attention in layers without a norm or a bias: heads or layers": """
+        self_attention/query/w 12x64x64 ?
+        self_attention/key/w 12x64x64 ?
+        self_attention/value/w 12x64x64 ?
+        self_attention/post/w 12x64x64 ?
+        self_attention/relative_bias/wrb 12x16x32 -""",
+    "layers on the second axis, and no attention": """
+        mlp/wi_0/kernel 24x13x96 ~ibo
+        mlp/wi_1/kernel 24x13x96 ~ibo
+        mlp/wo/kernel 96x13x24 ~ibo""",
+    "a bias of the weight's own shape": """
+        mixing/kernel 3x4x5 ?
+        mixing/bias 3x4x5 -""",
+    "a bias as long as the first axis, before a window of one": """
+        window/kernel 6x4x1 oii
+        window/bias 6 -""",
+    "a transposed convolution under another name": """
+        conv/kernel 3x3x8x16 iioi
+        conv/bias 8 -""",
+    "blocks whose sides only three axes have": """
+        in_proj/kernel 4x6x8 ?
+        mixing/kernel 24x32x5 ?""",
+    "a classifier of PyTorch behind its norm": """
+        classifier/0/weight 768 -
+        classifier/0/bias 768 -
+        classifier/2/weight 1000x768 -
+        classifier/2/bias 1000 -""",
+    "a classifier of PyTorch, square": """
+        classifier/0/weight 768 -
+        classifier/0/bias 768 -
+        classifier/2/weight 768x768 -
+        classifier/2/bias 768 -""",
+    "a head of two layers of PyTorch": """
+        logit_head/layer_norm/weight 480 -
+        logit_head/layer_norm/bias 480 -
+        logit_head/linear1/weight 480x480 oi
+        logit_head/linear1/bias 480 -
+        logit_head/linear2/weight 33x480 -
+        logit_head/linear2/bias 33 -""",
+    "a window of two by two behind outputs and inputs": """
+        layer/kernel 16x8x2x2 oiii
+        fc/kernel 16x10 ~io""",
+    "a cell with other inputs than hidden units": """
+        lstm_cell/kernel 24x64 io split 16+16+16+16
+        lstm_cell/recurrent_kernel 16x64 io split 16+16+16+16
+        lstm_cell/bias 64 -""",
     "experts by their router": """
         moe/gate/kernel 6x4 io
         moe/wi_0 4x6x12 bio

@@ -1,0 +1,62 @@
+"""Which tests judge a change of which file of the package."""
+
+from pathlib import Path
+
+DECISIONS = ("kinds", "evidence", "roles", "real_models::test_nothing_is_wrong_in_silence")
+# For every file that a pattern matches, the test files that shall notice: first those that are fast or hit. A file
+# belongs to the first pattern that matches it.
+GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
+    "numbers": {
+        "_transforms/checks/arguments": ("checks", "refusals"),
+        "_orthogonalizers/coefficients": ("coefficients", "refusals"),
+        "_transforms/decay_mask": ("decay_mask",),
+        "_orthogonalizers/gram_newton_schulz": ("gram_newton_schulz",),
+        "_orthogonalizers/restarts": ("restarts", "gram_newton_schulz"),
+        "_orthogonalizers/batching": ("groups",),
+        "_layouts/layout": ("layout", "refusals"),
+        "_orthogonalizers/newton_schulz": ("newton_schulz", "refusals"),
+        "_transforms/orthogonalize": ("refusals", "layout", "mesh"),
+        "_orthogonalizers/polar_factor": ("polar",),
+        "_orthogonalizers/precision": ("precision",),
+        "_transforms/scale_by_shape": ("scales", "refusals"),
+        "_transforms/scales": ("scales", "refusals"),
+        "_orthogonalizers/start": ("start",),
+        "_orthogonalizers/step": ("step",),
+        "_orthogonalizers/*": ("array_functions", "refusals", "newton_schulz"),
+    },
+    "rules": {
+        "_layouts/tree/layer_types": ("evidence", "labels_equinox", *DECISIONS),
+        "_layouts/evidence/*": DECISIONS,
+        "_layouts/tree/*": DECISIONS,
+        "_layouts/assigning/rules": DECISIONS,
+        "_layouts/path*": ("paths", *DECISIONS),
+        "_layouts/**/*": ("per_head", "split_fused", "remedies", "assign_layouts", *DECISIONS),
+    },
+    "mesh": {"_mesh/*": ("owners", "shardings", "plan", "exchange", "mesh")},
+    "state": {
+        "_state/*": ("state_shardings", "shardings"),
+        "_transforms/state/*": ("golden_states", "from_others", "settings"),
+    },
+    "family": {
+        "_transforms/family/clip_qk": ("clip_qk", "family"),
+        "_transforms/family/block_periodic": ("block_periodic",),
+        "_transforms/family/*": ("family", "refusals"),
+        "_transforms/momenta/quantized_trace": ("quantized_trace",),
+        "_transforms/momenta/*": ("momentum", "family"),
+        "_transforms/tools/*": ("clip_qk", "block_periodic", "family"),
+        "recipes": ("recipes", "family", "refusals"),
+    },
+}
+
+
+def files_of(package: Path, group: str) -> dict[str, tuple[str, ...]]:
+    """The files of a group, each as ``"_layouts/layout"``, with their tests; the files are read, not imported."""
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for name, patterns in GROUPS.items():
+        for pattern, tests in patterns.items():
+            files = [path for path in sorted(package.glob(f"{pattern}.py")) if path.stem != "__init__"]
+            if not files:
+                raise ValueError(f"No file of {package} is {pattern}.py: mend _judges.py.")
+            for path in files:
+                found.setdefault(path.relative_to(package).with_suffix("").as_posix(), (name, tests))
+    return {file: tests for file, (name, tests) in found.items() if name == group}
