@@ -55,8 +55,8 @@ def carry_over(
         that need no change may be shared with ``earlier`` and ``fresh``: donate neither.
 
     Raises:
-        ValueError: If one of the two is no optimizer's state, for a renamed path that is not in ``earlier``, a
-            ``block_size`` that does not fit, and with ``strict`` for what would be dropped, with its paths.
+        ValueError: If one of the two is no optimizer's state or holds shapes only, for a renamed path that is not in
+            ``earlier``, a ``block_size`` that does not fit, and with ``strict`` for what would be dropped, by path.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
@@ -111,6 +111,11 @@ def _arrays_of(state: Any, name: str) -> list[Kept]:
             f"The {name} state is a {type(state).__name__}, which holds no state of an optimizer: give what "
             "optimizer.init(params) returns, such as opt_state of flax.nnx.Optimizer or TrainState, restored into its "
             "own structure."
+        )
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
+        raise ValueError(
+            f"The {name} state holds shapes and no arrays, as jax.eval_shape returns them: restore the earlier state "
+            "into its structure, and make the fresh one with optimizer.init(params)."
         )
     return kept_arrays(state)
 

@@ -18,6 +18,8 @@ MEANINGS = {
     ("MuonState", "mu"): ("momentum", "average"),
     ("ScaleByAdamState", "mu"): ("first moment", ""),
     ("ScaleByAdamState", "nu"): ("second moment", ""),
+    ("ScaleByAmsgradState", "mu"): ("first moment", ""),
+    ("ScaleByAmsgradState", "nu"): ("second moment", ""),
 }
 # Arrays that say what an optimizer does, and not what it has seen.
 SETTINGS = (

@@ -94,6 +94,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: mo.carry_over(after(muon()), tree(0)),
         "The fresh state is a dict, which holds no state",
     ),
+    "shapes": (
+        lambda: mo.carry_over(after(muon()), jax.eval_shape(muon().init, tree(0))),
+        "The fresh state holds shapes and no arrays",
+    ),
     "momentum": (
         lambda: mo.carry_over(after(muon()), muon().init(tree(0)), momentum=1.0),
         "momentum=1.0 is not allowed",
@@ -200,6 +204,31 @@ def test_a_state_can_be_donated() -> None:
     state, _ = mo.carry_over(after(optimizer), optimizer.init(params))
     jax.jit(optimizer.update, donate_argnums=1)(tree(9), state, params)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+OTHERS = {
+    "amsgrad": optax.amsgrad(RATE), "adabelief": optax.adabelief(RATE), "adafactor": optax.adafactor(RATE),
+    "schedule_free": optax.contrib.schedule_free_adamw(RATE), "apply_if_finite": optax.apply_if_finite(muon(), 2),
+    "conditionally_mask": optax.conditionally_mask(muon(), lambda step: step >= 0),
+    "block periodic": mo.partition_by_layout(
+        optax.chain(optax.trace(0.9), mo.orthogonalize_block_periodic(mo.polar_factor())), optax.rmsprop(RATE), LAYOUTS
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_state_of_any_optimizer_is_carried_to_itself(name: str) -> None:
+    before = after(OTHERS[name])
+    state, report = mo.carry_over(before, OTHERS[name].init(tree(0)), strict=True)
+    assert not report.afresh
+    assert_trees_equal(state, before)
+
+
+def test_amsgrads_moments_are_adams() -> None:
+    before = after(optax.amsgrad(RATE))
+    state, report = mo.carry_over(before, optax.adam(RATE).init(tree(0)))
+    assert_trees_equal((state[0].mu, state[0].nu), (before[0].mu, before[0].nu))
+    assert {row.what for row in report.dropped} == {"ScaleByAmsgradState.nu_max"}
 
 
 # Trees and frameworks.
