@@ -1,18 +1,19 @@
 """An earlier state carried over to a fresh one: what both keep goes on, by path, and a report says what does not."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from muon_optax._layouts.paths import show
-from muon_optax._state.convert import converted, whole_shape
+from muon_optax._state.convert import converted
 from muon_optax._state.entries import are_entries, entry_arrays
 from muon_optax._state.kept_arrays import Kept, holds_state, kept_arrays
 from muon_optax._state.pairs import pairs_of, renamed_arrays
 from muon_optax._state.report import CarryReport, CarryRow
-from muon_optax._state.steps import Step, run_step, steps_of
+from muon_optax._state.rows import how, lost_rows, setting_rows, step_rows
+from muon_optax._state.steps import steps_of
 from muon_optax._transforms.checks.arguments import check_number
 
 
@@ -89,7 +90,7 @@ def carry_over(
         if found is None or values is None:
             continue
         rows.append(
-            CarryRow("carried", kept.path, kept.shape, kept.what, _how(found, kept), found.numbers, kept.numbers)
+            CarryRow("carried", kept.path, kept.shape, kept.what, how(found, kept), found.numbers, kept.numbers)
         )
         for number, value in zip(kept.numbers, values, strict=True):
             leaves[number] = value
@@ -97,7 +98,7 @@ def carry_over(
     steps = steps_of(befores, nows, carried, step)
     for one in steps:
         leaves[one.counter.numbers[0]] = one.value
-    rows += [*_step_rows(befores, steps), *_setting_rows(befores, nows), *_lost(rows, befores, nows)]
+    rows += [*step_rows(befores, steps), *setting_rows(befores, nows), *lost_rows(rows, befores, nows)]
     if strict:
         _refuse_dropped(rows, befores)
     return jax.tree.unflatten(jax.tree.structure(fresh), leaves), CarryReport(tuple(rows))
@@ -118,67 +119,6 @@ def _arrays_of(state: Any, name: str) -> list[Kept]:
             "into its structure, and make the fresh one with optimizer.init(params)."
         )
     return kept_arrays(state)
-
-
-def _how(earlier: Kept, fresh: Kept) -> str:
-    """What of an array changes on the way."""
-    changes = []
-    if earlier.what != fresh.what:
-        changes.append(f"from the {earlier.what}")
-    ways = [kept.way if kept.way != "codes" else _codes(kept) for kept in (earlier, fresh)]
-    dtypes = [jnp.result_type(kept.values[0]) for kept in (earlier, fresh)]
-    if ways[0] != ways[1]:
-        changes.append(f"{ways[0] or 'as it was'} to {ways[1]}")
-    elif dtypes[0] != dtypes[1]:
-        changes.append(f"{dtypes[0]} to {dtypes[1]}")
-    return ", ".join(changes)
-
-
-def _codes(kept: Kept) -> str:
-    return f"{8 if jnp.result_type(kept.values[0]) == jnp.int8 else 4} bits"
-
-
-def _step_rows(befores: Sequence[Kept], steps: Sequence[Step]) -> Iterator[CarryRow]:
-    counters = [kept for kept in befores if kept.counts]
-    earlier = tuple(number for kept in counters for number in kept.numbers)
-    on = [one for one in steps if not one.begins]
-    if on:
-        fresh = tuple(number for one in on for number in one.counter.numbers)
-        values = sorted({int(one.value) for one in on})
-        why = f"all at {values[0]}" if len(values) == 1 else f"at {', '.join(map(str, values))}"
-        yield CarryRow("carried", "", (), "steps", why, earlier, fresh)
-    elif counters:
-        yield CarryRow("dropped", "", (), "steps", f"{run_step(counters)}: nothing counts them now", earlier)
-    for one in (one for one in steps if one.begins):
-        yield CarryRow("afresh", "", (), one.counter.what, one.begins, (), one.counter.numbers)
-
-
-def _setting_rows(befores: Sequence[Kept], nows: Sequence[Kept]) -> Iterator[CarryRow]:
-    for kept in (kept for kept in befores if kept.is_setting):
-        yield CarryRow("setting", kept.path, kept.shape, kept.what, "the earlier optimizer's", kept.numbers)
-    for kept in (kept for kept in nows if kept.is_setting):
-        yield CarryRow("setting", kept.path, kept.shape, kept.what, "the fresh state's holds", (), kept.numbers)
-
-
-def _lost(rows: Sequence[CarryRow], befores: Sequence[Kept], nows: Sequence[Kept]) -> Iterator[CarryRow]:
-    """What of either state is in no row yet."""
-    sides = [[kept for kept in side if not (kept.counts or kept.is_setting)] for side in (befores, nows)]
-    taken = {number for row in rows for number in row.earlier}, {number for row in rows for number in row.fresh}
-    for kept in (kept for kept in sides[1] if kept.numbers[0] not in taken[1]):
-        why = _why(kept, sides[0], "the earlier state keeps", "of shape {other} in the earlier state")
-        yield CarryRow("afresh", kept.path, kept.shape, kept.what, why, (), kept.numbers)
-    for kept in (kept for kept in sides[0] if kept.numbers[0] not in taken[0]):
-        why = _why(kept, sides[1], "the fresh state keeps", "of shape {other} in the fresh state")
-        yield CarryRow("dropped", kept.path, kept.shape, kept.what, why, kept.numbers)
-
-
-def _why(kept: Kept, others: Sequence[Kept], keeps: str, of_shape: str) -> str:
-    """Why ``kept`` of one state is not in the other."""
-    own = [one for one in others if one.path == kept.path]
-    alike = [one for one in own if one.what == kept.what and whole_shape(one) != whole_shape(kept)]
-    if alike:
-        return of_shape.format(other=alike[0].shape)
-    return f"{keeps} {', '.join(dict.fromkeys(one.what for one in own)) or 'nothing of it'}"
 
 
 def _refuse_dropped(rows: Sequence[CarryRow], befores: Sequence[Kept]) -> None:

@@ -48,6 +48,12 @@ class Kept(NamedTuple):
     field: str
     numbers: tuple[int, ...]  # of its leaves in `jax.tree.leaves` of the state
     values: tuple[Any, ...]
+    former: str | None = None  # the path before it was renamed
+
+    @property
+    def origin(self) -> str:
+        """The path in its own state."""
+        return self.path if self.former is None else self.former
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ def renamed_arrays(earlier: Sequence[Kept], renamed: Mapping[str, str]) -> list[
     for old, new in names.items():
         if olds[new] != old:
             raise ValueError(f"renamed calls both {show(old)} and {show(olds[new])} {new!r}: each needs its own path.")
-    return [kept._replace(path=names.get(kept.path, kept.path)) for kept in earlier]
+    return [kept._replace(path=names.get(kept.path, kept.path), former=kept.path) for kept in earlier]
 
 
 def _renamed(path: str, renamed: Mapping[str, str]) -> str:

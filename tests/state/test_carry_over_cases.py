@@ -163,7 +163,8 @@ def test_subtrees_are_renamed_and_two_may_swap() -> None:
     params = {name: {"kernel": jnp.full((4, 8), value)} for name, value in (("a", 1.0), ("b", 2.0))}
     optimizer = mo.muon(RATE, layouts={"*/kernel": "io"})
     _, state = optimizer.update(params, optimizer.init(params), params)
-    swapped, _ = mo.carry_over(state, optimizer.init(params), renamed={"a": "b", "b": "a"}, strict=True)
+    swapped, report = mo.carry_over(state, optimizer.init(params), renamed={"a": "b", "b": "a"}, strict=True)
+    assert [row.why for row in report.carried if row.path == "a/kernel"] == ["was b/kernel"]
     trace = momentum_of(swapped).trace
     assert (float(trace["a"]["kernel"][0, 0]), float(trace["b"]["kernel"][0, 0])) == (2.0, 1.0)
     deeper = mo.muon(RATE, layouts={"model/*/kernel": "io"})
