@@ -34,7 +34,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "mesh": {"_mesh/*": ("owners", "shardings", "plan", "exchange", "mesh")},
     "state": {
-        "_state/*": ("state_shardings", "shardings"),
+        "_state/shardings": ("state_shardings", "shardings"),
+        "_state/*": ("carry_over_cases", "from_others", "carry_over"),
         "_transforms/state/*": ("golden_states", "from_others", "settings"),
     },
     "family": {
