@@ -20,6 +20,7 @@ from snippets import run, snippets
 
 import muon_optax as mo
 from muon_optax import diagnostics
+from muon_optax._diagnostics import finite
 
 PAGE = ROOT / "docs" / "diagnostics.md"
 FLOATS = ["float32", "bfloat16", "float16", "float8_e5m2", "float8_e4m3fn"]
@@ -133,7 +134,7 @@ def test_paths_are_those_of_the_layouts(build: Callable[..., Any]) -> None:
 
 
 def test_counts_do_not_wrap_around(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnostics, "_LARGEST_COUNT", 100)
+    monkeypatch.setattr(finite, "_LARGEST_COUNT", 100)
     exact = [jnp.full((10, 10), jnp.nan), jnp.full(100, jnp.nan), jnp.full((100, 1), jnp.nan)]
     too_large = [jnp.full((11, 10), jnp.nan), jnp.full((20, 20), jnp.nan), jnp.full((3, 400), jnp.nan)]
     assert [int(diagnostics.nonfinite_counts(array)[""]) for array in exact] == [100] * 3

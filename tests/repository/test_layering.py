@@ -27,6 +27,7 @@ FOLDERS = (
     "_transforms.tools",
     "_transforms.family",
     "_state",
+    "_diagnostics",
 )
 TOP = {folder.split(".")[0] for folder in FOLDERS}
 WITHOUT_OPTAX = ("_layouts", "_orthogonalizers")

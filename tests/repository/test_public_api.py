@@ -67,7 +67,9 @@ def docstring_errors(name: str, value: object) -> list[str]:
 
 
 def functions_of(module: ModuleType) -> list[str]:
-    """The public functions that a module defines: those that Sphinx lists as its members."""
+    """The public functions of a module: those that Sphinx lists as its members."""
+    if hasattr(module, "__all__"):
+        return sorted(module.__all__)
     functions = inspect.getmembers(module, inspect.isfunction)
     return [name for name, value in functions if value.__module__ == module.__name__ and not name.startswith("_")]
 

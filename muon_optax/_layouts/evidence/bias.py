@@ -18,7 +18,9 @@ def by_bias(seen: Seen) -> Reading | None:
         if outputs == 1 and bias[0] == core[1] != core[0]:
             return Reading("io" + "i" * (axes - 2), "its bias")  # PyTorch's transposed convolutions
         if bias == core[:outputs]:
-            return Reading("o" * outputs + "i" * (axes - outputs), "its bias")
+            # Haliax's layers have several output axes. Where no norm says so, the first may as well count layers.
+            weak = outputs > 1 and seen.width != axes - 1
+            return Reading("o" * outputs + "i" * (axes - outputs), "its bias", weak=weak)
         return Reading("i" * (axes - outputs) + "o" * outputs, "its bias") if bias == core[-outputs:] else None
     if is_transposed(seen) and core[-1] == core[-2]:
         return None  # the bias fits both; the name tells
