@@ -164,6 +164,6 @@ def test_mesh_writes_its_table(tmp_path: Path) -> None:
     assert ours["collectives"] == float32["collectives"] == 2
     assert theirs["MB sent"] > 10 * float32["MB sent"]
     assert adamw["GFLOP"] == adamw["collectives"] == 0
-    # One momentum of 12 * 32 ** 2 elements on eight devices, and two of AdamW; a few counters of four bytes beside them.
+    # One momentum of 12 * 32 ** 2 elements on eight devices, and two of AdamW; beside them counters of four bytes.
     kept, kept_by_adamw = (row["peak MB"] - row["temporary MB"] for row in (float32, adamw))
     assert abs(kept_by_adamw - kept - 12 * 32**2 * 4e-6 / 8) < 10 * 4e-6
