@@ -88,7 +88,8 @@ def seconds(checkout: Path, sizes: tuple[int, int]) -> list[float]:
     """Of the assignment, and of the summary."""
     command = [sys.executable, "-c", TIMED, str(TREE), *map(str, sizes)]
     environment = {"PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    # In the checkout: what stands in the current folder is imported first.
+    finished = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=True)
     return list(map(float, finished.stdout.split()))
 
 
