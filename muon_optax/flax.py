@@ -163,7 +163,7 @@ def _from_nnx(model: nnx.Module, wrt: Any) -> tuple[Any, dict[str, Known]]:
 
 def _last_of_nnx(
     model: nnx.Module, wrt: Any, params: Any, inputs: tuple[Any, ...], options: Mapping[str, Any]
-) -> set[str]:
+) -> set[str] | None:
     graph, _, others = nnx.split(model, wrt, ...)
 
     def call(params: Any, *inputs: Any) -> Any:
@@ -249,7 +249,7 @@ METHODS = ("__call__", "attend")  # an Embed may be used as a head alone
 
 def _from_linen(
     model: linen.Module, rngs: Any, inputs: tuple[Any, ...], options: Mapping[str, Any]
-) -> tuple[Any, dict[str, Known], set[str]]:
+) -> tuple[Any, dict[str, Known], set[str] | None]:
     known: dict[str, Known] = {}
 
     def ask(method: Callable[..., Any], args: Any, kwargs: Any, context: linen.module.InterceptorContext) -> Any:

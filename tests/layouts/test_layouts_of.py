@@ -340,6 +340,32 @@ def test_an_nnx_model_is_followed_if_it_gets_inputs() -> None:
     assert shown(layouts_of(model, jnp.ones((2, 16))))["layers/2/kernel"] is None
 
 
+class Distribution:
+    """As an actor returns one: no tree and no array."""
+
+    def __init__(self, logits: jax.Array) -> None:
+        self.logits = logits
+
+
+class Actor(nn.Module):
+    """Returns a distribution and, if asked, its values."""
+
+    values: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Any:
+        hidden = nn.tanh(nn.Dense(64)(x))
+        actor = Distribution(nn.Dense(6)(hidden))
+        return (actor, nn.Dense(5)(hidden), "actor") if self.values else actor
+
+
+@pytest.mark.parametrize("values, last", [(True, "Dense_2/kernel"), (False, "Dense_1/kernel")])
+def test_what_is_no_array_is_not_followed(values: bool, last: str) -> None:
+    layouts = layouts_of(Actor(values), jnp.ones((2, 17)))
+    assert layouts[last] is None  # without any array the rules judge
+    assert str(layouts["Dense_0/kernel"]) == "io"
+
+
 def test_complex_layers_go_to_adamw_with_a_warning() -> None:
     with pytest.warns(mo.MuonWarning, match="Only real arrays can be orthogonalized.*split_real_and_imaginary"):
         layouts = layouts_of(nn.Sequential([nn.Dense(8, param_dtype=jnp.complex64), nn.Dense(4)]), jnp.ones((2, 6)))

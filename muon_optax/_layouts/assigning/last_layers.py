@@ -25,7 +25,11 @@ class _Program:
     """The program of ``function``, flat: from each value to the step that makes it."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        closed = jax.make_jaxpr(function)(*arguments)
+        def arrays(*given: Any) -> list[jax.Array]:
+            # A model may return more than arrays: a distribution, a name.
+            return [leaf for leaf in jax.tree.leaves(function(*given)) if isinstance(leaf, jax.Array)]
+
+        closed = jax.make_jaxpr(arrays)(*arguments)
         self.steps: list[_Step] = []
         self.makers: dict[int, int] = {}  # from a value to its step
         self.values = 0
@@ -79,7 +83,7 @@ class _Program:
         return products, arguments
 
 
-def last_layers(function: Callable[..., Any], params: Any, *others: Any) -> set[str]:
+def last_layers(function: Callable[..., Any], params: Any, *others: Any) -> set[str] | None:
     """The paths of the weights whose product with something ``function`` returns, and passes to no other product.
 
     Args:
@@ -89,8 +93,11 @@ def last_layers(function: Callable[..., Any], params: Any, *others: Any) -> set[
 
     Returns:
         Paths of weights. A result that comes from several products, as behind a residual connection, has no last layer.
+        ``None`` if ``function`` returns no array to follow.
     """
     program = _Program(function, params, *others)
+    if not program.results:
+        return None
     paths = dict(zip(program.arguments, (leaf.path for leaf in named_leaves(params)), strict=False))
     weights: dict[int, set[int]] = {}  # of each product
     passed: set[int] = set()  # products whose results another product takes
