@@ -55,6 +55,11 @@ false
 
 ```python
 z = x + 1
+print(z)
+```
+
+```text
+2
 ```
 """
 
@@ -63,7 +68,7 @@ def test_extraction_keeps_line_numbers_and_reasons() -> None:
     assert snippets(TEXT) == [
         Snippet(4, "x = 1\n", None),
         Snippet(9, "y = 1 / 0\n", "needs a pod"),
-        Snippet(17, "z = x + 1\n", None),
+        Snippet(17, "z = x + 1\nprint(z)\n", None, "2\n"),
     ]
     assert snippets(TEXT.replace("needs a pod", ""))[1].reason == ""
 
@@ -71,6 +76,8 @@ def test_extraction_keeps_line_numbers_and_reasons() -> None:
 def test_snippets_share_a_namespace_and_errors_name_the_page() -> None:
     first, broken, last = snippets(TEXT)
     assert run([first, last], Path("page.md"))["z"] == 2
+    with pytest.raises(AssertionError, match=r"page\.md:17 prints something else"):
+        run([first, last._replace(output="3\n")], Path("page.md"))
     with pytest.raises(ZeroDivisionError) as raised:
         run([broken], Path("page.md"))
     last_call = raised.traceback[-1]

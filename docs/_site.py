@@ -1,0 +1,74 @@
+"""What the site needs beside Sphinx: formulas without a network, and links into Optax's and JAX's documentation."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+from sphinx.transforms.post_transforms import SphinxPostTransform
+
+OPTAX = "https://optax.readthedocs.io/en/latest/api"
+JAX = "https://docs.jax.dev/en/latest/_autosummary"
+
+# Sphinx's own extension for this downloads an index in each build, which fails where there is no network.
+PAGES = {
+    f"{OPTAX}/optimizers.html": "adam adamw lion sgd",
+    f"{OPTAX}/contrib.html": "contrib.muon contrib.scale_by_muon contrib.split_real_and_imaginary",
+    f"{OPTAX}/transformations.html": (
+        "add_decayed_weights clip_by_block_rms clip_by_global_norm ema scale scale_by_adam scale_by_learning_rate "
+        "scale_by_schedule set_to_zero trace EmaState TraceState"
+    ),
+    f"{OPTAX}/combining_optimizers.html": "chain partition",
+    f"{OPTAX}/optimizer_wrappers.html": "apply_if_finite masked MultiSteps",
+    f"{OPTAX}/optimizer_schedules.html": (
+        "cosine_decay_schedule inject_hyperparams linear_schedule warmup_cosine_decay_schedule"
+    ),
+    f"{OPTAX}/apply_updates.html": "apply_updates",
+}
+LINKS = {f"optax.{name}": f"{page}#optax.{name}" for page, names in PAGES.items() for name in names.split()} | {
+    f"jax.{name}": f"{JAX}/jax.{name}.html"
+    for name in ("eval_shape", "jit", "lax.scan", "lax.stop_gradient", "make_mesh", "shard_map", "vmap")
+}
+
+
+class LinkForeignNames(SphinxPostTransform):
+    """Makes a link of every code span that is a name of ``LINKS``, in pages and in docstrings."""
+
+    default_priority = 500
+
+    def run(self, **_: Any) -> None:
+        """Runs once on each page."""
+        for code in list(self.document.findall(nodes.literal)):
+            address = LINKS.get(code.astext().removesuffix("()"))
+            if address and not isinstance(code.parent, nodes.reference):
+                code.replace_self(nodes.reference("", "", code.deepcopy(), refuri=address, internal=False))
+
+
+def visit_formula(writer: Any, node: nodes.math) -> None:
+    """A formula in a line, as MathML: browsers draw it without a script."""
+    writer.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def visit_formulas(writer: Any, node: nodes.math_block) -> None:
+    """A formula that stands alone."""
+    writer.body.append(f'<div class="formula">{convert(node.astext(), display="block")}</div>')
+    raise nodes.SkipNode
+
+
+def bring_notebooks(app: Sphinx) -> None:
+    """Sphinx reads only what lies below its folder."""
+    target = Path(app.srcdir) / "notebooks"
+    target.mkdir(exist_ok=True)
+    for notebook in (Path(app.srcdir).parent / "notebooks").glob("*.ipynb"):
+        shutil.copy2(notebook, target)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Registers all of it."""
+    app.connect("builder-inited", bring_notebooks, priority=100)
+    app.add_html_math_renderer("mathml", (visit_formula, None), (visit_formulas, None))
+    app.add_post_transform(LinkForeignNames)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
