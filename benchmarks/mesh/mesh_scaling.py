@@ -25,6 +25,7 @@ import muon_optax as mo
 from benchmarks.mesh._cases import fsdp, llama_7b
 from benchmarks.mesh._programs import OPTAX, compile_step
 from benchmarks.shared.measure import compile_afresh
+from benchmarks.shared.palette import COLORS
 from benchmarks.shared.report import ROOT, Progress, Report, Row, finish, parser
 
 IMAGE = ROOT / "docs" / "images" / "mesh_scaling.png"
@@ -78,22 +79,22 @@ def compiled(devices: int | None) -> Row:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Work and travel over the devices."""
     work, travel = (figure := Figure(figsize=(9, 3.6), layout="constrained")).subplots(1, 2)
-    draw(work, rows, "even share, TFLOP", "k:", "even share")
-    draw(work, rows, "TFLOP", "o-", "muon_optax, planned")
-    draw(work, rows, "optax, TFLOP", "s--", "optax.contrib.muon, compiled")
-    draw(travel, rows, "bound, MB", "k:", "every matrix there and back")
-    draw(travel, rows, "MB sent", "o-", "muon_optax, planned")
-    draw(travel, rows, "optax, MB sent", "s--", "optax.contrib.muon, compiled")
+    draw(work, rows, "even share, TFLOP", ":", "even share", "black")
+    draw(work, rows, "TFLOP", "o-", "muon_optax, planned", COLORS["muon"])
+    draw(work, rows, "optax, TFLOP", "s--", "optax.contrib.muon, compiled", COLORS["optax.contrib.muon"])
+    draw(travel, rows, "bound, MB", ":", "every matrix there and back", "black")
+    draw(travel, rows, "MB sent", "o-", "muon_optax, planned", COLORS["muon"])
+    draw(travel, rows, "optax, MB sent", "s--", "optax.contrib.muon, compiled", COLORS["optax.contrib.muon"])
     work.set(ylabel="TFLOP on a device")
     travel.set(ylabel="MB sent by a device")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
 
-def draw(axes: Axes, rows: Sequence[Row], column: str, line: str, label: str) -> None:
+def draw(axes: Axes, rows: Sequence[Row], column: str, line: str, label: str, color: str | None = None) -> None:
     known = [(row["devices"], row[column]) for row in rows if row[column]]
     if known:
-        axes.plot(*zip(*known, strict=True), line, label=label, markersize=4)
+        axes.plot(*zip(*known, strict=True), line, label=label, color=color, markersize=4)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set(xlabel="devices, FSDP")

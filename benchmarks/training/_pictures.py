@@ -8,16 +8,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.shared import palette
 from benchmarks.training._curves import Seeds, best, target
 
-COLORS = {"adamw": "tab:blue", "muon": "tab:red", "muon, AdamW apart": "tab:orange"}
+APART = "muon, AdamW apart"  # AdamW's leaves at a rate of their own
+COLORS = {"adamw": palette.COLORS["adamw"], "muon": palette.COLORS["muon"], APART: "tab:orange"}
 SCALES = {"muon": "moonlight", "muon, keller scale": "keller", "muon, mup scale": "mup", "muon, naive scale": "naive"}
 
 
 def draw_curves(groups: Sequence[Seeds], sizes: Sequence[str], steps: int, path: Path) -> None:
     """Validation loss by step, a panel a size: the mean over seeds, their range shaded."""
     figure = Figure(figsize=(8 * len(sizes), 5), layout="constrained")
-    for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
+    panels = figure.subplots(1, len(sizes), squeeze=False)[0]
+    for axes, size in zip(panels, sorted(sizes, key=_order), strict=True):
         _draw_curves(axes, groups, size, steps)
     _save(figure, path)
 
@@ -50,8 +53,8 @@ def _draw_curves(axes: Axes, groups: Sequence[Seeds], size: str, steps: int) -> 
 def draw_rates(groups: Sequence[Seeds], sizes: Sequence[str], steps: int, short: int, path: Path) -> None:
     """Final loss by learning rate, a panel a size: the short runs thin, those of full length bold."""
     figure = Figure(figsize=(4.5 * len(sizes), 4), layout="constrained")
-    panels = figure.subplots(1, len(sizes), squeeze=False)[0]
-    for axes, size in zip(panels, sizes, strict=True):
+    panels = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
+    for axes, size in zip(panels, sorted(sizes, key=_order), strict=True):
         for kind, color in COLORS.items():
             for length, width in ((short, 1), (steps, 2.5)):
                 points = _lowest_by_rate(groups, size, kind, length)
@@ -60,6 +63,7 @@ def draw_rates(groups: Sequence[Seeds], sizes: Sequence[str], steps: int, short:
         axes.set(xscale="log", xlabel="learning rate", title=_words(size)[0])
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)  # beside the panels, whose points it would hide
     panels[0].set_ylabel(f"final validation loss (nats per {_words(sizes[0])[1]})")
+    figure.suptitle("Seed 0, best of the other settings at each rate", fontsize=10)
     _save(figure, path)
 
 
@@ -68,13 +72,14 @@ def draw_widths(groups: Sequence[Seeds], sizes: Sequence[str], short: int, path:
     figure = Figure(figsize=(14, 3.6), layout="constrained")
     panels = figure.subplots(1, len(SCALES), sharey=True)
     for axes, (contender, scale) in zip(panels, SCALES.items(), strict=True):
-        for size, color in zip(sizes, ("tab:green", "tab:red", "tab:purple"), strict=False):
+        for size, color in zip(sorted(sizes, key=_order), palette.SEQUENCE, strict=False):
             chosen = [one for one in groups if one.run.contender == contender and one.run.adamw_rate == 3e-3]
             points = _lowest_by_rate(chosen, size, None, short)
-            axes.plot(list(points), list(points.values()), ".-", color=color, label=size)
+            axes.plot(list(points), list(points.values()), ".-", color=color, label=_words(size)[0])
         axes.set(xscale="log", xlabel="learning rate of the matrices", title=scale)
         axes.legend(fontsize=8)
-    panels[0].set_ylabel("final validation loss")
+    panels[0].set_ylabel("final validation loss (nats per byte)")
+    figure.suptitle(f"{short} steps, seed 0", fontsize=10)
     _save(figure, path)
 
 
@@ -93,7 +98,14 @@ def _words(size: str) -> tuple[str, str]:
     return (size, "image") if size.startswith("digits") else (f"{size} parameters", "byte")
 
 
+def _order(size: str) -> float:
+    """Millions of parameters; other names as they come."""
+    return float(size.removesuffix("M")) if size.endswith("M") else 0.0
+
+
 def _title(kind: str) -> str:
+    if kind == APART:
+        return "Muon, another rate for AdamW's leaves"
     return kind.replace("adamw", "AdamW").replace("muon", "Muon")
 
 

@@ -21,6 +21,7 @@ import optax
 from matplotlib.figure import Figure
 
 import muon_optax as mo
+from benchmarks.shared.palette import COLORS
 from benchmarks.shared.report import ROOT, Progress, Report, device_name, finish, parser
 
 IMAGE = ROOT / "docs" / "images" / "weight_growth.png"
@@ -38,16 +39,22 @@ class Case(NamedTuple):
     decay: float
 
     def __str__(self) -> str:
-        return f"{self.optimizer}, {self.dtype}, decay {self.decay:g}"
+        name = {"muon": "Muon", "adamw": "AdamW"}[self.optimizer]
+        return f"{name}, {self.dtype}, decay {self.decay:g}"
+
+    @property
+    def line(self) -> str:
+        """Dashed without decay, dotted in float32."""
+        return ":" if self.dtype == "float32" else "-" if self.decay else "--"
 
 
-CASES = {
-    Case("muon", "bfloat16", 0.0): "tab:red",
-    Case("muon", "float32", 0.0): "tab:gray",
-    Case("muon", "bfloat16", 0.1): "tab:blue",
-    Case("adamw", "bfloat16", 0.0): "tab:orange",
-    Case("adamw", "bfloat16", 0.1): "tab:green",
-}
+CASES = (
+    Case("muon", "bfloat16", 0.0),
+    Case("muon", "float32", 0.0),
+    Case("muon", "bfloat16", 0.1),
+    Case("adamw", "bfloat16", 0.0),
+    Case("adamw", "bfloat16", 0.1),
+)
 MUON_DECAY = 0.1
 
 
@@ -153,7 +160,7 @@ def plot(results: dict[Case, Growth], path: Path) -> None:
     """Two panels over the steps: RMS of the weights, and the share of the update that is lost."""
     weights, entries = (figure := Figure(figsize=(11, 3.6), layout="constrained")).subplots(1, 2)
     for case, growth in results.items():
-        line, color = "--" if case.dtype == "float32" else "-", CASES[case]
+        line, color = case.line, COLORS[case.optimizer]
         steps = np.arange(1, growth.rms.size + 1)
         weights.plot(steps, growth.rms, line, color=color, label=str(case))
         # The mean of 20 steps, which differ by the batch.
@@ -161,10 +168,13 @@ def plot(results: dict[Case, Growth], path: Path) -> None:
         entries.plot(steps[19:], smooth, line, color=color, label=str(case))
     limit = 0.2 * bound(MUON_DECAY)
     label = f"Muon's bound for decay {MUON_DECAY:g}: {limit:.2f}"
-    weights.axhline(limit, color="tab:blue", linestyle=":", label=label)
-    weights.set(xlabel="step", ylabel="RMS of the weights", yscale="log")
+    weights.axhline(limit, color="black", linewidth=1, label=label)
+    weights.set(xlabel="step", ylabel="RMS of the weights", yscale="log", yticks=(0.2, 0.5, 1, 2))
+    weights.yaxis.set_major_formatter("{x:g}")
+    weights.minorticks_off()
     entries.set(xlabel="step", ylabel="share of updates lost to rounding")
-    figure.legend(*weights.get_legend_handles_labels(), fontsize=8, loc="outside right center")
+    figure.legend(*weights.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
+    figure.suptitle("One seed", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
