@@ -30,9 +30,9 @@ def assign_layouts(params: Any, layouts: Layouts = None, *, strict: bool = False
 
     Raises:
         ValueError: If a glob matches no path, a layout does not fit a leaf's shape, dimension numbers say what letters
-            can't, or a leaf with a layout is complex or integer; the message names the path. In a part of a model globs may also match what is out of sight: the
-            path of a ``None``, or anything where ``optax.masked`` hides leaves. With ``strict``, also if weak evidence
-            or none decides on a leaf.
+            can't, or a leaf with a layout is complex or integer; the message names the path. In a part of a model globs
+            may also match what is out of sight: the path of a ``None``, or anything where ``optax.masked`` hides
+            leaves. With ``strict``, also if weak evidence or none decides on a leaf.
         TypeError: If ``layouts`` is neither a mapping, nor a tree of dimension numbers, nor a function that returns one
             of the two.
 
