@@ -140,14 +140,15 @@ def test_a_tree_of_the_whole_model_does_for_a_part() -> None:
     assert (updates["mlp"]["up"] != MODEL["mlp"]["up"]).any()
 
 
-MaxTexts = namedtuple(
-    "MuonDimensionNumbers", "reduction_axis output_axis component_splits sharding", defaults=(None,) * 2
-)
+# The fields of MaxText's two copies.
+Sharded = namedtuple("ShardedMuonDimensionNumbers", "reduction_axis output_axis sharding")
+Split = namedtuple("MuonDimensionNumbers", "reduction_axis output_axis component_splits scan_axis")
 
 
-def test_the_class_of_that_name_in_maxtext_says_the_same() -> None:
-    placed = MaxTexts(0, -1, sharding=("embed", "mlp"))
-    assert shown({"up": jnp.ones((4, 6))}, {"up": placed}) == {"up": "io"}
+@pytest.mark.parametrize("numbers", [Sharded(0, -1, ("embed", "mlp")), Split(0, -1, None, None)])
+def test_maxtexts_classes_say_the_same(numbers: Any) -> None:
+    assert shown({"up": jnp.ones((4, 6))}, {"up": numbers}) == {"up": "io"}
+    assert shown({"up": jnp.ones((4, 6))}, lambda params: {"up": numbers}) == {"up": "io"}
 
 
 UP = {"mlp": {"up": jnp.ones((4, 6)), "bias": jnp.ones(6)}}
@@ -162,7 +163,7 @@ UP = {"mlp": {"up": jnp.ones((4, 6)), "bias": jnp.ones(6)}}
         (Numbers((0, -2), 1), "an axis is named twice"),
         (Numbers((0, 1), ()), "a matrix has at least one reduction axis and one output axis"),
         (Numbers(0, 1.5), "1.5 is neither an axis nor several"),
-        (MaxTexts(0, 1, (2, 4)), r"component_splits=\(2, 4\) is more than a letter for each axis says"),
+        (Split(0, 1, (2, 4), None), r"component_splits=\(2, 4\) is more than a letter for each axis says"),
     ],
     ids=["no axis", "no negative axis", "overlap", "twice", "no output", "no integer", "splits"],
 )

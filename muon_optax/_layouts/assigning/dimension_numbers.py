@@ -12,7 +12,7 @@ from muon_optax._layouts.paths import NamedLeaf, is_hidden, named_leaves, show
 # Of MuonDimensionNumbers and None: in the parameters' containers, or in plain ones of the same paths.
 DimensionTree: TypeAlias = Mapping[str, Any] | list[Any] | tuple[Any, ...]
 
-# What a class of the same name may say of how an array lies on a mesh, which no layout says either.
+# What MaxText's classes may say of how an array lies on a mesh, which no layout says either.
 _OF_THE_MESH = ("sharding",)
 _LETTERS = (str, Layout)
 
@@ -60,9 +60,9 @@ def layouts_of_dimensions(tree: Any, leaves: list[NamedLeaf]) -> dict[str, Layou
 
 
 def _is_dimensions(node: Any) -> bool:
-    # By name: MaxText's muon has a class of its own, and this folder does without Optax.
+    # By name: MaxText's copies have classes of their own (ShardedMuonDimensionNumbers), and this folder is without Optax.
     fields = getattr(node, "_fields", ())
-    return type(node).__name__ == "MuonDimensionNumbers" and {"reduction_axis", "output_axis"} <= set(fields)
+    return type(node).__name__.endswith("MuonDimensionNumbers") and {"reduction_axis", "output_axis"} <= set(fields)
 
 
 def _is_end(node: Any) -> bool:

@@ -76,7 +76,7 @@ _ANSWERS = {
     "adam_weight_decay_mask": _adamws("mask"),
     **{f"adam_{name}": _adamws(name) for name in ("b1", "b2", "eps", "eps_root", "nesterov")},
     **dict.fromkeys(("batch_update", "batch_update_size", "ns_unroll"), _BY_ITSELF),
-    **dict.fromkeys(("replicate_ns_matrix_axes", "replicate_ns_batch_axis"), _BY_ITSELF),
+    **dict.fromkeys(("replicate_ns_matrix_axes", "replicate_ns_batch_axis", "use_all_to_all"), _BY_ITSELF),
     "params": _Answer(None, "leave it out, parameters go to optimizer.init(params) and optimizer.update"),
     "lr": _Answer("learning_rate", "learning_rate={value}"),
     "ns_coefficients": _Answer("orthogonalizer", _coefficients),
