@@ -60,7 +60,7 @@ def layouts_of_dimensions(tree: Any, leaves: list[NamedLeaf]) -> dict[str, Layou
 
 
 def _is_dimensions(node: Any) -> bool:
-    # By name: MaxText's copies have classes of their own (ShardedMuonDimensionNumbers), and this folder is without Optax.
+    # By name: MaxText has classes of its own (ShardedMuonDimensionNumbers), and this folder does without Optax.
     fields = getattr(node, "_fields", ())
     return type(node).__name__.endswith("MuonDimensionNumbers") and {"reduction_axis", "output_axis"} <= set(fields)
 
