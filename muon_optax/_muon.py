@@ -10,6 +10,7 @@ from muon_optax._factory import assemble, decay_and_rate, default_adamw
 from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 from muon_optax._transforms.checks.arguments import check_adamw, refuse_injected_array
+from muon_optax._transforms.checks.keywords import explain_arguments
 from muon_optax._transforms.decay_mask import as_mask_function
 from muon_optax._transforms.momenta.momentum import Momentum, keep_momentum
 from muon_optax._transforms.orthogonalize import orthogonalize
@@ -17,6 +18,7 @@ from muon_optax._transforms.scale_by_shape import scale_by_shape
 from muon_optax._transforms.scales import Scale
 
 
+@explain_arguments
 def muon(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -78,8 +80,9 @@ def muon(
             shardings on several meshes, or ``adamw_learning_rate`` beside ``adamw``; at ``init``, for layouts or
             shardings that do not fit and for leaves that can't be trained; at ``update``, without ``params``, with
             another tree, or with a state that keeps something else: what changed is named. Paths are named.
-        TypeError: At ``init``, for a leaf that is not an array; at construction, for an argument of another type, also
-            where ``optax.inject_hyperparams`` called it as a schedule because ``static_args`` does not name it.
+        TypeError: At ``init``, for a leaf that is not an array; at construction, for an argument of another Muon, with
+            what to write in its place, and for an argument of another type, also where ``optax.inject_hyperparams``
+            called it as a schedule because ``static_args`` does not name it.
 
     Warns:
         UserWarning: At ``init``, with the paths of arrays that no rule knows, which AdamW trains, or if no parameter is

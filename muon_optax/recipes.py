@@ -14,6 +14,7 @@ from muon_optax._layouts.paths import named_leaves
 from muon_optax._muon import muon
 from muon_optax._orthogonalizers.coefficients import YOU_JIACHENG, Coefficients, polar_express
 from muon_optax._transforms.checks.arguments import check_decay, check_rate
+from muon_optax._transforms.checks.keywords import explain_arguments
 from muon_optax._transforms.family.cautious_decay import add_cautious_decayed_weights
 from muon_optax._transforms.family.clip_qk import clip_qk
 from muon_optax._transforms.family.hyperball import scale_by_hyperball
@@ -25,6 +26,7 @@ from muon_optax._transforms.scale_by_shape import scale_by_shape
 from muon_optax._transforms.state.refusals import refuse_other_chain
 
 
+@explain_arguments
 def normuon(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -75,6 +77,7 @@ def normuon(
     return assemble(matrices, adamw, layouts, shardings)
 
 
+@explain_arguments
 def muon_clip(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -129,6 +132,7 @@ def muon_clip(
     return optax.GradientTransformationExtraArgs(clipped.init, update)
 
 
+@explain_arguments
 def muon_h(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -195,6 +199,7 @@ def _coefficients_of_the_record() -> Coefficients:
     return ((a / 1.02, b / 1.02**3, c / 1.02**5), *rest)
 
 
+@explain_arguments
 def muon_speedrun(
     learning_rate: optax.ScalarOrSchedule,
     *,

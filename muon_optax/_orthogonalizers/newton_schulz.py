@@ -81,7 +81,10 @@ def newton_schulz(
         norm: What the matrix is divided by first. ``"frobenius"``, everyone's, exceeds the largest singular value by up
             to the root of the rank. ``"schatten4"``, the fourth root of the sum of fourth powers of the singular
             values, exceeds it by less and costs nothing. With it, ``polar_express(4, 4e-3)`` comes as close to
-            orthogonal in four steps as ``KELLER`` in five.
+            orthogonal in four steps as ``KELLER`` in five. ``"aol"`` divides the shorter side's rows (or columns) each
+            by a number of its own, as ``preconditioning="aol"`` of ``optax.contrib.muon`` does: singular values start
+            larger still, at most 1, but they are those of another matrix, and so is the result. It takes one more pass
+            over the matrix.
 
     Returns:
         A function ``(*batch, rows, cols) -> same shape and dtype`` of real floating matrices. The result does not
@@ -99,6 +102,8 @@ def newton_schulz(
     References:
         Keller Jordan, "Muon: An optimizer for hidden layers in neural networks",
         https://kellerjordan.github.io/posts/muon/, 2024.
+        Thibaut Boissin et al., "Turbo-Muon: Accelerating Orthogonality-Based Optimization with Pre-Conditioning",
+        https://arxiv.org/abs/2512.04632, 2025: ``norm="aol"``.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo

@@ -1,12 +1,12 @@
-"""How an iteration starts: the first Gram matrix, and the norm that is read off it."""
+"""How an iteration starts: the first Gram matrix, and what is read off it to bring singular values to 1 or less."""
 
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from muon_optax._orthogonalizers.precision import near_one
-from muon_optax._orthogonalizers.step import gram
+from muon_optax._orthogonalizers.precision import near_one, rounded
+from muon_optax._orthogonalizers.step import gram, is_wide
 
 
 def _squared_frobenius(product: jax.Array) -> jax.Array:
@@ -19,7 +19,7 @@ def _squared_schatten4(product: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(product * product, axis=(-2, -1)))
 
 
-Norm: TypeAlias = Literal["frobenius", "schatten4"]
+Norm: TypeAlias = Literal["frobenius", "schatten4", "aol"]
 _SQUARED_NORMS = {"frobenius": _squared_frobenius, "schatten4": _squared_schatten4}
 
 
@@ -37,9 +37,23 @@ def start(matrices: jax.Array, dtype: jax.typing.DTypeLike, norm: Norm) -> Start
     The first step divides its result by the norm, so neither the norm nor the division takes a pass over the matrix. A
     zero matrix has norm 1 here. One with a NaN or an infinity has norm NaN, which reaches all its entries and no other
     matrix.
+
+    ``"aol"`` divides each row of a wide matrix, and each column of a tall one, by a number of its own. That takes a
+    pass over the matrix, and what is orthogonalized is another matrix, of norm 1.
     """
     X = near_one(matrices, dtype)
     product = gram(X)
+    if norm == "aol":
+        return _almost_orthogonal(X, product)
     square = _SQUARED_NORMS[norm](product)[..., None, None]
     square = jnp.where(square == 0, 1, square)
     return Start(X, product / square, jnp.sqrt(square))
+
+
+def _almost_orthogonal(X: jax.Array, product: jax.Array) -> Start:
+    # For v and w = v / roots, w^T G w <= sum |G_ij| (w_i^2 + w_j^2) / 2 = v^T v: no singular value is above 1.
+    squares = jnp.sum(jnp.abs(product), axis=-1, keepdims=True)
+    roots = jnp.sqrt(jnp.where(squares == 0, 1, squares))  # (*batch, n, 1); a row of zeros stays
+    across = jnp.swapaxes(roots, -1, -2)
+    scaled = rounded(X / (roots if is_wide(X) else across), X.dtype)
+    return Start(scaled, product / roots / across, jnp.ones_like(roots[..., :1, :]))

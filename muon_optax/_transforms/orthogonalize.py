@@ -115,7 +115,7 @@ def orthogonalize_via_newton_schulz(
         coefficients: One ``(a, b, c)`` per step.
         dtype: Of the products.
         method: ``"auto"``, ``"direct"`` or ``"gram"``.
-        norm: ``"frobenius"`` or ``"schatten4"``.
+        norm: ``"frobenius"``, ``"schatten4"`` or ``"aol"``.
         layouts: As in :func:`orthogonalize`.
         shardings: As in :func:`orthogonalize`.
 

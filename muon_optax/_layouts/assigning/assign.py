@@ -19,7 +19,8 @@ def assign_layouts(params: Any, layouts: Layouts = None, *, strict: bool = False
         layouts: ``None`` for the default rules; a mapping from path glob to layout (a string, a :class:`Layout`, or
             ``None`` for "not a matrix"), where ``*`` also matches slashes: a leaf's exact path counts first, then the
             globs in order, then the default rules; or a function that replaces the rules: called with ``params``, it
-            returns the layout of every path.
+            returns the layout of every path. A tree of ``optax.contrib.MuonDimensionNumbers`` and ``None`` like the
+            parameters, given or returned, replaces the rules too and must say something of every leaf.
         strict: Whether to refuse what weak evidence decides, or none: for long runs. ``functools.partial(
             muon_optax.assign_layouts, layouts={...}, strict=True)`` can be given as ``layouts``.
 
@@ -28,11 +29,12 @@ def assign_layouts(params: Any, layouts: Layouts = None, *, strict: bool = False
         goes to AdamW.
 
     Raises:
-        ValueError: If a glob matches no path, a layout does not fit a leaf's shape, or a leaf with a layout is complex
-            or integer; the message names the path. In a part of a model globs may also match what is out of sight: the
-            path of a ``None``, or anything where ``optax.masked`` hides leaves. With ``strict``, also if weak evidence
-            or none decides on a leaf.
-        TypeError: If ``layouts`` is neither a mapping nor a function that returns one.
+        ValueError: If a glob matches no path, a layout does not fit a leaf's shape, dimension numbers say what letters
+            can't, or a leaf with a layout is complex or integer; the message names the path. In a part of a model globs
+            may also match what is out of sight: the path of a ``None``, or anything where ``optax.masked`` hides
+            leaves. With ``strict``, also if weak evidence or none decides on a leaf.
+        TypeError: If ``layouts`` is neither a mapping, nor a tree of dimension numbers, nor a function that returns one
+            of the two.
 
     Warns:
         MuonWarning: Once, with the paths of the arrays that no rule knows: some of two or more axes, and complex ones.

@@ -8,13 +8,15 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from muon_optax._layouts.assigning.dimension_numbers import DimensionTree, is_dimension_tree, layouts_of_dimensions
 from muon_optax._layouts.assigning.rules import decide
 from muon_optax._layouts.decision import Decision, layouts_in
 from muon_optax._layouts.layout import Layout, as_layout
 from muon_optax._layouts.paths import HIDDEN, NamedLeaf, has_hidden, hidden_paths, named_leaves, show
 
 LayoutMap: TypeAlias = Mapping[str, Layout | None]
-Layouts: TypeAlias = Mapping[str, Layout | str | None] | Callable[[Any], Mapping[str, Layout | str | None]] | None
+LayoutsByPath: TypeAlias = Mapping[str, Layout | str | None]
+Layouts: TypeAlias = LayoutsByPath | DimensionTree | Callable[[Any], LayoutsByPath | DimensionTree] | None
 
 
 def resolve(
@@ -32,20 +34,20 @@ def decisions_on(
     tree: Any, leaves: list[NamedLeaf], layouts: Layouts, known: LayoutMap | None = None
 ) -> dict[str, Decision]:
     """The decision on every leaf: as ``layouts`` says, else by the rules, or as ``known`` from the whole tree."""
-    if not (layouts is None or callable(layouts) or isinstance(layouts, Mapping)):
-        raise TypeError(
-            f"layouts={layouts!r} is not allowed: give a mapping from path globs to layouts, such as "
-            "{'*/query/kernel': 'ibo'}, or a function from parameters to such a mapping."
-        )
-    if callable(layouts):
-        base, globs = _by_function(layouts, tree, leaves), {}
-    elif known is not None:
-        base, globs = {path: Decision(layout, "given") for path, layout in known.items()}, layouts or {}
+    # A model's containers may be callable: a tree is told first.
+    replaced = layouts is not None and (is_dimension_tree(layouts) or callable(layouts))
+    globs: LayoutsByPath = {}
+    if replaced:
+        base = _in_place_of_rules(layouts, tree, leaves)
     else:
-        base, globs = decide(leaves, hidden_paths(tree)), layouts or {}
+        globs = _checked_globs(layouts)
+        if known is None:
+            base = decide(leaves, hidden_paths(tree))
+        else:
+            base = {path: Decision(layout, "given") for path, layout in known.items()}
     overrides = _match(globs, tree, leaves)
     if len({leaf.path for leaf in leaves}) < len(leaves):
-        guessed = set() if callable(layouts) else base.keys() - overrides.keys()
+        guessed = set() if replaced else base.keys() - overrides.keys()
         _refuse_shared_paths(leaves, layouts_in(base) | overrides, guessed)
     resolved = {}
     for leaf in leaves:
@@ -59,8 +61,21 @@ def decisions_on(
     return resolved
 
 
-def _by_function(layouts: Callable[[Any], Any], tree: Any, leaves: list[NamedLeaf]) -> dict[str, Decision]:
-    given = layouts(tree)
+def _checked_globs(layouts: Any) -> LayoutsByPath:
+    if layouts is None or isinstance(layouts, Mapping):
+        return layouts or {}
+    raise TypeError(
+        f"layouts={layouts!r} is not allowed: give a mapping from path globs to layouts, such as "
+        "{'*/query/kernel': 'ibo'}, a tree of optax.contrib.MuonDimensionNumbers, or a function from parameters to one "
+        "of the two."
+    )
+
+
+def _in_place_of_rules(layouts: Any, tree: Any, leaves: list[NamedLeaf]) -> dict[str, Decision]:
+    """What a tree or a function says, which must be something of every leaf."""
+    given = layouts if is_dimension_tree(layouts) else layouts(tree)
+    if is_dimension_tree(given):
+        given = layouts_of_dimensions(given, leaves)
     if not isinstance(given, Mapping):
         raise TypeError(f"The layouts function must return a mapping from path to layout; got {type(given).__name__}.")
     _refuse_unmatched(set(given) - {leaf.path for leaf in leaves}, tree, leaves)
