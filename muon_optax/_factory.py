@@ -9,6 +9,7 @@ from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._state.shardings import stay_spread
 from muon_optax._transforms.by_path.chosen import Chosen
 from muon_optax._transforms.by_path.parts import decay_by_path, rate_by_path, scale_others_by_path
+from muon_optax._transforms.by_path.refusals import refuse_idle, refuse_idle_decay
 from muon_optax._transforms.checks.arguments import check_decay, check_rate, refuse_injected_array
 from muon_optax._transforms.decay_mask import MaskFunction, decay_mask
 from muon_optax._transforms.partition import partition_with
@@ -67,6 +68,7 @@ def assemble(
     layouts: Layouts,
     shardings: Any,
     chosen: Chosen = NOWHERE,
+    mask: MaskFunction | None = None,
     own_adamw: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """The partition of a chain for matrices and a transform for all else, whose state stays where a plan spreads it.
@@ -77,10 +79,11 @@ def assemble(
         layouts: As a user gives them.
         shardings: As a user gives them.
         chosen: The settings by path, which the parts already follow.
+        mask: Of the decay.
         own_adamw: Whether ``others`` is the user's, and follows none.
     """
     refuse_injected_array("layouts", layouts)
     # No part of a foreign transform asks for settings, so its whole update is multiplied.
     finish = partial(scale_others_by_path, chosen) if own_adamw and chosen.gives("learning_rate") else None
-    refuse = partial(chosen.refuse, own_adamw=own_adamw) if chosen.by_path else None
-    return stay_spread(partition_with(optax.chain(*matrices), others, layouts, refuse, finish), shardings)
+    refusals = (partial(refuse_idle, chosen), refuse_idle_decay(chosen, mask, own_adamw)) if chosen.by_path else ()
+    return stay_spread(partition_with(optax.chain(*matrices), others, layouts, refusals, finish), shardings)

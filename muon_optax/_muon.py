@@ -117,6 +117,6 @@ def muon(
         *decay_and_rate(learning_rate, weight_decay, mask, chosen),
     )
     if adamw is not None:
-        return assemble(matrices, adamw, layouts, shardings, chosen, own_adamw=True)
+        return assemble(matrices, adamw, layouts, shardings, chosen, mask, own_adamw=True)
     rate = learning_rate if adamw_learning_rate is None else adamw_learning_rate
-    return assemble(matrices, default_adamw(rate, weight_decay, mask, chosen), layouts, shardings, chosen)
+    return assemble(matrices, default_adamw(rate, weight_decay, mask, chosen), layouts, shardings, chosen, mask)

@@ -12,6 +12,7 @@ from muon_optax._mesh.plan import Plan
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 from muon_optax._orthogonalizers.orthogonalizer import MatrixFunction
 from muon_optax._transforms.by_path.chosen import Chosen, SettingsByPath
+from muon_optax._transforms.by_path.refusals import refuse_idle
 
 
 def plan(
@@ -71,7 +72,7 @@ def plan(
     resolved, leaves = assign_layouts(params, layouts), named_leaves(params)
     checks.refuse_other_paths(placement.back, leaves, whole=True)
     chosen = Chosen(by_path)
-    chosen.refuse(params, leaves, resolved)
+    refuse_idle(chosen, params, leaves, resolved)
     checks.refuse_unknown_axis(over, placement.mesh)
     if over is not None:
         placement = spread_momentum(placement, over, leaves, resolved)

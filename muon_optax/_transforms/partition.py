@@ -1,6 +1,6 @@
 """The label-based partition: matrices to one transform, everything else to another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, TypeAlias
 
@@ -67,7 +67,7 @@ def partition_with(
     matrices: optax.GradientTransformation,
     others: optax.GradientTransformation,
     layouts: Layouts = None,
-    refuse: Refuse | None = None,
+    refusals: Sequence[Refuse] = (),
     finish: Finish | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """:func:`partition_by_layout`, which refuses more, and goes on where both branches end."""
@@ -88,7 +88,7 @@ def partition_with(
         warn_unknown(unknown, leaves)
         if not unknown and layouts is None and _lacks_matrices(params, resolved):
             warn_without_matrices(leaves)
-        if refuse is not None:
+        for refuse in refusals:
             refuse(params, leaves, resolved)
         with handing_on(resolved):
             state = partition(params, leaves, resolved).init(params)
@@ -109,7 +109,7 @@ def partition_with(
         with handing_on(resolved), jax.numpy_dtype_promotion("standard"):
             signature = _signature(state, updates)
             if not fits or fits[0][0] != signature:
-                if refuse is not None:
+                for refuse in refusals:
                     refuse(updates, leaves, resolved)
                 same = jax.tree.structure(params) == jax.tree.structure(updates)
                 fits[:] = [(signature, fit_state(state, branches.init, params if same else updates, leaves, resolved))]

@@ -1,4 +1,4 @@
-"""Which settings act on which leaf, and what is refused once the whole tree is in sight."""
+"""Which settings act on which leaf."""
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -6,22 +6,20 @@ from typing import Any, TypeAlias
 
 import jax
 
-from muon_optax._layouts.assigning.globs import matching, not_out_of_sight, refuse_unmatched
-from muon_optax._layouts.assigning.resolve import LayoutMap
-from muon_optax._layouts.paths import NamedLeaf, named_leaves, show
+from muon_optax._layouts.paths import named_leaves
 from muon_optax._orthogonalizers.orthogonalizer import MatrixFunction, Orthogonalizers
-from muon_optax._transforms.by_path.settings import OF_MATRICES, Settings
-from muon_optax._transforms.decay_mask import decay_mask
+from muon_optax._transforms.by_path.settings import Settings
 
 SettingsByPath: TypeAlias = Mapping[str, Settings] | None
 EVERYWHERE = Settings()
+_EXAMPLE = "{'*/router/*': muon_optax.Settings(learning_rate=0.1)}"
 
 
 class Chosen:
     """Settings by path glob: those of a leaf's exact path, or else of the first glob that matches.
 
     A leaf's own path decides, and no sibling, so each part of a chain finds the same settings in what it sees of the
-    tree. Only what is refused needs the whole tree.
+    tree. Only what is refused needs the whole tree (``refusals.py``).
 
     Raises:
         TypeError: Unless it gets a mapping from globs to ``Settings``, or ``None``.
@@ -87,59 +85,3 @@ class Chosen:
                 names[glob] = next((name for name, known in functions.items() if known == function), glob)
                 functions.setdefault(names[glob], function)
         return Orthogonalizers(functions, lambda path: names.get(self.glob(path) or "", ""))
-
-    def refuse(self, tree: Any, leaves: list[NamedLeaf], layouts: LayoutMap, own_adamw: bool = False) -> None:
-        """Raises ValueError for globs that match nothing or never act, and for settings that can't act.
-
-        Args:
-            tree: The whole tree, or the part of a model that the optimizer sees.
-            leaves: Its leaves.
-            layouts: Of every leaf.
-            own_adamw: Whether a transform of the user's trains what has no layout.
-        """
-        if not self.by_path:
-            return
-        found = matching(self.by_path, [leaf.path for leaf in leaves])
-        refuse_unmatched(set(self.by_path).difference(*found.values()), tree, leaves, "by_path")
-        for glob, settings in self.by_path.items():
-            taken = [path for path, globs in found.items() if globs[0] == glob]
-            # What a part of a model hides may be what the glob acts on.
-            if not_out_of_sight({glob}, tree):
-                _refuse_shadowed(glob, taken, found)
-                _refuse_without_matrices(glob, settings, taken, layouts)
-            if own_adamw and settings.weight_decay is not None:
-                _refuse_foreign_decay(glob, taken, layouts, tree, leaves)
-
-
-_EXAMPLE = "{'*/router/*': muon_optax.Settings(learning_rate=0.1)}"
-
-
-def _refuse_shadowed(glob: str, taken: list[str], found: Mapping[str, list[str]]) -> None:
-    if not taken:
-        before = {globs[0]: None for globs in found.values() if glob in globs}
-        raise ValueError(
-            f"by_path[{glob!r}] never acts: the first glob that matches does, and all that it matches is taken by "
-            f"{', '.join(map(repr, before))}. Put it before, or leave it out."
-        )
-
-
-def _refuse_without_matrices(glob: str, settings: Settings, taken: list[str], layouts: LayoutMap) -> None:
-    names = [name for name in OF_MATRICES if name in settings.given]
-    if names and all(layouts[path] is None for path in taken):
-        raise ValueError(
-            f"by_path[{glob!r}] sets {', '.join(names)}, which only matrices have, and AdamW trains all that it acts "
-            f"on, such as {show(taken[0])}. Leave {'them' if len(names) > 1 else 'it'} out, or give layouts= the "
-            "layout of a matrix."
-        )
-
-
-def _refuse_foreign_decay(glob: str, taken: list[str], layouts: LayoutMap, tree: Any, leaves: list[NamedLeaf]) -> None:
-    """Refuses decay of what a transform of the user's trains, but for biases and norms, which nobody expects to."""
-    decays = dict(zip((leaf.path for leaf in leaves), jax.tree.leaves(decay_mask(tree)), strict=True))
-    foreign = [path for path in taken if layouts[path] is None and decays[path]]
-    if foreign:
-        raise ValueError(
-            f"by_path[{glob!r}] sets weight_decay, and the transform in adamw= trains {show(foreign[0])} with a decay "
-            "of its own. Give that transform a mask or a decay, and take the path out of the glob; or use "
-            "adamw_learning_rate= in place of adamw=."
-        )
