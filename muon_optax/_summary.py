@@ -19,7 +19,7 @@ from muon_optax._layouts.path_patterns import natural_order, pattern, without_nu
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
 from muon_optax._transforms.by_path.chosen import Chosen, SettingsByPath
 from muon_optax._transforms.by_path.refusals import refuse_idle
-from muon_optax._transforms.by_path.settings import OF_MATRICES, Settings
+from muon_optax._transforms.by_path.settings import Settings
 from muon_optax._transforms.scales import Scale, scale_factors
 
 _HEADINGS = ("path", "shape", "layout", "matrices", "label", "why", "scale", "state bytes")
@@ -141,10 +141,8 @@ class Summary:
         lines = []
         for glob, settings in self.by_path.items():
             own = [row for row in self.rows if row.by_path[:1] == (glob,)]
-            matrices = sum(map(_by_muon, own))
-            among = f", {matrices} of them matrices" if set(settings.given) & {*OF_MATRICES} else ""
-            lines.append(f"{glob}: {settings} ({len(own)} parameter{'s' * (len(own) != 1)}{among})")
-        return ["by path, the first glob that matches acts:", *lines] if lines else []
+            lines.append(f"{glob}: {settings} (parameters: {len(own)}, matrices: {sum(map(_by_muon, own))})")
+        return ["by path, an exact path acts or else the first glob that matches:", *lines] if lines else []
 
     def _groups(self, every_row: bool) -> list[list[Row]]:
         """Rows that are shown as one: those that differ in the numbers of their paths alone."""

@@ -65,7 +65,7 @@ class Kind(NamedTuple):
     back: Piece
     pool: tuple[str, ...]  # the mesh axes that owners differ by; all others divide the batch axes
     dtype: str
-    orthogonalizer: str = ""
+    orthogonalizer: str = ""  # its name: only what one function takes can run together
 
     @property
     def batched(self) -> Layout:
