@@ -1,7 +1,8 @@
 """Which settings act on which leaf."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import Any, TypeAlias
 
 import jax
@@ -34,6 +35,8 @@ class Chosen:
                     f"by_path has {settings!r} at {glob!r}: give Settings by path glob, such as {_EXAMPLE}."
                 )
         self.by_path: dict[str, Settings] = dict(by_path or {})
+        # Compiled here: fnmatch forgets its patterns where there are hundreds, as of rates by layer.
+        self._patterns = {glob: re.compile(translate(glob)) for glob in self.by_path}
         self._globs: dict[str, str | None] = {}
 
     def gives(self, name: str) -> bool:
@@ -43,7 +46,7 @@ class Chosen:
     def glob(self, path: str) -> str | None:
         """The glob that acts on a path, if any."""
         if path not in self._globs:
-            first = (glob for glob in self.by_path if fnmatchcase(path, glob))
+            first = (glob for glob, pattern in self._patterns.items() if pattern.match(path))
             self._globs[path] = path if path in self.by_path else next(first, None)
         return self._globs[path]
 

@@ -26,11 +26,12 @@ def refuse_idle(chosen: Chosen, tree: Any, leaves: list[NamedLeaf], layouts: Lay
         return
     found = matching(chosen.by_path, [leaf.path for leaf in leaves])
     refuse_unmatched(set(chosen.by_path).difference(*found.values()), tree, leaves, "by_path")
+    taken = _by_glob(chosen, leaves)
     # What a part of a model hides may be what a glob acts on.
-    for glob in [glob for glob in chosen.by_path if not_out_of_sight({glob}, tree)]:
-        taken = [path for path, globs in found.items() if globs[0] == glob]
-        _refuse_shadowed(glob, taken, found)
-        _refuse_without_matrices(glob, chosen.by_path[glob], taken, layouts)
+    sure = not_out_of_sight(set(chosen.by_path), tree)
+    for glob in [glob for glob in chosen.by_path if glob in sure]:
+        _refuse_shadowed(glob, taken[glob], found)
+        _refuse_without_matrices(glob, chosen.by_path[glob], taken[glob], layouts)
 
 
 def refuse_idle_decay(
@@ -50,15 +51,25 @@ def refuse_idle_decay(
             return
         usual = dict(zip((leaf.path for leaf in leaves), jax.tree.leaves(decay_mask(tree)), strict=True))
         decays = usual if mask is None else _by_leaf(mask(tree), tree, leaves)
+        taken, sure = _by_glob(chosen, leaves), not_out_of_sight(set(own), tree)
+        foreign = {leaf.path for leaf in leaves if own_adamw and layouts[leaf.path] is None}
         for glob, settings in own.items():
-            taken = [leaf.path for leaf in leaves if chosen.glob(leaf.path) == glob]
-            foreign = [path for path in taken if own_adamw and layouts[path] is None]
-            _refuse_foreign(glob, [path for path in foreign if usual[path]])
-            acts = [path for path in taken if path not in foreign and _decays(path, layouts, decays, mask)]
-            if taken and not acts and not_out_of_sight({glob}, tree):
-                _refuse_exempt(glob, settings, taken)
+            _refuse_foreign(glob, [path for path in taken[glob] if path in foreign and usual[path]])
+            acts = any(path not in foreign and _decays(path, layouts, decays, mask) for path in taken[glob])
+            if taken[glob] and not acts and glob in sure:
+                _refuse_exempt(glob, settings, taken[glob])
 
     return refuse
+
+
+def _by_glob(chosen: Chosen, leaves: Sequence[NamedLeaf]) -> dict[str, list[str]]:
+    """The paths that each glob acts on."""
+    taken: dict[str, list[str]] = {glob: [] for glob in chosen.by_path}
+    for leaf in leaves:
+        glob = chosen.glob(leaf.path)
+        if glob is not None:
+            taken[glob].append(leaf.path)
+    return taken
 
 
 def _by_leaf(mask: Any, tree: Any, leaves: Sequence[NamedLeaf]) -> dict[str, bool]:
