@@ -357,6 +357,17 @@ def test_bfloat16_keeps_its_dtypes() -> None:
     assert after == state
 
 
+@pytest.mark.parametrize("shapes", [{"up": (4, 6)}, {"bias": (6,)}], ids=["matrices", "others"])
+def test_a_branch_may_be_empty(shapes: dict[str, tuple[int, ...]]) -> None:
+    given = mo.Settings(learning_rate=0.5, weight_decay=rising if "up" in shapes else 0)
+    layouts = {"up": "io"} if "up" in shapes else {"bias": None}
+    (got,), state = run(mo.muon(RATE, layouts=layouts, by_path={"*": given}), shapes, 1)
+    # The factor on the decay begins at a half.
+    (want,), plain = run(mo.muon(RATE / 2, weight_decay=DECAY / 2, layouts=layouts), shapes, 1)
+    assert_near(got, want)
+    assert_near(state, plain)
+
+
 # What is refused.
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
