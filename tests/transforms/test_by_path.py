@@ -93,11 +93,11 @@ USES: dict[str, dict[str, mo.Settings]] = {
     "scale": {"*up/*": mo.Settings(scale="mup"), "*q/*": mo.Settings(scale=lambda fan_in, fan_out: fan_in / fan_out)},
     "steps": {"layers/1/*": mo.Settings(orthogonalizer=ARCTAN)},
     "all, overlapping": {
-        "layers/1/up/kernel": mo.Settings(),
         "layers/1/*": mo.Settings(
             learning_rate=0.1, weight_decay=10, momentum=0.7, scale="keller", orthogonalizer=ARCTAN
         ),
         "*/kernel": mo.Settings(learning_rate=2.0),
+        "layers/1/up/kernel": mo.Settings(),  # an exact path, so before the globs
     },
 }
 LAYERS = [
@@ -202,10 +202,11 @@ def test_a_rate_acts_on_the_update_of_any_other_transform(adamw: Any) -> None:
     first["embed"]["table"] *= 0.5
     first["layers"]["0"]["up"]["bias"] *= 0.5
     first["layers"]["0"]["norm"]["scale"] *= 0.5
-    ours = {path: layout is not None for path, layout in layouts_of().items()}
-    for leaf, other in zip(named_leaves(got[0]), jax.tree.leaves(first), strict=True):
-        if not ours[leaf.path]:
-            np.testing.assert_allclose(leaf.value, other, rtol=1e-6, err_msg=leaf.path)
+    # Of Muon's own the rate and the decay are multiplied as ever.
+    matrices, _ = run(mo.muon(RATE, orthogonalizer=TANH, by_path=by_path), steps=1)
+    for leaf, other, own in zip(named_leaves(got[0]), jax.tree.leaves(first), jax.tree.leaves(matrices), strict=True):
+        want = other if layouts_of()[leaf.path] is None else own
+        np.testing.assert_allclose(leaf.value, want, rtol=1e-6, err_msg=leaf.path)
     # The third step's factor is 1, so what trains the table sees the step.
     later, _ = run(mo.muon(RATE, orthogonalizer=TANH, adamw=adamw), state=state, steps=1)
     again, _ = run(mo.muon(RATE, orthogonalizer=TANH, adamw=adamw, by_path=by_path), state=state, steps=1)
@@ -424,6 +425,9 @@ def test_decay_that_is_not_ours_is_refused() -> None:
     with pytest.raises(ValueError, match=r"nothing that it acts on decays: 'layers/0/norm/scale'"):
         mo.muon(RATE, weight_decay_mask=mask, by_path=masked).init(params)
     mo.muon(RATE, weight_decay_mask=mask, by_path={"layers/[01]/*": mo.Settings(weight_decay=2.0)}).init(params)
+    # A matrix decays, whatever its name.
+    named = {"norm": {"scale": jnp.ones((4, 6))}}
+    mo.muon(RATE, layouts={"norm/scale": "io"}, by_path={"norm*": mo.Settings(weight_decay=2.0)}).init(named)
     # Zero is what happens anyway.
     mo.muon(RATE, by_path={"*/bias": mo.Settings(weight_decay=0)}).init(params)
     # A mask may stop above the leaves.
@@ -437,6 +441,8 @@ def test_a_part_of_a_model_takes_the_settings_of_the_whole() -> None:
     optimizer = mo.muon(RATE, by_path=by_path)
     optax.masked(optimizer, {"embed": True, "layers": False, "lm_head": True}).init(params)
     optimizer.init(params | {"gone": None})
+    visible = jax.tree.map(lambda leaf: leaf.ndim == 1, params)
+    optax.masked(mo.muon(RATE, by_path={"*/up/*": mo.Settings(weight_decay=2.0)}), visible).init(params)
     with pytest.raises(ValueError, match=r"by_path names 'gone/\*'"):
         optimizer.init(params)
 
