@@ -9,7 +9,6 @@ from muon_optax._layouts.assigning.rules import default_layouts
 from muon_optax._layouts.assigning.split_fused import split_fused
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.saved import layouts_from_json, layouts_to_json
-from muon_optax._mesh.make_plan import plan
 from muon_optax._mesh.plan import Plan
 from muon_optax._muon import muon
 from muon_optax._orthogonalizers.coefficients import (
@@ -24,11 +23,13 @@ from muon_optax._orthogonalizers.coefficients import (
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 from muon_optax._orthogonalizers.orthogonalizer import Orthogonalizer
 from muon_optax._orthogonalizers.polar_factor import polar_factor
+from muon_optax._plan import plan
 from muon_optax._state.carry_over import carry_over
 from muon_optax._state.from_others import from_optax_contrib_muon, from_torch_muon
 from muon_optax._state.report import CarryReport
 from muon_optax._state.shardings import init_sharded, state_shardings
 from muon_optax._summary import Row, Summary, summarize
+from muon_optax._transforms.by_path.settings import Settings
 from muon_optax._transforms.decay_mask import decay_mask
 from muon_optax._transforms.family.adamuon import ScaleByAdaMuonState, scale_by_adamuon
 from muon_optax._transforms.family.block_periodic import BlockPeriodicState, orthogonalize_block_periodic
@@ -70,6 +71,7 @@ __all__ = [
     "ScaleByHyperballState",
     "ScaleByNorMuonState",
     "ScheduledTraceState",
+    "Settings",
     "Summary",
     "add_cautious_decayed_weights",
     "assign_layouts",

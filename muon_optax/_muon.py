@@ -9,12 +9,12 @@ import optax
 from muon_optax._factory import assemble, decay_and_rate, default_adamw
 from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
+from muon_optax._transforms.by_path.chosen import Chosen, SettingsByPath
+from muon_optax._transforms.by_path.parts import momentum_by_path, orthogonalize_by_path, scale_by_path
 from muon_optax._transforms.checks.arguments import check_adamw, refuse_injected_array
 from muon_optax._transforms.checks.keywords import explain_arguments
 from muon_optax._transforms.decay_mask import as_mask_function
-from muon_optax._transforms.momenta.momentum import Momentum, keep_momentum
-from muon_optax._transforms.orthogonalize import orthogonalize
-from muon_optax._transforms.scale_by_shape import scale_by_shape
+from muon_optax._transforms.momenta.momentum import Momentum
 from muon_optax._transforms.scales import Scale
 
 
@@ -33,6 +33,7 @@ def muon(
     adamw_learning_rate: optax.ScalarOrSchedule | None = None,
     adamw: optax.GradientTransformation | None = None,
     shardings: Any = None,
+    by_path: SettingsByPath = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon for the matrices of a model and AdamW for everything else.
 
@@ -70,6 +71,9 @@ def muon(
         shardings: How the parameters lie on a mesh, as in :func:`muon_optax.orthogonalize`: a tree like them of
             ``NamedSharding``, or of arrays that carry one, or a :func:`muon_optax.plan`. Only needed where the mesh
             has Auto axes. With a plan made ``over`` a mesh axis the state stays spread over it (ZeRO-1).
+        by_path: A mapping from path glob to :class:`muon_optax.Settings` for groups of parameters with a rate, decay,
+            momentum, scale or orthogonalizer of their own. As with ``layouts``, a leaf's exact path counts first, then
+            the first glob that matches. It leaves no trace in the state: a run may change it.
 
     Returns:
         A transform whose state holds one momentum for each matrix, AdamW's two for each other parameter, and counters.
@@ -78,7 +82,8 @@ def muon(
     Raises:
         ValueError: At construction, for a number out of range, an unknown scale, an integer ``momentum_dtype``,
             shardings on several meshes, or ``adamw_learning_rate`` beside ``adamw``; at ``init``, for layouts or
-            shardings that do not fit and for leaves that can't be trained; at ``update``, without ``params``, with
+            shardings that do not fit, globs of ``by_path`` that match nothing or never act, settings that can act on
+            none of a glob's parameters, and for leaves that can't be trained; at ``update``, without ``params``, with
             another tree, or with a state that keeps something else: what changed is named. Paths are named.
         TypeError: At ``init``, for a leaf that is not an array; at construction, for an argument of another Muon, with
             what to write in its place, and for an argument of another type, also where ``optax.inject_hyperparams``
@@ -102,17 +107,19 @@ def muon(
         >>> updates, state = optimizer.update(gradients, state, params)
         >>> params = optax.apply_updates(params, updates)
     """
-    trace = keep_momentum(momentum, nesterov, momentum_dtype)
+    chosen = Chosen(by_path)
+    trace = momentum_by_path(momentum, nesterov, momentum_dtype, chosen)
     check_adamw(adamw, adamw_learning_rate)
     for name, value in {"orthogonalizer": orthogonalizer, "scale": scale}.items():
         refuse_injected_array(name, value)
     mask = as_mask_function(weight_decay_mask)
     matrices = (
         trace,
-        orthogonalize(newton_schulz() if orthogonalizer is None else orthogonalizer, shardings=shardings),
-        scale_by_shape(scale),
-        *decay_and_rate(learning_rate, weight_decay, mask),
+        orthogonalize_by_path(newton_schulz() if orthogonalizer is None else orthogonalizer, shardings, chosen),
+        scale_by_path(scale, chosen),
+        *decay_and_rate(learning_rate, weight_decay, mask, chosen),
     )
-    if adamw is None:
-        adamw = default_adamw(learning_rate if adamw_learning_rate is None else adamw_learning_rate, weight_decay, mask)
-    return assemble(matrices, adamw, layouts, shardings)
+    if adamw is not None:
+        return assemble(matrices, adamw, layouts, shardings, chosen, mask, own_adamw=True)
+    rate = learning_rate if adamw_learning_rate is None else adamw_learning_rate
+    return assemble(matrices, default_adamw(rate, weight_decay, mask, chosen), layouts, shardings, chosen, mask)

@@ -2,24 +2,29 @@
 
 import html
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from muon_optax._layouts.assigning.globs import matching
 from muon_optax._layouts.assigning.messages import refuse_uncertain, warn_unknown
 from muon_optax._layouts.assigning.resolve import Layouts, decisions_on
-from muon_optax._layouts.decision import Strength
+from muon_optax._layouts.decision import Strength, layouts_in
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.path_patterns import natural_order, pattern, without_numbers
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
+from muon_optax._transforms.by_path.chosen import Chosen, SettingsByPath
+from muon_optax._transforms.by_path.refusals import refuse_idle
+from muon_optax._transforms.by_path.settings import Settings
 from muon_optax._transforms.scales import Scale, scale_factors
 
 _HEADINGS = ("path", "shape", "layout", "matrices", "label", "why", "scale", "state bytes")
-_RIGHT_ALIGNED = 6  # columns from here on hold numbers
+_BY_PATH = "by path"  # the heading of one column more, where there are settings by path
+_RIGHT_ALIGNED = range(6, 8)  # columns that hold numbers
 _LEGEND = (
     "layout: i input, o output, b each index is a matrix of its own, - not a matrix, ~ weak evidence, ? no rule knows"
 )
@@ -41,6 +46,7 @@ class Row:
         strength: ``"strong"``, ``"weak"`` or ``"none"``.
         scale: The factor of each block's update; empty for AdamW.
         state_bytes: Bytes of the optimizer's state for this parameter.
+        by_path: The globs of ``by_path`` that match. The settings of the first act.
     """
 
     path: str
@@ -51,6 +57,7 @@ class Row:
     strength: Strength
     scale: tuple[float, ...]
     state_bytes: int
+    by_path: tuple[str, ...] = ()
 
     @property
     def known(self) -> bool:
@@ -79,9 +86,11 @@ class Summary:
 
     Args:
         rows: One for each parameter, in natural order of their paths.
+        by_path: The settings by path glob, in their order.
     """
 
     rows: tuple[Row, ...]
+    by_path: Mapping[str, Settings] = field(default_factory=dict)
 
     @property
     def muon_share(self) -> float:
@@ -94,11 +103,11 @@ class Summary:
         Args:
             every_row: Whether equal parameters of repeated layers have a row each. By default they share one.
         """
-        lines = [_HEADINGS, *map(_cells, self._groups(every_row))]
-        widths = [max(len(cells[column]) for cells in lines) for column in range(len(_HEADINGS))]
+        lines = self._lines(every_row)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         texts = [_line(cells, widths) for cells in lines]
         texts.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([*texts, _LEGEND, self._totals(), *self._alarms()])
+        return "\n".join([*texts, *self._notes()])
 
     def __str__(self) -> str:
         """The table with repeated layers collapsed."""
@@ -106,20 +115,40 @@ class Summary:
 
     def _repr_html_(self) -> str:
         """The same for notebooks."""
-        lines = [_HEADINGS, *map(_cells, self._groups(every_row=False))]
+        lines = self._lines(every_row=False)
         head, *body = (
             "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
             for tag, cells in zip(["th", *["td"] * len(lines)], lines, strict=False)
         )
         rows = "".join(f"<tr>{cells}</tr>" for cells in body)
-        notes = "".join(f"<p>{html.escape(text)}</p>" for text in (_LEGEND, self._totals(), *self._alarms()))
+        notes = "".join(f"<p>{html.escape(text)}</p>" for text in self._notes())
         return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{notes}"
+
+    def _lines(self, every_row: bool) -> list[tuple[str, ...]]:
+        """The cells of the headings and of every row."""
+        lines = [_HEADINGS, *map(_cells, self._groups(every_row))]
+        if not self.by_path:
+            return lines
+        globs = [_BY_PATH, *(" before ".join(group[0].by_path) for group in self._groups(every_row))]
+        return [(*cells, own) for cells, own in zip(lines, globs, strict=True)]
+
+    def _notes(self) -> list[str]:
+        """What stands below the rows."""
+        return [_LEGEND, *self._settings(), self._totals(), *self._alarms()]
+
+    def _settings(self) -> list[str]:
+        """A line for each glob, in order: what it sets, and of how many parameters."""
+        lines = []
+        for glob, settings in self.by_path.items():
+            own = [row for row in self.rows if row.by_path[:1] == (glob,)]
+            lines.append(f"{glob}: {settings} (parameters: {len(own)}, matrices: {sum(map(_by_muon, own))})")
+        return ["by path, an exact path acts or else the first glob that matches:", *lines] if lines else []
 
     def _groups(self, every_row: bool) -> list[list[Row]]:
         """Rows that are shown as one: those that differ in the numbers of their paths alone."""
         groups: dict[tuple, list[Row]] = {}
         for row in self.rows:
-            same = (row.shape, row.layout, row.label, row.why, row.scale, row.state_bytes)
+            same = (row.shape, row.layout, row.label, row.why, row.scale, row.state_bytes, row.by_path)
             groups.setdefault((row.path if every_row else without_numbers(row.path), same), []).append(row)
         return list(groups.values())
 
@@ -180,7 +209,7 @@ def _cells(group: Sequence[Row]) -> tuple[str, ...]:
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     aligned = [
-        cell.rjust(width) if column >= _RIGHT_ALIGNED else cell.ljust(width)
+        cell.rjust(width) if column in _RIGHT_ALIGNED else cell.ljust(width)
         for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
     ]
     return "  ".join(aligned).rstrip()
@@ -198,6 +227,7 @@ def summarize(
     scale: Scale = "moonlight",
     optimizer: optax.GradientTransformation | None = None,
     strict: bool = False,
+    by_path: SettingsByPath = None,
 ) -> Summary:
     """A table of which parameter goes where, seen as which matrices, scaled by what, and why.
 
@@ -208,6 +238,8 @@ def summarize(
         optimizer: Whose state to count. ``None`` counts what :func:`muon_optax.muon` keeps by default: one momentum for
             a matrix and two moments for any other parameter, in the parameter's dtype.
         strict: Whether to refuse what weak evidence decides, or none, as in :func:`muon_optax.assign_layouts`.
+        by_path: As given to :func:`muon_optax.muon`. One column more shows which glob acts on each parameter and before
+            which others, and a line for each glob what it sets.
 
     Returns:
         A summary: ``print`` it for columns path, shape, layout, matrices, label, why (which evidence decided), scale
@@ -216,7 +248,8 @@ def summarize(
         the share of elements under Muon. Matrices are written ``fan_in x fan_out``. In a notebook it shows as HTML.
 
     Raises:
-        ValueError: As :func:`muon_optax.assign_layouts`, and for an unknown scale.
+        ValueError: As :func:`muon_optax.assign_layouts`, for an unknown scale, and for settings by path that
+            :func:`muon_optax.muon` refuses.
 
     Warns:
         MuonWarning: As :func:`muon_optax.assign_layouts`.
@@ -236,14 +269,18 @@ def summarize(
     if strict:
         refuse_uncertain(decisions, leaves)
     warn_unknown([leaf for leaf in leaves if decisions[leaf.path].unknown], leaves)
+    chosen = Chosen(by_path)
+    refuse_idle(chosen, params, leaves, layouts_in(decisions))
+    globs = matching(chosen.by_path, [leaf.path for leaf in leaves])
     measured = None if optimizer is None else _state_bytes(optimizer, params, leaves)
     rows = []
     for leaf in sorted(leaves, key=lambda leaf: natural_order(leaf.path)):
         layout, why, strength = decisions[leaf.path]
         kept = (1 if layout else 2) * _bytes(leaf) if measured is None else measured[leaf.path]
-        factors = scale_factors(scale, layout, leaf.shape) if layout else ()
-        rows.append(Row(leaf.path, leaf.shape, layout, "muon" if layout else "adamw", why, strength, factors, kept))
-    return Summary(tuple(rows))
+        factors = scale_factors(chosen.at(leaf.path).scale or scale, layout, leaf.shape) if layout else ()
+        label, own = "muon" if layout else "adamw", tuple(globs.get(leaf.path, ()))
+        rows.append(Row(leaf.path, leaf.shape, layout, label, why, strength, factors, kept, own))
+    return Summary(tuple(rows), chosen.by_path)
 
 
 def _bytes(leaf: NamedLeaf) -> int:

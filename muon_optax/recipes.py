@@ -13,6 +13,9 @@ from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import named_leaves
 from muon_optax._muon import muon
 from muon_optax._orthogonalizers.coefficients import YOU_JIACHENG, Coefficients, polar_express
+from muon_optax._orthogonalizers.newton_schulz import newton_schulz
+from muon_optax._transforms.by_path.chosen import Chosen, SettingsByPath
+from muon_optax._transforms.by_path.parts import momentum_by_path, orthogonalize_by_path, scale_by_path
 from muon_optax._transforms.checks.arguments import check_decay, check_rate
 from muon_optax._transforms.checks.keywords import explain_arguments
 from muon_optax._transforms.family.cautious_decay import add_cautious_decayed_weights
@@ -37,6 +40,7 @@ def normuon(
     layouts: Layouts = None,
     adamw_learning_rate: optax.ScalarOrSchedule | None = None,
     shardings: Any = None,
+    by_path: SettingsByPath = None,
 ) -> optax.GradientTransformationExtraArgs:
     """:func:`muon_optax.muon` with :func:`muon_optax.scale_by_normuon`, the paper's NorMuon; AdamW for the rest.
 
@@ -49,6 +53,7 @@ def normuon(
         layouts: As in :func:`muon_optax.assign_layouts`.
         adamw_learning_rate: As in :func:`muon_optax.muon`.
         shardings: As in :func:`muon_optax.muon`.
+        by_path: As in :func:`muon_optax.muon`.
 
     Returns:
         A transform as :func:`muon_optax.partition_by_layout` makes it. ``update`` needs ``params``.
@@ -66,15 +71,17 @@ def normuon(
         >>> optimizer = mo.recipes.normuon(3e-4)
         >>> updates, state = optimizer.update(params, optimizer.init(params), params)
     """
+    chosen = Chosen(by_path)
     matrices = (
-        keep_momentum(momentum),
-        orthogonalize_via_newton_schulz(shardings=shardings),
+        momentum_by_path(momentum, True, None, chosen),
+        orthogonalize_by_path(newton_schulz(), shardings, chosen),
         scale_by_normuon(b2, axis=axis),
-        scale_by_shape("moonlight"),
-        *decay_and_rate(learning_rate, weight_decay),
+        scale_by_path("moonlight", chosen),
+        *decay_and_rate(learning_rate, weight_decay, chosen=chosen),
     )
-    adamw = default_adamw(learning_rate if adamw_learning_rate is None else adamw_learning_rate, weight_decay)
-    return assemble(matrices, adamw, layouts, shardings)
+    rate_of_adamw = learning_rate if adamw_learning_rate is None else adamw_learning_rate
+    adamw = default_adamw(rate_of_adamw, weight_decay, chosen=chosen)
+    return assemble(matrices, adamw, layouts, shardings, chosen)
 
 
 @explain_arguments
@@ -86,6 +93,7 @@ def muon_clip(
     layouts: Layouts = None,
     adamw_learning_rate: optax.ScalarOrSchedule | None = None,
     shardings: Any = None,
+    by_path: SettingsByPath = None,
 ) -> optax.GradientTransformationExtraArgs:
     """MuonClip, as Kimi K2 was trained: :func:`muon_optax.muon`, then :func:`muon_optax.clip_qk`.
 
@@ -96,6 +104,7 @@ def muon_clip(
         layouts: As in :func:`muon_optax.assign_layouts`.
         adamw_learning_rate: As in :func:`muon_optax.muon`.
         shardings: As in :func:`muon_optax.muon`.
+        by_path: As in :func:`muon_optax.muon`. Clipping is the same for all.
 
     Returns:
         A transform whose ``update`` needs ``params`` and ``max_logits``, as :func:`muon_optax.clip_qk` says.
@@ -120,6 +129,7 @@ def muon_clip(
         layouts=layouts,
         adamw_learning_rate=adamw_learning_rate,
         shardings=shardings,
+        by_path=by_path,
     )
     clipped = optax.chain(whole, clip_qk(threshold, layouts=layouts))
 

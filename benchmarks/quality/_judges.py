@@ -32,11 +32,12 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "_layouts/path*": ("paths", *DECISIONS),
         "_layouts/**/*": ("per_head", "split_fused", "remedies", "assign_layouts", *DECISIONS),
     },
-    "mesh": {"_mesh/*": ("owners", "shardings", "plan", "exchange", "mesh")},
+    "mesh": {"_mesh/*": ("owners", "shardings", "plan", "exchange", "mesh", "by_path_on_mesh")},
     "state": {
         "_state/shardings": ("state_shardings", "shardings"),
         "_state/*": ("carry_over_cases", "from_others", "carry_over"),
         "_transforms/state/*": ("golden_states", "from_others", "settings"),
+        "_transforms/by_path/*": ("by_path", "summary", "by_path_on_mesh"),
     },
     "family": {
         "_transforms/family/clip_qk": ("clip_qk", "family"),

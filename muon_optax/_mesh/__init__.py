@@ -4,8 +4,9 @@ The words of this folder, in the order in which an update meets them:
 
 - *placement*: the mesh, how arrays come to an update (``there``), and how they leave it (``back``). It is made from
   shardings, from types or from a plan (``placement.py``, ``typed.py``), of tuples of mesh axes (``dims.py``).
-- *kind*: matrices that are the same to an owner: they agree in layout, shape, wire dtype, pieces and pool
-  (``kinds.py``). The *wire dtype* is that of the products, where it is narrower and holds as large and small numbers.
+- *kind*: matrices that are the same to an owner: they agree in layout, shape, wire dtype, pieces, pool and
+  orthogonalizer (``kinds.py``). The *wire dtype* is that of the products, where it is narrower and holds as large and
+  small numbers.
 - *piece*: the part of a matrix that one device holds. Along mesh axes that do not divide a matrix its pieces have
   *copies* along the other axes of the pool.
 - *pool*: the mesh axes along which owners differ. Axes that divide a stack of experts or layers are not among them:

@@ -19,6 +19,7 @@ class Use(NamedTuple):
     shape: tuple[int, ...]
     layout: Layout
     dtype: str  # in which its matrices travel
+    orthogonalizer: str = ""  # the path glob that gives it one of its own
 
 
 def refuse_unusable_spec(path: str, sharding: NamedSharding, ndim: int) -> None:
@@ -138,6 +139,15 @@ def refuse_other_uses(mesh: Any, planned: Mapping[str, Use], wanted: Mapping[str
             raise ValueError(
                 f"The plan is not for these layouts: {show(path)} is '{layout}' in the plan for the mesh "
                 f"{dict(mesh.shape)} and '{use.layout}' here. Give muon_optax.plan the same layouts."
+            )
+        if planned[path].orthogonalizer != use.orthogonalizer:
+            there, here = (
+                f"the orthogonalizer of {name!r}" if name else "the one of all others"
+                for name in (planned[path].orthogonalizer, use.orthogonalizer)
+            )
+            raise ValueError(
+                f"The plan is not for these settings by path: {show(path)} has {there} in the plan for the mesh "
+                f"{dict(mesh.shape)} and {here} here. Give muon_optax.plan the same by_path."
             )
         # A wider dtype than needed is let through: it sends more and rounds nothing.
         wide, narrow = jnp.finfo(dtype), jnp.finfo(use.dtype)

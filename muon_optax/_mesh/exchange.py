@@ -17,7 +17,7 @@ from muon_optax._mesh.plan import Plan
 from muon_optax._mesh.stacks import Held, Stack
 from muon_optax._mesh.typed import relocate
 
-MapStacks: TypeAlias = Callable[[Sequence[jax.Array]], list[jax.Array]]
+MapStacks: TypeAlias = Callable[[Sequence[jax.Array], Sequence[str]], list[jax.Array]]
 Arrays: TypeAlias = Mapping[str, jax.Array]
 Numbered: TypeAlias = Mapping[int, jax.Array]  # by the number of a leaf
 
@@ -27,7 +27,8 @@ def exchange(plan: Plan, map_stacks: MapStacks) -> Callable[[Arrays], dict[str, 
 
     Args:
         plan: Who orthogonalizes what.
-        map_stacks: From stacks ``(matrices, rows, cols)`` on one device to the same, orthogonalized.
+        map_stacks: From stacks ``(matrices, rows, cols)`` on one device, and the name of the orthogonalizer of each, to
+            the same, orthogonalized.
     """
     # Arrays without elements stay: beside others in a `shard_map` they crash XLA (jaxlib 0.11.2).
     filled = {number: leaf for number, leaf in enumerate(plan.leaves) if math.prod(leaf.shape)}
@@ -141,7 +142,13 @@ def _orthogonalized(
     """The rows to return of owners that hold these numbers in each stack."""
     # All at once: small matrices of several kinds and stacks share one product.
     blocks = chain.from_iterable(map(open_rows, stacks, held, received))
-    results = iter(map_stacks(list(blocks)))
+    names = [
+        kind.orthogonalizer
+        for stack, own in zip(stacks, held, strict=True)
+        for kind, _ in stack.contents(own)
+        for _ in kind.layout.blocks(kind.shape)
+    ]
+    results = iter(map_stacks(list(blocks), names))
     return [close_rows(stack, own, results) for stack, own in zip(stacks, held, strict=True)]
 
 

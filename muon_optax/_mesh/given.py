@@ -10,7 +10,7 @@ from muon_optax._mesh.make_plan import make_plan, uses_of
 from muon_optax._mesh.placement import Placement, given_placement, typed_placement
 from muon_optax._mesh.plan import Plan
 from muon_optax._mesh.typed import inside_shard_map
-from muon_optax._orthogonalizers.orthogonalizer import MatrixFunction
+from muon_optax._orthogonalizers.orthogonalizer import Orthogonalizers
 
 Given: TypeAlias = Plan | Placement | None
 
@@ -44,7 +44,7 @@ def placement_in_sight(given: Given, leaves: Sequence[NamedLeaf], params: Any) -
 
 
 def plan_in_sight(
-    given: Given, matrices: Sequence[tuple[NamedLeaf, Layout]], params: Any, orthogonalizer: MatrixFunction
+    given: Given, matrices: Sequence[tuple[NamedLeaf, Layout]], params: Any, orthogonalizers: Orthogonalizers
 ) -> Plan | None:
     """The plan that an update follows: the one given, or one for the placement in sight.
 
@@ -57,6 +57,6 @@ def plan_in_sight(
     _refuse_others(given, leaves, whole=False)
     checks.refuse_other_mesh(placement.mesh, leaves)
     if isinstance(given, Plan):
-        checks.refuse_other_uses(given.mesh, given.uses, uses_of(matrices, orthogonalizer))
-    plan = given if isinstance(given, Plan) else make_plan(matrices, placement, orthogonalizer)
+        checks.refuse_other_uses(given.mesh, given.uses, uses_of(matrices, orthogonalizers))
+    plan = given if isinstance(given, Plan) else make_plan(matrices, placement, orthogonalizers)
     return plan if plan.devices > 1 else None

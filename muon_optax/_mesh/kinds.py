@@ -24,6 +24,7 @@ class Leaf(NamedTuple):
     there: Dims
     back: Dims
     dtype: str  # in which its matrices travel
+    orthogonalizer: str = ""  # its name
 
     def of_batch(self, values: Sequence) -> tuple:
         """Of one value an axis, those of the batch axes."""
@@ -64,6 +65,7 @@ class Kind(NamedTuple):
     back: Piece
     pool: tuple[str, ...]  # the mesh axes that owners differ by; all others divide the batch axes
     dtype: str
+    orthogonalizer: str = ""  # its name: only what one function takes can run together
 
     @property
     def batched(self) -> Layout:
@@ -87,7 +89,7 @@ def kind_of(leaf: Leaf, sizes: Sizes) -> Kind:
         return Piece(dims, held, math.prod(held[-merged:]), divided, copied)
 
     there, back = piece(leaf.of_matrix(leaf.there)), piece(leaf.of_matrix(leaf.back))
-    return Kind(Layout(letters, leaf.layout.split), shape, there, back, pool, leaf.dtype)
+    return Kind(Layout(letters, leaf.layout.split), shape, there, back, pool, leaf.dtype, leaf.orthogonalizer)
 
 
 def matrices_by_kind(leaves: Sequence[Leaf], sizes: Sizes) -> dict[Kind, list[Matrix]]:

@@ -25,7 +25,7 @@ class Plan:
 
     Args:
         placement: How updates come and leave, by path.
-        uses: Shape, layout and dtype of every parameter that is a matrix, by path.
+        uses: Shape, layout, dtype and orthogonalizer of every parameter that is a matrix, by path.
         leaves: The same parameters, with fused projections cut into blocks.
         owned: Of every kind its owners' matrices.
         loads: Of every device what its matrices cost, in multiplications and additions.
@@ -129,5 +129,6 @@ class Plan:
         each = f"{min(numbers)} to {max(numbers)}" if min(numbers) < max(numbers) else f"{max(numbers)}"
         travel = f"from {spec_of(kind.there.dims)} to {spec_of(kind.back.dims)} in {kind.dtype}"
         others = [axis for axis in self.placement.sizes if axis not in kind.pool]
+        by = f", orthogonalized as {kind.orthogonalizer!r} says" if kind.orthogonalizer else ""
         among = f", stacks over {', '.join(others)}" if others else ""
-        return f"{total} of {shapes}: {each} a device, {travel if kind.pool else 'where they are'}{among}"
+        return f"{total} of {shapes}: {each} a device, {travel if kind.pool else 'where they are'}{among}{by}"

@@ -1,7 +1,7 @@
 """What an orthogonalizer is: a function of matrices that may say what it costs and in which dtype it multiplies."""
 
-from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 
@@ -33,3 +33,22 @@ class Orthogonalizer(Protocol):
     def flops(self, rows: int, cols: int) -> float:
         """Floating-point operations for one matrix."""
         ...
+
+
+class Orthogonalizers(NamedTuple):
+    """The orthogonalizer of every parameter: one for all, and others by path.
+
+    They have names and no numbers of their own: a plan is made once, and its names hold for functions made again.
+    """
+
+    functions: Mapping[str, MatrixFunction]  # by name; "" for parameters that no path glob names
+    name_of: Callable[[str], str]  # the name at a path
+
+    def at(self, path: str) -> MatrixFunction:
+        """The orthogonalizer of the parameter at ``path``."""
+        return self.functions[self.name_of(path)]
+
+
+def for_all(orthogonalizer: MatrixFunction) -> Orthogonalizers:
+    """One orthogonalizer for every parameter."""
+    return Orthogonalizers({"": orthogonalizer}, lambda _: "")

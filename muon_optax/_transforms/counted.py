@@ -12,9 +12,19 @@ def add_counted_decay(
     weight_decay: optax.ScalarOrSchedule, mask: Callable[[Any], Any] | None = None
 ) -> optax.GradientTransformation:
     """``optax.add_decayed_weights``, in whose state a number keeps the step as a schedule does, masked or not."""
+    return masked_decay(counted_decay(weight_decay), mask)
+
+
+def counted_decay(weight_decay: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Without a mask."""
     decay = optax.add_decayed_weights(weight_decay)
-    if not callable(weight_decay):
-        decay = _counted(decay, optax.add_decayed_weights(_any_schedule))
+    return decay if callable(weight_decay) else _counted(decay, optax.add_decayed_weights(_any_schedule))
+
+
+def masked_decay(
+    decay: optax.GradientTransformation, mask: Callable[[Any], Any] | None
+) -> optax.GradientTransformation:
+    """``decay`` where the mask says so. Without one it has the same state."""
     return optax.masked(decay, mask or _everywhere)
 
 

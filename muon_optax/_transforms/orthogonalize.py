@@ -1,6 +1,6 @@
 """The orthogonalizing transform: every matrix of the updates is replaced by its nearest orthogonal one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -18,9 +18,10 @@ from muon_optax._mesh.typed import gather, relocate_like
 from muon_optax._orthogonalizers.batching import map_matrices, map_stacks
 from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients
 from muon_optax._orthogonalizers.newton_schulz import Method, newton_schulz
+from muon_optax._orthogonalizers.orthogonalizer import MatrixFunction, Orthogonalizers, for_all
 from muon_optax._orthogonalizers.start import Norm
 
-MapMatrices = Callable[[Sequence[jax.Array]], list[jax.Array]]
+MapMatrices = Callable[[Sequence[jax.Array], Sequence[str]], list[jax.Array]]
 
 
 def orthogonalize(
@@ -71,7 +72,14 @@ def orthogonalize(
             "muon_optax.newton_schulz() or muon_optax.polar_factor()."
         )
 
-    checked = _keeping_shapes(orthogonalizer)
+    return orthogonalize_by(for_all(orthogonalizer), layouts=layouts, shardings=shardings)
+
+
+def orthogonalize_by(
+    orthogonalizers: Orthogonalizers, *, layouts: Layouts = None, shardings: Any = None
+) -> optax.GradientTransformation:
+    """:func:`orthogonalize` with the orthogonalizer of each path, under one plan."""
+    checked = {name: _keeping_shapes(function) for name, function in orthogonalizers.functions.items()}
     given = as_given(shardings)
 
     def init(params: optax.Params) -> optax.EmptyState:
@@ -88,12 +96,15 @@ def orthogonalize(
             (leaf._replace(value=jnp.asarray(leaf.value)), layout) for leaf, layout in matrices_of(updates, layouts)
         ]
         arrays = [leaf.value for leaf, _ in leaves]
-        plan = plan_in_sight(given, leaves, params, orthogonalizer)
+        plan = plan_in_sight(given, leaves, params, orthogonalizers)
         if plan is None:
-            orthogonal = _on_one_device(partial(map_matrices, checked), arrays, [layout for _, layout in leaves])
+            names = [orthogonalizers.name_of(leaf.path) for leaf, _ in leaves]
+            run = partial(_each_by_its_own, map_matrices, checked)
+            orthogonal = _on_one_device(run, arrays, [layout for _, layout in leaves], names)
         else:
             # By path: a plan of the same parameters in another container may hold them in another order.
-            results = exchange(plan, partial(map_stacks, checked))({leaf.path: leaf.value for leaf, _ in leaves})
+            run = exchange(plan, partial(_each_by_its_own, map_stacks, checked))
+            results = run({leaf.path: leaf.value for leaf, _ in leaves})
             orthogonal = [results[leaf.path] for leaf, _ in leaves]
         return jax.tree.unflatten(jax.tree.structure(updates), orthogonal), state
 
@@ -141,13 +152,30 @@ def orthogonalize_via_newton_schulz(
     return orthogonalize(orthogonalizer, layouts=layouts, shardings=shardings)
 
 
-def _on_one_device(map_all: MapMatrices, arrays: list[jax.Array], layouts: list[Layout]) -> list[jax.Array]:
+def _on_one_device(
+    map_all: MapMatrices, arrays: list[jax.Array], layouts: list[Layout], names: list[str]
+) -> list[jax.Array]:
     blocks = [layout.to_matrices(gather(array)) for array, layout in zip(arrays, layouts, strict=True)]
-    results = iter(map_all(list(chain.from_iterable(blocks))))
+    of_blocks = [name for name, own in zip(names, blocks, strict=True) for _ in own]
+    results = iter(map_all(list(chain.from_iterable(blocks)), of_blocks))
     return [
         relocate_like(layout.from_matrices(tuple(islice(results, len(matrices))), array.shape), array)
         for array, layout, matrices in zip(arrays, layouts, blocks, strict=True)
     ]
+
+
+def _each_by_its_own(
+    map_all: Callable[[MatrixFunction, Sequence[jax.Array]], list[jax.Array]],
+    functions: Mapping[str, MatrixFunction],
+    arrays: Sequence[jax.Array],
+    names: Sequence[str],
+) -> list[jax.Array]:
+    """``map_all`` for the arrays of each orthogonalizer, since only those can run together."""
+    results: dict[int, jax.Array] = {}
+    for name in dict.fromkeys(names):
+        own = [position for position, other in enumerate(names) if other == name]
+        results.update(zip(own, map_all(functions[name], [arrays[position] for position in own]), strict=True))
+    return [results[position] for position in range(len(arrays))]
 
 
 def _keeping_shapes(orthogonalizer: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:

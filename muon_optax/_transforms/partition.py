@@ -1,6 +1,8 @@
 """The label-based partition: matrices to one transform, everything else to another."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,12 @@ from muon_optax._layouts.assigning.resolve import LayoutMap, Layouts, resolve
 from muon_optax._layouts.paths import NamedLeaf, has_hidden, named_leaves, show
 from muon_optax._mesh.typed import relocate_like, typed_sharding
 from muon_optax._transforms.checks.updates import params_with_gradients, refuse_untrainable
+from muon_optax._transforms.state.kept import is_counter, parts_of
 from muon_optax._transforms.state.refusals import fit_state
+
+# What refuses a tree by its leaves and their layouts, and what follows both branches, told the step that they took.
+Refuse: TypeAlias = Callable[[Any, list[NamedLeaf], LayoutMap], None]
+Finish: TypeAlias = Callable[[Any, LayoutMap, jax.Array], Any]
 
 
 def partition_by_layout(
@@ -53,6 +60,17 @@ def partition_by_layout(
         >>> updates["bias"].tolist(), updates["kernel"].round(4).tolist()
         ([-0.5, -1.0], [[-0.0, -0.1], [-0.1, -0.0]])
     """
+    return partition_with(matrices, others, layouts)
+
+
+def partition_with(
+    matrices: optax.GradientTransformation,
+    others: optax.GradientTransformation,
+    layouts: Layouts = None,
+    refusals: Sequence[Refuse] = (),
+    finish: Finish | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`partition_by_layout`, which refuses more, and goes on where both branches end."""
 
     def partition(tree: Any, leaves: list[NamedLeaf], resolved: LayoutMap) -> optax.GradientTransformationExtraArgs:
         # A function, not the labels themselves: a tree that is an Equinox module is callable, and would be called.
@@ -70,6 +88,8 @@ def partition_by_layout(
         warn_unknown(unknown, leaves)
         if not unknown and layouts is None and _lacks_matrices(params, resolved):
             warn_without_matrices(leaves)
+        for refuse in refusals:
+            refuse(params, leaves, resolved)
         with handing_on(resolved):
             state = partition(params, leaves, resolved).init(params)
         # Moments of a weakly typed leaf, such as a Python float, would be so too, and step 2 would be traced anew.
@@ -89,12 +109,16 @@ def partition_by_layout(
         with handing_on(resolved), jax.numpy_dtype_promotion("standard"):
             signature = _signature(state, updates)
             if not fits or fits[0][0] != signature:
+                for refuse in refusals:
+                    refuse(updates, leaves, resolved)
                 same = jax.tree.structure(params) == jax.tree.structure(updates)
                 fits[:] = [(signature, fit_state(state, branches.init, params if same else updates, leaves, resolved))]
             fit = fits[0][1]
             before = state if fit is None else fit.unpack(state)
             results, after = branches.update(updates, before, params, **extra_args)
             after = _like_before(after, before)
+            if finish is not None:
+                results = finish(results, resolved, _step_of(before))
             return _like_before(results, updates), after if fit is None else fit.pack(after, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -104,6 +128,13 @@ def _signature(state: Any, updates: Any) -> Any:
     """Structures and shapes: all that the check of a state looks at."""
     leaves, structure = jax.tree.flatten((state, updates))
     return structure, [jnp.shape(leaf) for leaf in leaves]
+
+
+def _step_of(state: Any) -> jax.Array:
+    """The step that the matrices' branch is at. A foreign transform need not count, and may count otherwise."""
+    parts = [part for part in parts_of(state) if part.label == "muon"]
+    counters = [leaf.value for part in parts for leaf in part.leaves if is_counter(leaf)]
+    return reduce(jnp.maximum, counters, jnp.zeros([], jnp.int32))
 
 
 def _lacks_matrices(params: Any, resolved: LayoutMap) -> bool:

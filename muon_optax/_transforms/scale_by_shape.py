@@ -1,5 +1,7 @@
 """The scaling transform: orthogonalized updates made as large as their shapes ask for."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,11 @@ def scale_by_shape(variant: Scale = "moonlight", *, layouts: Layouts = None) -> 
         2.0
     """
     scale_function(variant)
+    return scale_by_shape_of(lambda _: variant, layouts)
+
+
+def scale_by_shape_of(variant_at: Callable[[str], Scale], layouts: Layouts = None) -> optax.GradientTransformation:
+    """:func:`scale_by_shape` with the variant of each path, checked before."""
 
     def init(params: optax.Params) -> optax.EmptyState:
         check_matrices(params, layouts)
@@ -63,7 +70,7 @@ def scale_by_shape(variant: Scale = "moonlight", *, layouts: Layouts = None) -> 
     ) -> tuple[optax.Updates, optax.OptState]:
         del params
         matrices = matrices_of(updates, layouts)
-        scaled = [_apply(variant, jnp.asarray(leaf.value), layout) for leaf, layout in matrices]
+        scaled = [_apply(variant_at(leaf.path), jnp.asarray(leaf.value), layout) for leaf, layout in matrices]
         return jax.tree.unflatten(jax.tree.structure(updates), scaled), state
 
     return optax.GradientTransformation(init, update)

@@ -176,3 +176,55 @@ def test_state_is_counted_for_one_parameter_where_a_path_ends_like_another():
     params = {"w": jnp.ones((4, 8)), "block": {"w": jnp.ones((4, 8))}}
     summary = mo.summarize(params, optimizer=mo.muon(0.1))
     assert [row.state_bytes for row in summary.rows] == [128, 128]
+
+
+BY_PATH = {
+    "layers/[0-3]/*": mo.Settings(learning_rate=0.5, weight_decay=lambda step: step, momentum=0.9),
+    "layers/1/mlp/kernel": mo.Settings(scale="mup", orthogonalizer=mo.polar_factor()),  # exact, so before the glob
+    "*/scale": mo.Settings(learning_rate=2, weight_decay=0),
+    "layers/4/*": mo.Settings(),
+}
+
+
+def test_settings_by_path_have_a_column_and_a_line_each():
+    head, _, *rows = str(mo.summarize(repeated(6), by_path=BY_PATH)).splitlines()
+    assert head.endswith("  state bytes  by path")
+    assert [(line.split("  ")[0], line[head.index("by path") :]) for line in rows[:8]] == [
+        ("layers/{0,2}/mlp/kernel x2", "layers/[0-3]/*"),
+        ("layers/{0..3}/norm/scale x4", "layers/[0-3]/* before */scale"),
+        ("layers/1/mlp/kernel", "layers/1/mlp/kernel before layers/[0-3]/*"),
+        ("layers/3/mlp/kernel", "layers/[0-3]/*"),
+        ("layers/4/mlp/kernel", "layers/4/*"),
+        ("layers/4/norm/scale", "*/scale before layers/4/*"),
+        ("layers/5/mlp/kernel", ""),
+        ("layers/5/norm/scale", "*/scale"),
+    ]
+    assert rows[9:14] == [
+        "by path, an exact path acts or else the first glob that matches:",
+        "layers/[0-3]/*: learning_rate x 0.5, weight_decay x a schedule, momentum 0.9 (parameters: 7, matrices: 3)",
+        "layers/1/mlp/kernel: scale mup, its own orthogonalizer (parameters: 1, matrices: 1)",
+        "*/scale: learning_rate x 2, weight_decay x 0 (parameters: 2, matrices: 0)",
+        "layers/4/*: as everywhere (parameters: 1, matrices: 1)",
+    ]
+
+
+def test_rows_know_the_scale_and_the_globs_by_path():
+    summary = mo.summarize(repeated(6), by_path=BY_PATH)
+    rows = {row.path: row for row in summary.rows}
+    assert rows["layers/1/mlp/kernel"].scale == (2.0,)
+    assert rows["layers/3/mlp/kernel"].scale == mo.summarize(repeated(6)).rows[6].scale != (2.0,)
+    assert rows["layers/1/mlp/kernel"].by_path == ("layers/1/mlp/kernel", "layers/[0-3]/*")
+    assert rows["layers/5/mlp/kernel"].by_path == ()
+    assert summary.by_path == BY_PATH
+    html = summary._repr_html_()
+    assert "<th>by path</th>" in html
+    assert "<td>layers/[0-3]/* before */scale</td>" in html
+    assert "<p>layers/4/*: as everywhere (parameters: 1, matrices: 1)</p>" in html
+
+
+@pytest.mark.parametrize(
+    "glob, message", [("nobody", "by_path names 'nobody'"), ("*/scale", "sets momentum, scale, which only matrices")]
+)
+def test_settings_that_do_nothing_are_refused(glob: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        mo.summarize(repeated(2), by_path={glob: mo.Settings(momentum=0.5, scale="mup")})

@@ -70,7 +70,7 @@ def test_several_batches_bring_the_same_results():
     batches = tuple(make_batches(list(chain.from_iterable(plan.batches)), 3000))
     assert len(plan.batches) == 1 < len(batches)
     plan = replace(plan, batches=batches)
-    run = exchange(plan, lambda stacks: map_stacks(ONE_STEP, stacks))
+    run = exchange(plan, lambda stacks, _: map_stacks(ONE_STEP, stacks))
     lowered = jax.jit(run).lower(jax.device_put(tree, places))
     assert_near(lowered.compile()(jax.device_put(tree, places)), unsharded())
     # A batch starts when the one before has ended.

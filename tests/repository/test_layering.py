@@ -24,6 +24,7 @@ FOLDERS = (
     "_transforms.momenta",
     "_transforms.state",
     "_transforms",
+    "_transforms.by_path",
     "_transforms.tools",
     "_transforms.family",
     "_state",

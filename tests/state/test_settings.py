@@ -67,6 +67,11 @@ FEW = {path: layout for path, layout in LAYOUTS.items() if path != "down"}
 MORE = LAYOUTS | {"third": "io"}
 NORMUON, SPEEDRUN = {"recipe": "second moments", "axis": "output"}, {"recipe": "second moments", "axis": "longer"}
 SPHERES = {"recipe": "spheres", "adamw": "head and Adam"}
+BY_PATH = {
+    "up": mo.Settings(learning_rate=0.5, weight_decay=2.0, momentum=0.8, scale="mup", orthogonalizer=mo.polar_factor()),
+    "embedding": mo.Settings(learning_rate=falling(1.0), weight_decay=falling(1.0)),
+}
+FALLING = {"*": mo.Settings(learning_rate=falling(1.0), momentum=falling(0.9))}
 SETTINGS = {
     "default": Setting(muon()),
     "rate": Setting(muon(learning_rate=falling(0.02))),
@@ -98,6 +103,8 @@ SETTINGS = {
     "sgd": Setting(muon(adamw=optax.sgd(0.1)), {"adamw": "sgd"}),
     "lion": Setting(muon(adamw=optax.lion(0.001)), {"adamw": "lion"}),
     "adabelief": Setting(muon(adamw=optax.adabelief(0.001)), {"adamw": "adabelief"}),
+    "by path": Setting(muon(by_path=BY_PATH)),
+    "by path, other optimizer": Setting(muon(adamw=optax.sgd(0.1), by_path=FALLING), {"adamw": "sgd"}),
     "held idle": Setting(lambda: mo.hold_idle_matrices(muon()(), LAYOUTS)),
     "by hand": Setting(
         lambda: mo.partition_by_layout(
@@ -113,6 +120,7 @@ SETTINGS = {
         )
     ),
     "normuon": Setting(normuon(), NORMUON),
+    "normuon, by path": Setting(normuon(by_path=BY_PATH), NORMUON),
     "normuon, momentum": Setting(normuon(momentum=falling(0.9)), NORMUON),
     "normuon, longer": Setting(normuon(axis="longer"), SPEEDRUN),
     "normuon, other letters": Setting(normuon(layouts=LAYOUTS | {"up": "oi"}), NORMUON | {"letters": "up"}),
@@ -228,7 +236,7 @@ def test_every_state_goes_on_or_is_refused_by_what_changed(now: str, befores: li
 
 def test_the_table_has_both_answers() -> None:
     answers = [not differing(before, now) for before in SETTINGS.values() for now in SETTINGS.values()]
-    assert (len(SETTINGS), len(answers), sum(answers)) == (48, 2304, 522)
+    assert (len(SETTINGS), len(answers), sum(answers)) == (51, 2601, 575)
 
 
 # Around whole optimizers. What a wrapped step returns was compared above: here it is only traced.

@@ -98,10 +98,25 @@ SUBJECTS = {
         ),
         True,
     ),
+    "muon-by-path": Subject(
+        lambda: mo.muon(
+            0.1,
+            by_path={
+                "*": mo.Settings(
+                    learning_rate=lambda step: 1.0 + step,
+                    weight_decay=0.5,
+                    momentum=0.8,
+                    scale="keller",
+                    orthogonalizer=FLOAT32,
+                )
+            },
+        ),
+        True,
+    ),
 }
 WHOLE = [name for name, subject in SUBJECTS.items() if subject.whole]
 # Options of muon, whose own tests run by default.
-OPTIONS = ("muon-keller", "muon-bfloat16-momentum", "muon-average", "muon-schedule")
+OPTIONS = ("muon-by-path", "muon-keller", "muon-bfloat16-momentum", "muon-average", "muon-schedule")
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 
 

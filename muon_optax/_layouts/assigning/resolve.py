@@ -1,18 +1,17 @@
 """The decision on every leaf: what the user's globs or function say, else the rules; and what is refused."""
 
-import fnmatch
 from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from typing import Any, TypeAlias
 
-import jax
 import jax.numpy as jnp
 
 from muon_optax._layouts.assigning.dimension_numbers import DimensionTree, is_dimension_tree, layouts_of_dimensions
+from muon_optax._layouts.assigning.globs import matching, refuse_unmatched
 from muon_optax._layouts.assigning.rules import decide
 from muon_optax._layouts.decision import Decision, layouts_in
 from muon_optax._layouts.layout import Layout, as_layout
-from muon_optax._layouts.paths import HIDDEN, NamedLeaf, has_hidden, hidden_paths, named_leaves, show
+from muon_optax._layouts.paths import NamedLeaf, hidden_paths, show
 
 LayoutMap: TypeAlias = Mapping[str, Layout | None]
 LayoutsByPath: TypeAlias = Mapping[str, Layout | str | None]
@@ -78,7 +77,7 @@ def _in_place_of_rules(layouts: Any, tree: Any, leaves: list[NamedLeaf]) -> dict
         given = layouts_of_dimensions(given, leaves)
     if not isinstance(given, Mapping):
         raise TypeError(f"The layouts function must return a mapping from path to layout; got {type(given).__name__}.")
-    _refuse_unmatched(set(given) - {leaf.path for leaf in leaves}, tree, leaves)
+    refuse_unmatched(set(given) - {leaf.path for leaf in leaves}, tree, leaves)
     return {path: Decision(as_layout(layout), "given") for path, layout in given.items()}
 
 
@@ -91,45 +90,10 @@ def _overruled(decision: Decision | None, layout: Layout | None) -> Decision:
 
 def _match(globs: Mapping[str, Layout | str | None], tree: Any, leaves: list[NamedLeaf]) -> dict[str, Layout | None]:
     """The override of each leaf: its exact path, or else the first glob that matches."""
-    paths = {leaf.path for leaf in leaves}
-    # A mapping of exact paths, such as default_layouts returns, costs one look-up each: only the rest are patterns.
-    overrides = {glob: as_layout(layout) for glob, layout in globs.items() if glob in paths}
-    unmatched = set()
-    for glob in [glob for glob in globs if glob not in overrides]:
-        matched = [path for path in paths if fnmatch.fnmatchcase(path, glob)]
-        unmatched.update(() if matched else (glob,))
-        for path in matched:
-            overrides.setdefault(path, as_layout(globs[glob]))
-    _refuse_unmatched(unmatched, tree, leaves)
-    return overrides
-
-
-def _refuse_unmatched(unmatched: set[str], tree: Any, leaves: list[NamedLeaf]) -> None:
-    unmatched = _not_out_of_sight(unmatched, tree) if unmatched else unmatched
-    if unmatched:
-        # Of a layouts function that was called with a step count, the one path is that of the count.
-        hinted = unmatched == {""}
-        paths = sorted(leaf.path for leaf in leaves)
-        listed = ", ".join(map(repr, paths[:20])) + (f" and {len(paths) - 20} more" if len(paths) > 20 else "")
-        raise ValueError(
-            f"layouts names {', '.join(map(repr, sorted(unmatched)))}, which matches no parameter. The paths are: "
-            f"{listed}."
-            + (" optax.inject_hyperparams calls a function as a schedule: name 'layouts' in static_args." * hinted)
-        )
-
-
-def _not_out_of_sight(unmatched: set[str], tree: Any) -> set[str]:
-    """The globs that match nothing, even if ``tree`` is a part: layouts of a whole model name leaves it lacks."""
-    if has_hidden(tree):
-        # A hidden node may stand for a whole subtree, whose paths are not known.
-        return set()
-    marked = jax.tree.map(lambda leaf: HIDDEN if leaf is None else leaf, tree, is_leaf=lambda leaf: leaf is None)
-    absent = [leaf.path for leaf in named_leaves(marked) if leaf.value is HIDDEN]
-    return {
-        glob
-        for glob in unmatched
-        if not any(fnmatch.fnmatchcase(path, glob) or glob.startswith(f"{path}/") for path in absent)
-    }
+    found = matching(globs, [leaf.path for leaf in leaves])
+    refuse_unmatched(set(globs).difference(*found.values()), tree, leaves)
+    layouts = {glob: as_layout(layout) for glob, layout in globs.items()}
+    return {path: layouts[matched[0]] for path, matched in found.items()}
 
 
 def _refuse_misfit(leaf: NamedLeaf, layout: Layout | None) -> None:
