@@ -12,6 +12,7 @@ import optax
 
 from muon_optax._layouts.assigning.messages import refuse_uncertain, warn_unknown
 from muon_optax._layouts.assigning.resolve import Layouts, decisions_on
+from muon_optax._layouts.columns import in_columns
 from muon_optax._layouts.decision import Strength
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.path_patterns import natural_order, pattern, without_numbers
@@ -19,7 +20,7 @@ from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
 from muon_optax._transforms.scales import Scale, scale_factors
 
 _HEADINGS = ("path", "shape", "layout", "matrices", "label", "why", "scale", "state bytes")
-_RIGHT_ALIGNED = 6  # columns from here on hold numbers
+_RIGHT_ALIGNED = range(6, len(_HEADINGS))  # columns that hold numbers
 _LEGEND = (
     "layout: i input, o output, b each index is a matrix of its own, - not a matrix, ~ weak evidence, ? no rule knows"
 )
@@ -94,10 +95,7 @@ class Summary:
         Args:
             every_row: Whether equal parameters of repeated layers have a row each. By default they share one.
         """
-        lines = [_HEADINGS, *map(_cells, self._groups(every_row))]
-        widths = [max(len(cells[column]) for cells in lines) for column in range(len(_HEADINGS))]
-        texts = [_line(cells, widths) for cells in lines]
-        texts.insert(1, "  ".join("-" * width for width in widths))
+        texts = in_columns([_HEADINGS, *map(_cells, self._groups(every_row))], _RIGHT_ALIGNED)
         return "\n".join([*texts, _LEGEND, self._totals(), *self._alarms()])
 
     def __str__(self) -> str:
@@ -176,14 +174,6 @@ def _cells(group: Sequence[Row]) -> tuple[str, ...]:
     scale = ", ".join(f"{factor:.4g}" for factor in dict.fromkeys(first.scale))
     kept = f"{sum(row.state_bytes for row in group):,}"
     return (path, str(list(first.shape)), layout, matrices, first.label, first.why, scale, kept)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    aligned = [
-        cell.rjust(width) if column >= _RIGHT_ALIGNED else cell.ljust(width)
-        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return "  ".join(aligned).rstrip()
 
 
 def _show_matrices(shape: tuple[int, ...]) -> str:

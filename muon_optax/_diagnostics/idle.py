@@ -45,8 +45,8 @@ def moved_without_gradient(
     """
     kept: dict[str, list[Any]] = {}
     for one in kept_arrays(state):
-        # Radii are norms of the parameter.
-        if one.path and not one.counts and one.field != "radii":
+        # Radii are norms of the parameter, and a recorder keeps more of those.
+        if one.path and not one.counts and one.field != "radii" and one.node.kind != "RecordState":
             kept.setdefault(one.path, []).extend(one.values)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = jax.jit(optimizer.update)(zeros, state, params, **extra_args)

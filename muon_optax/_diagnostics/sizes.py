@@ -37,7 +37,7 @@ def update_rms(updates: Any) -> dict[str, jax.Array]:
         >>> float(mo.diagnostics.update_rms({"kernel": jnp.array([[3e30, 4e30], [0.0, 0.0]])})["kernel"])
         2.5e+30
     """
-    return by_path((path, _rms(jnp.asarray(value))) for path, value in floating_leaves(updates))
+    return by_path((path, root_mean_square(jnp.asarray(value))) for path, value in floating_leaves(updates))
 
 
 def predicted_update_rms(
@@ -82,13 +82,13 @@ def predicted_update_rms(
     scale_function(scale)
     check_number("learning_rate", learning_rate, "use a number >= 0, or the value of a schedule at the step", 0.0)
     return by_path(
-        (path, learning_rate * _orthogonal_rms(scale, layout, np.shape(value)))
+        (path, learning_rate * orthogonal_rms(scale, layout, np.shape(value)))
         for path, value, layout in matrix_leaves(params, layouts)
     )
 
 
 @jax.jit  # outside jit too, one program for each shape
-def _rms(array: jax.Array) -> jax.Array:
+def root_mean_square(array: jax.Array) -> jax.Array:
     magnitudes = jnp.abs(array)
     magnitudes = magnitudes.astype(accumulation_dtype(magnitudes.dtype))
     limits = jnp.finfo(magnitudes.dtype)
@@ -99,7 +99,7 @@ def _rms(array: jax.Array) -> jax.Array:
     return unit * jnp.sqrt(jnp.sum(normalized * normalized) / max(1, array.size))
 
 
-def _orthogonal_rms(scale: Scale, layout: Layout, shape: tuple[int, ...]) -> float:
+def orthogonal_rms(scale: Scale, layout: Layout, shape: tuple[int, ...]) -> float:
     if math.prod(shape) == 0:
         return 0.0
     fan_in, blocks = layout.fan_in(shape), layout.blocks(shape)

@@ -43,7 +43,7 @@ def check_adamw(adamw: Any, learning_rate: Any) -> None:
     """Raises TypeError unless ``adamw`` is ``None`` or a transform, ValueError if it comes with a learning rate."""
     if adamw is None:
         return
-    if not (callable(getattr(adamw, "init", None)) and callable(getattr(adamw, "update", None))):
+    if not is_transform(adamw):
         shown = getattr(adamw, "__name__", None) or repr(adamw)
         raise TypeError(
             f"adamw={shown} is not a gradient transformation: call the factory, as in adamw=optax.adamw(3e-4), or give "
@@ -54,6 +54,27 @@ def check_adamw(adamw: Any, learning_rate: Any) -> None:
             f"adamw_learning_rate={learning_rate!r} and adamw= exclude each other: a transform in adamw brings its own "
             "learning rate."
         )
+
+
+def is_transform(value: Any) -> bool:
+    """Whether ``value`` has what every Optax transform has."""
+    return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
+
+
+def check_transform(name: str, value: Any) -> None:
+    """Raises TypeError unless ``value`` is an Optax transform."""
+    if not is_transform(value):
+        shown = getattr(value, "__name__", None) or repr(value)
+        raise TypeError(
+            f"{name}={shown} is not a gradient transformation: call the factory, as in muon_optax.muon(3e-4), and pass "
+            "what it returns."
+        )
+
+
+def check_whole_number(name: str, value: Any, low: int) -> None:
+    """Raises ValueError unless ``value`` is a Python integer of at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name}={value!r} is not allowed: use a whole number >= {low}.")
 
 
 def refuse_injected_array(name: str, value: Any) -> None:
