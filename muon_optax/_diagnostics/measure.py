@@ -29,54 +29,59 @@ class Leaf(NamedTuple):
 
     path: str
     layout: Layout | None
-    predicted: float | None  # the update's root mean square at a learning rate of 1
+    shape: tuple[int, ...]
+    predicted: float  # the update's root mean square at a learning rate of 1; NaN without a layout
 
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The axes of the leaf that count its matrices."""
+        return self.layout.matrix_shapes(self.shape)[0][:-2] if self.layout else ()
 
-def start_vector(layout: Layout, shape: tuple[int, ...]) -> jax.Array:
-    """A vector for each matrix, ``(*batch, fan_out)`` float32, that the power iteration begins with."""
-    *batch, _, _ = layout.matrix_shapes(shape)[0]
-    # The same in each run; a random one is orthogonal to no matrix's first direction.
-    return jnp.asarray(np.random.default_rng(0).standard_normal((*batch, layout.fan_out(shape))), jnp.float32)
+    @property
+    def outputs(self) -> int:
+        """How many numbers the power iterations of its matrices go on from."""
+        return math.prod(self.batch) * self.layout.fan_out(self.shape) if self.layout else 0
 
 
 def before_step(
-    leaf: Leaf, first: jax.Array, initial: jax.Array, vector: jax.Array | None, *arrays: jax.Array
-) -> tuple[jax.Array, jax.Array | None]:
-    """The values of ``BEFORE``, float32, and the vector of the power iteration.
+    leaf: Leaf, first: jax.Array, initial: jax.Array, vectors: jax.Array, *arrays: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The values of ``BEFORE``, float32, and the vectors of the power iteration.
 
     Args:
         leaf: Which.
         first: Whether nothing has been measured yet.
         initial: The parameter's root mean square when the recorder began.
-        vector: ``(*batch, fan_out)``, of the last measurement; ``None`` for a leaf without a layout.
+        vectors: Of the last measurement, flat; empty for a leaf without a layout.
         *arrays: The gradient, the parameter and, where there is one, the momentum.
     """
-    if vector is None:
-        return planned(partial(_without_matrices, leaf.layout), initial, *arrays), None
-    return planned(partial(_with_matrices, leaf.layout), first, initial, vector, *arrays)
+    if leaf.layout is None:
+        return planned(_without_matrices, initial, *arrays), vectors
+    return planned(partial(_with_matrices, leaf, leaf.layout), first, initial, vectors, *arrays)
 
 
 def after_step(leaf: Leaf, learning_rate: jax.typing.ArrayLike, weight_rms: jax.Array, update: jax.Array) -> jax.Array:
     """The values of ``AFTER``, float32."""
     size = planned(root_mean_square, update).astype(jnp.float32)
     missing = jnp.full((), jnp.nan, jnp.float32)
-    if leaf.layout is None or leaf.predicted is None:
+    if leaf.layout is None:
         return jnp.stack([size, _over(size, weight_rms), missing, missing])
     error = planned(partial(error_of_matrices, leaf.layout), update)
     predicted = learning_rate * leaf.predicted
     return jnp.stack([size, _over(size, weight_rms), size / predicted, error.astype(jnp.float32)])
 
 
-def _without_matrices(layout: Layout | None, initial: jax.Array, *arrays: jax.Array) -> jax.Array:
+def _without_matrices(initial: jax.Array, *arrays: jax.Array) -> jax.Array:
     missing = jnp.full((), jnp.nan, jnp.float32)
-    return jnp.stack([*_sizes(layout, initial, *arrays), missing, missing])
+    return jnp.stack([*_sizes(None, initial, *arrays), missing, missing])
 
 
 def _with_matrices(
-    layout: Layout, first: jax.Array, initial: jax.Array, vector: jax.Array, *arrays: jax.Array
+    leaf: Leaf, layout: Layout, first: jax.Array, initial: jax.Array, vectors: jax.Array, *arrays: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    norm, rank, vector = _spectrum(layout, arrays[1], vector, jnp.where(first, _FIRST_ITERATIONS, _ITERATIONS))
-    return jnp.stack([*_sizes(layout, initial, *arrays), norm, rank]), vector
+    begin = vectors.reshape((*leaf.batch, layout.fan_out(leaf.shape)))
+    norm, rank, after = _spectrum(layout, arrays[1], begin, jnp.where(first, _FIRST_ITERATIONS, _ITERATIONS))
+    return jnp.stack([*_sizes(layout, initial, *arrays), norm, rank]), after.reshape(-1)
 
 
 def _sizes(

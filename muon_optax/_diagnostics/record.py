@@ -1,15 +1,17 @@
 """The wrapper that measures an optimizer's steps from inside and keeps what it measured in its state."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from muon_optax._diagnostics.leaves import by_path, floating_leaves, planned
-from muon_optax._diagnostics.measure import AFTER, BEFORE, MEASUREMENTS, Leaf, after_step, before_step, start_vector
+from muon_optax._diagnostics.measure import AFTER, BEFORE, MEASUREMENTS, Leaf, after_step, before_step
 from muon_optax._diagnostics.sizes import orthogonal_rms, root_mean_square
 from muon_optax._layouts.assigning.resolve import Layouts, resolve
 from muon_optax._layouts.paths import named_leaves
@@ -24,11 +26,12 @@ class RecordState(NamedTuple):
     """The state of :func:`record`: the optimizer's, and the last measurements, which :func:`recorded` reads."""
 
     inner_state: Any
-    count: jax.Array  # () int32, steps
+    step: jax.Array  # () int32
     steps: jax.Array  # (keep,) int32, of which the rows of `values` are; -1 for a row not yet written
     values: jax.Array  # (keep, leaves, measurements) float32, leaves in the order of their sorted paths
     initial: dict[str, jax.Array]  # () float32, each parameter's root mean square when the recorder began
-    vectors: dict[str, jax.Array]  # (*batch, fan_out) float32, where the power iteration of each matrix has come to
+    # Where the power iterations of all matrices have come to: one array, which XLA leaves whole under Auto axes.
+    vectors: jax.Array  # (outputs,) float32
 
 
 def record(
@@ -105,31 +108,31 @@ def record(
         return _empty(leaves, arrays, keep)._replace(inner_state=extended.init(params))
 
     def update(
-        updates: optax.Updates, state: RecordState, params: optax.Params | None = None, **extra_args: Any
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, RecordState]:
         if params is None:
             raise ValueError("record measures the parameters: call optimizer.update(gradients, state, params).")
         leaves, gradients = _leaves(updates, layouts, scale)
         _refuse_other_leaves(gradients, state.initial)
-        due = True if every == 1 else state.count % every == 0
+        due = True if every == 1 else state.step % every == 0
         with jax.numpy_dtype_promotion("standard"):
             seen = _before(due, leaves, state, gradients, _arrays(params))
             # The step must wait: else XLA would copy momenta and parameters, which it overwrites.
             updates, seen = jax.lax.optimization_barrier((updates, seen))
         results, inner_state = extended.update(updates, state.inner_state, params, **extra_args)
         with jax.numpy_dtype_promotion("standard"):
-            rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-            after = partial(_after, leaves, rate, seen.values, _arrays(results), state.count // every % keep)
-            steps, values = _if_due(due, after, (state.steps, state.values), state.count)
-        count = jnp.asarray(optax.safe_increment(state.count))
-        return results, RecordState(inner_state, count, steps, values, state.initial, seen.vectors)
+            rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
+            after = partial(_after, leaves, rate, seen.values, _arrays(results), state.step // every % keep)
+            steps, values = _if_due(due, after, (state.steps, state.values), state.step)
+        step = jnp.asarray(optax.safe_increment(state.step))
+        return results, RecordState(inner_state, step, steps, values, state.initial, seen.vectors)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 class _Seen(NamedTuple):
     values: jax.Array  # (leaves, those of BEFORE)
-    vectors: dict[str, jax.Array]
+    vectors: jax.Array
 
 
 def _arrays(tree: Any) -> dict[str, jax.Array]:
@@ -142,19 +145,21 @@ def _leaves(tree: Any, layouts: Layouts, scale: Scale) -> tuple[list[Leaf], dict
     arrays = _arrays(tree)
     leaves = []
     for path in sorted(arrays):
-        layout = resolved[path]
-        predicted = None if layout is None else orthogonal_rms(scale, layout, arrays[path].shape)
-        leaves.append(Leaf(path, layout, predicted))
+        layout, shape = resolved[path], arrays[path].shape
+        leaves.append(Leaf(path, layout, shape, math.nan if layout is None else orthogonal_rms(scale, layout, shape)))
     return leaves, arrays
 
 
 def _empty(leaves: list[Leaf], arrays: Mapping[str, jax.Array], keep: int) -> RecordState:
     initial = {leaf.path: planned(root_mean_square, arrays[leaf.path]).astype(jnp.float32) for leaf in leaves}
-    vectors = {leaf.path: start_vector(leaf.layout, arrays[leaf.path].shape) for leaf in leaves if leaf.layout}
+    outputs = sum(leaf.outputs for leaf in leaves)
+    # The same in each run; a random vector is orthogonal to no matrix's first direction.
+    vectors = jnp.asarray(np.random.default_rng(0).standard_normal(outputs), jnp.float32)
     values = jnp.full((keep, len(leaves), len(MEASUREMENTS)), jnp.nan, jnp.float32)
-    state = RecordState((), jnp.zeros([], jnp.int32), jnp.full(keep, -1, jnp.int32), values, initial, vectors)
+    step, steps = jnp.zeros([], jnp.int32), jnp.full(keep, -1, jnp.int32)
+    state = RecordState((), step, steps, values, initial, vectors)
     # Where types say on which mesh arrays lie, what is measured lies there too, and the state must from the start.
-    anchor = next(iter(initial.values()), state.count)
+    anchor = next(iter(initial.values()), state.step)
     return jax.tree.map(lambda array: relocate_like(array, anchor), state)
 
 
@@ -174,19 +179,19 @@ def _before(
     momenta = _momenta(state.inner_state, gradients)
 
     def measured(unchanged: _Seen) -> _Seen:
-        first = jnp.all(state.steps < 0)
-        rows, vectors = [], {}
-        for leaf in leaves:
+        first, edges = jnp.all(state.steps < 0), np.cumsum([leaf.outputs for leaf in leaves])[:-1].tolist()
+        rows, vectors = [], []
+        for leaf, before in zip(leaves, jnp.split(unchanged.vectors, edges), strict=True):
             path = leaf.path
             arrays = [gradients[path], params[path], *([momenta[path]] if path in momenta else [])]
-            row, vector = before_step(leaf, first, state.initial[path], unchanged.vectors.get(path), *arrays)
+            row, vector = before_step(leaf, first, state.initial[path], before, *arrays)
             rows.append(row)
-            if vector is not None:
-                vectors[path] = vector
-        return _Seen(jnp.stack(rows) if rows else unchanged.values, vectors)
+            vectors.append(vector)
+        return _Seen(jnp.stack(rows), jnp.concatenate(vectors))
 
     nothing = jnp.zeros((len(leaves), len(BEFORE)), jnp.float32)
-    return _if_due(due, measured, _Seen(relocate_like(nothing, state.count), dict(state.vectors)))
+    unmeasured = _Seen(relocate_like(nothing, state.step), state.vectors)
+    return _if_due(due, measured, unmeasured) if leaves else unmeasured
 
 
 def _momenta(state: Any, gradients: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -221,4 +226,5 @@ def _after(
 
 
 def _refuse_other_leaves(gradients: Mapping[str, jax.Array], initial: Mapping[str, jax.Array]) -> None:
-    refuse_other_tree(*(dict.fromkeys(paths, "one") for paths in (gradients, initial)), "init")
+    seen, expected = (dict.fromkeys(paths, "one") for paths in (gradients, initial))
+    refuse_other_tree(seen, expected, "init")

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from muon_optax._diagnostics.measure import MEASUREMENTS
 from muon_optax._diagnostics.record import RecordState
 from muon_optax._diagnostics.recording import Recording
 from muon_optax._layouts.path_patterns import natural_order
@@ -42,7 +43,7 @@ def recorded(state: Any) -> Recording:
             f"The {type(state).__name__} holds {len(found)} recorders, and one is needed: wrap the optimizer in "
             "muon_optax.diagnostics.record(optimizer, every=100) before its init, or give the state of one of several."
         )
-    initial, vectors = (named_leaves(_field(found[0], name)) for name in ("initial", "vectors"))
+    initial = named_leaves(_field(found[0], "initial"))
     steps, values = (_array(_field(found[0], name)) for name in ("steps", "values"))
     if values.ndim != 3:
         raise ValueError(
@@ -52,11 +53,12 @@ def recorded(state: Any) -> Recording:
     paths = sorted(leaf.path for leaf in initial)
     order = sorted(range(len(paths)), key=lambda index: natural_order(paths[index]))
     rows = [row for row in np.argsort(steps, kind="stable") if steps[row] >= 0]
-    matrices = {leaf.path for leaf in vectors}
+    spectral = values[..., MEASUREMENTS.index("spectral_norm")]
+    matrices = np.logical_not(np.isnan(spectral).all(axis=0)).tolist()
     return Recording(
         tuple(int(steps[row]) for row in rows),
         tuple(paths[index] for index in order),
-        tuple(paths[index] in matrices for index in order),
+        tuple(matrices[index] for index in order),
         values[rows][:, order],
     )
 
