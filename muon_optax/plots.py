@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -56,8 +57,8 @@ def heat_map(recording: Recording, measurement: str, *, grouped: bool = False, a
     drawn = np.ma.masked_where(~np.isfinite(rows) | ((rows <= 0) & factors), rows)
     if axes is None:
         axes = Figure(figsize=(8, 1.5 + 0.2 * len(shown)), layout="constrained").subplots()
-    image = axes.imshow(drawn, aspect="auto", interpolation="nearest", norm=_norm(drawn) if factors else None)
-    image.cmap.set_bad(_MISSING)
+    norm, colors = _norm(drawn) if factors else None, colormaps["viridis"].with_extremes(bad=_MISSING)
+    image = axes.imshow(drawn, aspect="auto", interpolation="nearest", norm=norm, cmap=colors)
     axes.set_yticks(range(len(shown)), [paths[index] for index in shown], fontsize="small")
     ticks = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 8)).round().astype(int))
     axes.set_xticks(ticks, [str(steps[tick]) for tick in ticks])

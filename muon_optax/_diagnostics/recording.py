@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muon_optax._diagnostics.measure import MEASUREMENTS
-from muon_optax._diagnostics.standing_out import Finding, findings_of
+from muon_optax._diagnostics.standing_out import NEVER_MISSING, Finding, findings_of, median
 from muon_optax._layouts.columns import in_columns
 from muon_optax._layouts.path_patterns import pattern, without_numbers
 
@@ -23,7 +23,8 @@ class Recording:
 
     1. a gradient, a parameter or an update that is not finite;
     2. a leaf whose whole gradient is zero;
-    3. an update of more than 1.5 times its predicted size, or of more than a quarter of the parameter's;
+    3. a matrix whose update is larger than 1.5 times its predicted size or than a tenth of the matrix, or whose
+       gradient turns against its momentum: a cosine below -0.15 in the median of three measurements;
     4. a matrix whose value is further than five robust standard deviations (median and median absolute deviation, at
        least 20%) from that of its peers: the same matrix of repeated layers where there are five, else all matrices.
 
@@ -48,7 +49,9 @@ class Recording:
             measurement: One of ``Recording.names``.
             grouped: Whether repeated layers share an entry, their median, under a path such as ``layers/{0..25}/up``.
         """
-        _, paths, values = self.history(measurement, grouped)
+        steps, paths, values = self.history(measurement, grouped)
+        if not steps:
+            return {}
         return {path: float(value) for path, value in zip(paths, values[:, -1], strict=True) if not np.isnan(value)}
 
     def history(self, measurement: str, grouped: bool = False) -> tuple[tuple[int, ...], tuple[str, ...], np.ndarray]:
@@ -69,7 +72,7 @@ class Recording:
         if not grouped:
             return self.steps, self.paths, values
         groups = self._groups(range(len(self.paths)))
-        medians = [_median(values[group]) for group in groups]
+        medians = [median(values[group]) for group in groups]
         return self.steps, tuple(map(self._name, groups)), np.array(medians).reshape(len(groups), len(self.steps))
 
     def scalars(self, grouped: bool = False) -> dict[str, float]:
@@ -107,9 +110,7 @@ class Recording:
         return self.table()
 
     def _findings(self) -> list[list[Finding]]:
-        latest = self.values[-1] if self.steps else np.zeros((0, len(MEASUREMENTS)))
-        measured = {name: latest[:, column] for column, name in enumerate(MEASUREMENTS)}
-        return findings_of(measured, self.paths if self.steps else (), self.matrices)
+        return findings_of(self.values, self.paths, self.matrices) if self.steps else []
 
     def _ranked(self) -> list[int]:
         found = self._findings()
@@ -125,12 +126,8 @@ class Recording:
         return pattern([self.paths[index] for index in group])
 
     def _cells(self, group: Sequence[int], why: str) -> tuple[str, ...]:
-        numbers = ("-" if np.isnan(value) else f"{value:.3g}" for value in _median(self.values[-1, list(group)]))
+        numbers = (
+            "-" if np.isnan(value) and name not in NEVER_MISSING else f"{value:.3g}"
+            for name, value in zip(MEASUREMENTS, median(self.values[-1, list(group)]), strict=True)
+        )
         return (self._name(group) + (f" x{len(group)}" if len(group) > 1 else ""), *numbers, why)
-
-
-def _median(values: np.ndarray) -> np.ndarray:
-    """Over the first axis; NaN only where all are."""
-    missing = np.isnan(values)
-    filled = np.where(missing.all(axis=0), 0.0, values)
-    return np.where(missing.all(axis=0), np.nan, np.nanmedian(filled, axis=0))

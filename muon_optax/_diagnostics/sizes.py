@@ -92,9 +92,9 @@ def root_mean_square(array: jax.Array) -> jax.Array:
     magnitudes = jnp.abs(array)
     magnitudes = magnitudes.astype(accumulation_dtype(magnitudes.dtype))
     limits = jnp.finfo(magnitudes.dtype)
-    # The largest, or near it at the ends of the range, so that its reciprocal is a normal number. One factor and not
-    # two: XLA would join two to their product, which may be infinite.
-    unit = jnp.clip(jnp.max(magnitudes, initial=0), 2 * limits.tiny, limits.max / 8)
+    # The largest, or near it at the ends of the range. One factor and not two: XLA would join two to their product. It
+    # may also square the factor alone, of zeros that it knows: that must be finite.
+    unit = jnp.clip(jnp.max(magnitudes, initial=0), float(limits.tiny) ** 0.5, limits.max / 8)
     normalized = magnitudes * (1 / unit)
     return unit * jnp.sqrt(jnp.sum(normalized * normalized) / max(1, array.size))
 

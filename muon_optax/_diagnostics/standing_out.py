@@ -5,23 +5,26 @@ from typing import NamedTuple
 
 import numpy as np
 
+from muon_optax._diagnostics.measure import MEASUREMENTS
 from muon_optax._layouts.path_patterns import without_numbers
 
 
 class Limit(NamedTuple):
-    """A value above which a measurement is wrong by itself, whatever the other leaves have."""
+    """A value beyond which a matrix's measurement is wrong by itself, whatever the other leaves have."""
 
-    highest: float
+    end: float  # the highest value allowed, or the lowest if it is negative
     says: str  # with the value for {}
 
 
-# Exact Newton-Schulz ranges end below 1.3, and weight decay adds its part. Of a weight that moves by more than a
-# quarter of its size in a step nothing is left after a few: our runs at their best rate stay below 0.1.
+# Exact Newton-Schulz ranges end below 1.3, and weight decay adds its part. The other two tell a rate that is too high:
+# in tests/diagnostics/test_recording.py good rates stay below 0.05 and above -0.05, rates ten times as high do not.
 LIMITS = {
     "update_size": Limit(1.5, "the update is {:.3g} times as large as predicted"),
-    "relative_update": Limit(0.25, "a step moves it by {:.3g} of its size"),
+    "relative_update": Limit(0.1, "a step moves it by {:.3g} of its size"),
+    "momentum_cosine": Limit(-0.15, "the gradient turns against the momentum, with a cosine of {:.3g}"),
 }
-_NONFINITE = ("gradient_rms", "weight_rms", "update_rms")
+_RECENT = 3  # measurements whose median cosine counts: one batch may turn against others
+NEVER_MISSING = ("gradient_rms", "weight_rms", "update_rms")  # in the order of cause and effect
 
 
 class Scale(NamedTuple):
@@ -54,19 +57,22 @@ class Finding(NamedTuple):
     why: str
 
 
-def findings_of(
-    measured: Mapping[str, np.ndarray], paths: Sequence[str], matrices: Sequence[bool]
-) -> list[list[Finding]]:
-    """The findings on every leaf, the worst first.
+def findings_of(values: np.ndarray, paths: Sequence[str], matrices: Sequence[bool]) -> list[list[Finding]]:
+    """The findings on every leaf at the latest measurement, the worst first.
 
     Args:
-        measured: The values of each measurement, ``(leaves,)``.
+        values: ``(measurements in time, leaves, names)``, at least one measurement.
         paths: Of the leaves.
         matrices: Which of them have a layout.
     """
+    measured = {name: values[-1, :, column] for column, name in enumerate(MEASUREMENTS)}
+    cosines = median(values[-_RECENT:, :, MEASUREMENTS.index("momentum_cosine")])
     found: list[list[Finding]] = [[] for _ in paths]
     for index, own in enumerate(found):
-        own += _wrong({name: float(values[index]) for name, values in measured.items()}, matrices[index])
+        latest = {name: float(column[index]) for name, column in measured.items()}
+        own += _surely_wrong(latest)
+        if matrices[index]:
+            own += _beyond_limits(latest | {"momentum_cosine": float(cosines[index])})
     for peers in _peers(paths, matrices):
         for name, scale in _COMPARED.items():
             for index, finding in _far(name, scale, measured[name], peers):
@@ -74,17 +80,29 @@ def findings_of(
     return [sorted(own) for own in found]
 
 
-def _wrong(values: Mapping[str, float], matrix: bool) -> list[Finding]:
+def median(values: np.ndarray) -> np.ndarray:
+    """Over the first axis, of what is there; NaN only where nothing is."""
+    missing = np.isnan(values).all(axis=0)
+    return np.where(missing, np.nan, np.nanmedian(np.where(missing, 0.0, values), axis=0))
+
+
+def _surely_wrong(values: Mapping[str, float]) -> list[Finding]:
     found = [
-        Finding((0, 0.0), name, f"{name} is {values[name]}") for name in _NONFINITE if not np.isfinite(values[name])
+        Finding((0, order), name, f"{name} is {values[name]}")
+        for order, name in enumerate(NEVER_MISSING)
+        if not np.isfinite(values[name])
     ]
-    if values["idle"] == 1:
-        found.append(Finding((1, 0.0), "idle", "it gets no gradient"))
-    # What began at zero, such as a bias or an adapter, may double in a step.
-    for name, limit in LIMITS.items() if matrix and np.isfinite(values["growth"]) else ():
-        if values[name] > limit.highest:
-            found.append(Finding((2, -values[name] / limit.highest), name, limit.says.format(values[name])))
-    return found
+    return [*found, Finding((1, 0.0), "idle", "it gets no gradient")] if values["idle"] == 1 else found
+
+
+def _beyond_limits(values: Mapping[str, float]) -> list[Finding]:
+    if np.isnan(values["growth"]):
+        return []  # What began at zero, such as an adapter, may double in a step.
+    return [
+        Finding((2, -values[name] / limit.end), name, limit.says.format(values[name]))
+        for name, limit in LIMITS.items()
+        if values[name] / limit.end > 1
+    ]
 
 
 def _peers(paths: Sequence[str], matrices: Sequence[bool]) -> list[list[int]]:

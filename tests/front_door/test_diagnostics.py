@@ -220,6 +220,10 @@ def test_rms_of_special_values(values: list[complex], expected: float) -> None:
     np.testing.assert_allclose(rms_in_jit(jnp.array(values))[""], expected, rtol=CLOSE)
 
 
+def test_rms_of_zeros_that_xla_knows() -> None:
+    assert float(jax.jit(lambda: diagnostics.update_rms(leaf(np.zeros((16, 64)))))()["w"]) == 0
+
+
 def test_float64_leaves_are_measured_in_float64() -> None:
     values = oracle.gaussian(6, 9)
     with jax.enable_x64(True):
