@@ -1,5 +1,6 @@
 """Runs made bad on purpose: the table and the picture show the cause in the first place; a good run shows nothing."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -32,84 +33,88 @@ def start() -> dict[str, Any]:
     return {"embedding": jnp.asarray(rng.standard_normal((64, WIDTH)), jnp.float32), "blocks": blocks}
 
 
-def loss(params: Any, tokens: jax.Array, stopped: str = "") -> jax.Array:
-    """Residual perceptrons that learn to add one to a token. The way up of the block ``stopped`` gets no gradient."""
+def loss(params: Any, tokens: jax.Array) -> jax.Array:
+    """Residual perceptrons that learn to add one to a token."""
     x = params["embedding"][tokens]
-    for name, block in params["blocks"].items():
-        up = jax.lax.stop_gradient(block["up"]) if name == stopped else block["up"]
-        x = x + jax.nn.relu(x @ up["kernel"] + up["bias"]) @ block["down"]["kernel"] / LAYERS
+    for block in params["blocks"].values():
+        x = x + jax.nn.relu(x @ block["up"]["kernel"] + block["up"]["bias"]) @ block["down"]["kernel"] / LAYERS
     logits = x @ params["embedding"].T
     return optax.softmax_cross_entropy_with_integer_labels(logits, (tokens + 1) % 64).mean()
 
 
-def train(optimizer: Any, params: Any, stopped: str = "") -> Recording:
+def recorder(rate: Any = RATE, meant: Any = RATE, faster: Any = 1.0) -> Any:
+    """The rate that the optimizer has, the rate that the recorder is told, and the factor of one layer's updates."""
+    labels = jax.tree.map(lambda _: "usual", start())
+    labels["blocks"]["4"]["down"]["kernel"] = "faster"
+    scaled = optax.partition({"faster": optax.scale(faster), "usual": optax.identity()}, labels)
+    return diagnostics.record(optax.chain(mo.muon(rate), scaled), 5, learning_rate=meant)
+
+
+@jax.jit  # one program for all runs
+def train(params: Any, rate: Any, meant: Any, faster: Any, reached: Any) -> Any:
+    optimizer = recorder(rate, meant, faster)
+
     def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
         params, state = carry
-        gradients = jax.grad(loss)(params, jax.random.randint(key, (256,), 0, 64), stopped)
+        gradients = jax.grad(loss)(params, jax.random.randint(key, (256,), 0, 64))
+        gradients["blocks"]["2"]["up"] = jax.tree.map(lambda g: g * reached, gradients["blocks"]["2"]["up"])
         updates, state = optimizer.update(gradients, state, params)
         return (optax.apply_updates(params, updates), state), None
 
     keys = jax.random.split(jax.random.key(0), STEPS)
-    (_, state), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))((params, optimizer.init(params)))
-    return diagnostics.recorded(state)
+    return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][1]
 
 
-def recorder(optimizer: Any, meant: float | None = RATE) -> Any:
-    return diagnostics.record(optimizer, 5, learning_rate=meant)
+def run(
+    params: Any = None, *, rate: float = RATE, meant: float = RATE, faster: float = 1.0, reached: float = 1.0
+) -> Recording:
+    return diagnostics.recorded(train(start() if params is None else params, rate, meant, faster, reached))
 
 
 def good() -> Recording:
-    return train(recorder(mo.muon(RATE)), start())
+    return run()
 
 
 def dead_layer() -> Recording:
     """One bias is so low that no unit of its layer is ever on."""
     params = start()
     params["blocks"]["3"]["up"]["bias"] -= 100.0
-    return train(recorder(mo.muon(RATE)), params)
+    return run(params)
 
 
 def leaf_without_gradient() -> Recording:
-    return train(recorder(mo.muon(RATE)), start(), stopped="2")
+    return run(reached=0.0)
 
 
 def rate_ten_times_too_high() -> Recording:
     """The recorder knows the rate that was meant."""
-    return train(recorder(mo.muon(10 * RATE)), start())
+    return run(rate=10 * RATE)
 
 
 def ten_times_too_high_and_meant() -> Recording:
-    return train(recorder(mo.muon(10 * RATE), 10 * RATE), start())
+    return run(rate=10 * RATE, meant=10 * RATE)
 
 
 def a_hundred_times_too_high_and_meant() -> Recording:
-    return train(recorder(mo.muon(100 * RATE), 100 * RATE), start())
+    return run(rate=100 * RATE, meant=100 * RATE)
 
 
 def one_layer_ten_times_too_fast() -> Recording:
-    params = start()
-    fast = jax.tree.map(lambda _: "slow", params)
-    fast["blocks"]["4"]["down"]["kernel"] = "fast"
-    scaled = optax.partition({"fast": optax.scale(10.0), "slow": optax.identity()}, fast)
-    return train(recorder(optax.chain(mo.muon(RATE), scaled), None), params)
+    return run(faster=10.0)
 
 
 def nan_in_a_weight() -> Recording:
-    params = start()
-    params["blocks"]["5"]["down"]["kernel"] = params["blocks"]["5"]["down"]["kernel"].at[0, 0].set(jnp.nan)
-    return diagnostics.recorded(
-        recorder(mo.muon(RATE)).update(start(), recorder(mo.muon(RATE)).init(params), params)[1]
-    )
+    """What a good run would show in the step in which a weight is NaN, and its update by decay."""
+    values = recording(good).values.copy()
+    leaf = recording(good).paths.index("blocks/5/down/kernel")
+    for name in ("weight_rms", "growth", "spectral_norm", "stable_rank", "update_rms", "relative_update"):
+        values[-1, leaf, Recording.names.index(name)] = np.nan
+    return dataclasses.replace(recording(good), values=values)
 
 
 @cache
-def start_once() -> Any:
-    return start()
-
-
-@cache
-def recording(run: Callable[[], Recording]) -> Recording:
-    return run()
+def recording(case: Callable[[], Recording]) -> Recording:
+    return case()
 
 
 def first_row(table: str) -> str:
@@ -132,11 +137,11 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_the_cause_stands_first(case: str) -> None:
-    run, causes, why = BAD[case]
-    found = recording(run).standing_out()
+    made, causes, why = BAD[case]
+    found = recording(made).standing_out()
     assert {path for path, _, _ in found[: len(causes)]} == causes
     assert all(why in reason for _, _, reason in found[: len(causes)])
-    row = first_row(str(recording(run)))
+    row = first_row(str(recording(made)))
     assert row.split()[0] in causes
     assert why in row
 
@@ -150,11 +155,11 @@ TOO_FAST = {
 
 @pytest.mark.parametrize("measurement", TOO_FAST)
 def test_a_rate_too_high_for_all_stands_first_and_names_every_matrix(measurement: str) -> None:
-    run, why = TOO_FAST[measurement]
-    found = recording(run).standing_out()
+    made, why = TOO_FAST[measurement]
+    found = recording(made).standing_out()
     assert found[0][1] == measurement
     assert why in found[0][2]
-    matrices = {path for path in recording(run).paths if path.endswith("kernel")}
+    matrices = {path for path in recording(made).paths if path.endswith("kernel")}
     assert {path for path, name, _ in found if name == measurement} == matrices
 
 
@@ -200,7 +205,7 @@ def test_the_history_of_a_dead_layer() -> None:
 
 
 def test_no_measurement_yet() -> None:
-    empty = diagnostics.recorded(recorder(mo.muon(RATE)).init(start()))
+    empty = diagnostics.recorded(recorder().init(start()))
     assert str(empty) == "Nothing has been measured yet."
     assert (empty.scalars(), empty.standing_out(), empty.history("growth")[2].shape) == ({}, [], (19, 0))
     with pytest.raises(ValueError, match="measurement='growth' has no value yet"):
