@@ -17,6 +17,7 @@ from muon_optax._layouts.decision import Strength
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.path_patterns import natural_order, pattern, without_numbers
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
+from muon_optax._transforms.checks.arguments import check_transform
 from muon_optax._transforms.scales import Scale, scale_factors
 
 _HEADINGS = ("path", "shape", "layout", "matrices", "label", "why", "scale", "state bytes")
@@ -207,6 +208,7 @@ def summarize(
 
     Raises:
         ValueError: As :func:`muon_optax.assign_layouts`, and for an unknown scale.
+        TypeError: For an ``optimizer`` that is no transform.
 
     Warns:
         MuonWarning: As :func:`muon_optax.assign_layouts`.
@@ -221,6 +223,8 @@ def summarize(
         layout: i input, o output, b each index is a matrix of its own, - not a matrix, ~ weak evidence, ? no rule knows
         2 parameters, 288 elements: 256 by Muon (88.9%), 32 by AdamW. Optimizer state: 1,280 bytes.
     """
+    if optimizer is not None:
+        check_transform("optimizer", optimizer)
     leaves = named_leaves(params)
     decisions = decisions_on(params, leaves, layouts)
     if strict:

@@ -21,3 +21,8 @@ __all__ = [
     "recorded",
     "update_rms",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names alone, for those who look around by completion."""
+    return __all__

@@ -42,8 +42,9 @@ def update_rms(updates: Any) -> dict[str, jax.Array]:
 
 def predicted_update_rms(
     params: Any,
-    scale: Scale = "moonlight",
     layouts: Layouts = None,
+    *,
+    scale: Scale = "moonlight",
     learning_rate: jax.typing.ArrayLike = 1.0,
 ) -> dict[str, jax.typing.ArrayLike]:
     """The root mean square that an exactly orthogonal update has, for each leaf that is seen as matrices.
@@ -60,8 +61,8 @@ def predicted_update_rms(
 
     Args:
         params: Any tree of arrays or ``ShapeDtypeStruct``; nothing is computed on them.
-        scale: As given to :func:`muon_optax.muon`. Default moonlight, its default too.
         layouts: As given to :func:`muon_optax.muon`.
+        scale: As given to :func:`muon_optax.muon`. Default moonlight, its default too.
         learning_rate: A number >= 0 or a scalar array, which may be traced; of a schedule, its value at the step.
             Default 1, for updates that no learning rate has multiplied yet.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from muon_optax._layouts.assigning.rules import decide
 from muon_optax._layouts.decision import Decision, layouts_in
 from muon_optax._layouts.layout import Layout, as_layout
-from muon_optax._layouts.paths import HIDDEN, NamedLeaf, has_hidden, hidden_paths, named_leaves, show
+from muon_optax._layouts.paths import HIDDEN, NamedLeaf, brief, has_hidden, hidden_paths, named_leaves, show
 
 LayoutMap: TypeAlias = Mapping[str, Layout | None]
 Layouts: TypeAlias = Mapping[str, Layout | str | None] | Callable[[Any], Mapping[str, Layout | str | None]] | None
@@ -34,9 +34,11 @@ def decisions_on(
     """The decision on every leaf: as ``layouts`` says, else by the rules, or as ``known`` from the whole tree."""
     if not (layouts is None or callable(layouts) or isinstance(layouts, Mapping)):
         raise TypeError(
-            f"layouts={layouts!r} is not allowed: give a mapping from path globs to layouts, such as "
+            f"layouts={brief(layouts)} is not allowed: give a mapping from path globs to layouts, such as "
             "{'*/query/kernel': 'ibo'}, or a function from parameters to such a mapping."
         )
+    if isinstance(layouts, Mapping):
+        _refuse_entries(layouts)
     if callable(layouts):
         base, globs = _by_function(layouts, tree, leaves), {}
     elif known is not None:
@@ -74,6 +76,16 @@ def _overruled(decision: Decision | None, layout: Layout | None) -> Decision:
     return Decision(layout, "given")
 
 
+def _refuse_entries(layouts: Mapping[Any, Any]) -> None:
+    """Refuses what is no layout, as when parameters and layouts are exchanged."""
+    for path, layout in layouts.items():
+        if not isinstance(path, str) or not (layout is None or isinstance(layout, str | Layout)):
+            raise TypeError(
+                f"layouts has {path!r}: {brief(layout)}, and needs path globs with a string such as 'io', a Layout or "
+                "None. Parameters come first, layouts second."
+            )
+
+
 def _match(globs: Mapping[str, Layout | str | None], tree: Any, leaves: list[NamedLeaf]) -> dict[str, Layout | None]:
     """The override of each leaf: its exact path, or else the first glob that matches."""
     paths = {leaf.path for leaf in leaves}
@@ -99,7 +111,13 @@ def _refuse_unmatched(unmatched: set[str], tree: Any, leaves: list[NamedLeaf]) -
         raise ValueError(
             f"layouts names {', '.join(map(repr, sorted(unmatched)))}, which matches no parameter. The paths are: "
             f"{listed}."
-            + (" optax.inject_hyperparams calls a function as a schedule: name 'layouts' in static_args." * hinted)
+            + (
+                " optax.inject_hyperparams calls a function as a schedule: name 'layouts' in static_args."
+                if hinted
+                else " If those are parameters that a filter leaves out (flax.nnx's wrt, equinox.filter), give the "
+                "layouts of what is trained alone: layouts_of(model, wrt=...), or those whose path is in "
+                "assign_layouts(params)."
+            )
         )
 
 
