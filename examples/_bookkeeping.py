@@ -16,6 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from matplotlib.figure import Figure
 
+import muon_optax as mo
+from muon_optax.plots import heat_map
+
 TITLES = {"adamw": "AdamW", "muon": "Muon"}
 
 
@@ -63,7 +66,9 @@ def open_checkpoints(output: Path, wanted: dict, resume: bool) -> tuple[ocp.Chec
     if not resume:
         raise RunError(f"--output {output} holds a run: continue it by --resume, or give another folder")
     old, histories = manager.restore(last, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"].values()
-    unlike = [f"{key} is {old[key]} there, {new} here" for key, new in wanted.items() if old[key] != new]
+    unlike = [
+        f"{key} is {old.get(key, False)} there, {new} here" for key, new in wanted.items() if old.get(key, False) != new
+    ]
     if unlike:
         raise RunError(f"--resume: {output} holds a run of another configuration: {'; '.join(unlike)}")
     return manager, histories
@@ -136,6 +141,26 @@ def report(histories: dict, seconds: dict, rates: dict, output: Path) -> None:
     axes.legend()
     figure.savefig(output / "loss.png", dpi=120)
     print("", *table, sep="\n")
+
+
+def write_recording(output: Path, name: str, recording: mo.diagnostics.Recording) -> None:
+    """Prints which layers stand out, writes all values to diagnostics_NAME.csv, and draws four of them over time."""
+    print("", f"{TITLES[name]}, layer by layer:", recording, sep="\n")
+    steps, paths, _ = recording.history("growth")
+    values = {measured: recording.history(measured)[2] for measured in recording.names}
+    rows = [
+        [step, path, *(f"{value[row, column]:.6g}" for value in values.values())]
+        for column, step in enumerate(steps)
+        for row, path in enumerate(paths)
+    ]
+    with open(output / f"diagnostics_{name}.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["step", "path", *values], *rows])
+    figure = Figure(figsize=(14, 2 + 0.3 * len(paths)), layout="constrained")
+    for axes, measured in zip(
+        figure.subplots(2, 2).flat, ("update_size", "growth", "momentum_cosine", "orthogonality_error"), strict=True
+    ):
+        heat_map(recording, measured, axes=axes)
+    figure.savefig(output / f"diagnostics_{name}.png", dpi=120)
 
 
 def write_sample(output: Path, title: str, logits: Callable[[np.ndarray], Any], start: np.ndarray, seed: int) -> None:

@@ -2,9 +2,11 @@
 
     python examples/train_gpt.py                # both optimizers: a few minutes on two CPU cores
     python examples/train_gpt.py --resume       # continue an interrupted run: equal losses to the last digit
+    python examples/train_gpt.py --diagnostics  # and show which layers stand out
 
 The text is Python's standard library, unless --text names a file or a folder. The --output folder receives metrics.csv,
-loss.png, sample.txt and checkpoints/, never overwritten: --resume continues them, anything else needs another folder.
+loss.png, sample.txt and checkpoints/, with --diagnostics also a picture and a table of what was measured of each
+layer. Nothing is overwritten: --resume continues a run, anything else needs another folder.
 The exit status is 0 when all is done; 2 after one line that says what to put right; 143 after SIGTERM, upon which the
 step is finished and a checkpoint written. However a run ends, killed or out of room, the last checkpoint stays good.
 
@@ -35,6 +37,7 @@ from _bookkeeping import (
     save,
     time_in_turn,
     write_metrics,
+    write_recording,
     write_sample,
 )
 from flax import nnx
@@ -103,12 +106,17 @@ class GPT(nnx.Module):
         return self.head(self.norm(x)).astype(jnp.float32)
 
 
-def make_optimizer(name: str, preset: Preset) -> optax.GradientTransformation:
-    """Muon or AdamW, both with clipping, warm-up, cosine decay to a tenth, and weight decay of all but the norms."""
+def make_optimizer(name: str, preset: Preset, diagnostics: bool = False) -> optax.GradientTransformation:
+    """Muon or AdamW, both with clipping, warm-up, cosine decay to a tenth, and weight decay of all but the norms.
+
+    With diagnostics it measures itself at every twentieth part of the run; without, the program is the same as ever.
+    """
     peak, warmup = preset.rates[name], max(1, preset.steps // 20)
     rate = optax.warmup_cosine_decay_schedule(peak / warmup, peak, warmup, max(2, preset.steps), 0.1 * peak)
     adamw = optax.adamw(rate, b2=0.95, weight_decay=0.1, mask=partial(jax.tree.map, lambda leaf: leaf.ndim > 1))
-    return optax.chain(optax.clip_by_global_norm(1.0), mo.muon(rate, weight_decay=0.1) if name == "muon" else adamw)
+    chosen = mo.muon(rate, weight_decay=0.1) if name == "muon" else adamw
+    every = max(1, preset.steps // 20) if diagnostics else None
+    return mo.diagnostics.record(optax.chain(optax.clip_by_global_norm(1.0), chosen), every, learning_rate=rate)
 
 
 def run(arguments: argparse.Namespace, preset: Preset) -> None:
@@ -116,7 +124,7 @@ def run(arguments: argparse.Namespace, preset: Preset) -> None:
     output, seed, limit = arguments.output, arguments.seed, preset.steps
     print(f"Python {sys.version.split()[0]}, JAX {jax.__version__}, {jax.devices()[0].device_kind}")
     text, held_out, sha256 = read_text(arguments.text, preset.context)
-    configuration = {key: getattr(arguments, key) for key in ("preset", "optimizer", "seed")}
+    configuration = {key: getattr(arguments, key) for key in ("preset", "optimizer", "seed", "diagnostics")}
     configuration |= {"text": sha256[:16], **preset._asdict()}
     checkpoints, histories = open_checkpoints(output, configuration, arguments.resume)
     histories = histories or {name: [] for name in TITLES if arguments.optimizer in (name, "both")}
@@ -146,7 +154,9 @@ def run(arguments: argparse.Namespace, preset: Preset) -> None:
 
     windows = np.stack([sample_batch(held_out, preset, 0, k) for k in range(8)])  # the same for every run
     evaluate = jax.jit(lambda parameters: jax.lax.map(partial(loss, parameters), windows).mean())
-    optimizers = {"sgd": optax.sgd(1e-3)} | {name: make_optimizer(name, preset) for name in histories}
+    optimizers = {"sgd": optax.sgd(1e-3)} | {
+        name: make_optimizer(name, preset, arguments.diagnostics) for name in histories
+    }
     steps = {name: jax.jit(partial(step, optimizer), donate_argnums=0) for name, optimizer in optimizers.items()}
     signals: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
@@ -174,6 +184,8 @@ def run(arguments: argparse.Namespace, preset: Preset) -> None:
                     if signals:
                         print(f"{TITLES[name]} stopped by SIGTERM after step {made}, all saved: --resume goes on")
                         sys.exit(128 + signals[0])
+        if arguments.diagnostics:
+            write_recording(output, name, mo.diagnostics.recorded(state))
     seconds = time_in_turn(steps, {name: start(name) for name in steps}, windows[0])
     report(histories, seconds, preset.rates, output)
     logits = jax.jit(lambda parameters, tokens: nnx.merge(graph, parameters)(tokens)[0, -1])
@@ -190,6 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--text", help="a file or a folder, in place of the standard library's source")
     parser.add_argument("--output", type=Path, default=Path("runs/train_gpt"), help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--diagnostics", action="store_true", help="measure each layer, and show which stand out")
     parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     arguments = parser.parse_args(argv)
     preset, steps, rate, errors = PRESETS[arguments.preset], arguments.steps, arguments.learning_rate, sys.stderr

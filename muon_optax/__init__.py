@@ -47,8 +47,7 @@ from muon_optax._transforms.orthogonalize import orthogonalize, orthogonalize_vi
 from muon_optax._transforms.partition import partition_by_layout
 from muon_optax._transforms.scale_by_shape import scale_by_shape
 from muon_optax._transforms.scales import Scale
-
-__version__ = "0.1.0"
+from muon_optax._version import __version__ as __version__
 
 __all__ = [
     "CUBIC",

@@ -13,6 +13,7 @@ import optax
 from muon_optax._layouts.assigning.globs import matching
 from muon_optax._layouts.assigning.messages import refuse_uncertain, warn_unknown
 from muon_optax._layouts.assigning.resolve import Layouts, decisions_on
+from muon_optax._layouts.columns import in_columns
 from muon_optax._layouts.decision import Strength, layouts_in
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.path_patterns import natural_order, pattern, without_numbers
@@ -20,6 +21,7 @@ from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
 from muon_optax._transforms.by_path.chosen import Chosen, SettingsByPath
 from muon_optax._transforms.by_path.refusals import refuse_idle
 from muon_optax._transforms.by_path.settings import Settings
+from muon_optax._transforms.checks.arguments import check_transform
 from muon_optax._transforms.scales import Scale, scale_factors
 
 _HEADINGS = ("path", "shape", "layout", "matrices", "label", "why", "scale", "state bytes")
@@ -103,11 +105,7 @@ class Summary:
         Args:
             every_row: Whether equal parameters of repeated layers have a row each. By default they share one.
         """
-        lines = self._lines(every_row)
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        texts = [_line(cells, widths) for cells in lines]
-        texts.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([*texts, *self._notes()])
+        return "\n".join([*in_columns(self._lines(every_row), _RIGHT_ALIGNED), *self._notes()])
 
     def __str__(self) -> str:
         """The table with repeated layers collapsed."""
@@ -160,7 +158,7 @@ class Summary:
         return (
             f"{len(self.rows)} parameters, {total:,} elements: {_elements(by_muon):,} by Muon ({self.muon_share:.1%}), "
             f"{total - _elements(by_muon):,} by AdamW{left}. "
-            + (f"Weak evidence (~) decides on {weak} arrays. " if weak else "")
+            + (f"On weak evidence (~): {weak}. " if weak else "")
             + f"Optimizer state: {sum(row.state_bytes for row in self.rows):,} bytes."
         )
 
@@ -207,14 +205,6 @@ def _cells(group: Sequence[Row]) -> tuple[str, ...]:
     return (path, str(list(first.shape)), layout, matrices, first.label, first.why, scale, kept)
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    aligned = [
-        cell.rjust(width) if column in _RIGHT_ALIGNED else cell.ljust(width)
-        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return "  ".join(aligned).rstrip()
-
-
 def _show_matrices(shape: tuple[int, ...]) -> str:
     *batch, rows, cols = shape
     return f"{math.prod(batch)} of {rows} x {cols}" if batch else f"{rows} x {cols}"
@@ -250,6 +240,7 @@ def summarize(
     Raises:
         ValueError: As :func:`muon_optax.assign_layouts`, for an unknown scale, and for settings by path that
             :func:`muon_optax.muon` refuses.
+        TypeError: For an ``optimizer`` that is no transform.
 
     Warns:
         MuonWarning: As :func:`muon_optax.assign_layouts`.
@@ -264,6 +255,8 @@ def summarize(
         layout: i input, o output, b each index is a matrix of its own, - not a matrix, ~ weak evidence, ? no rule knows
         2 parameters, 288 elements: 256 by Muon (88.9%), 32 by AdamW. Optimizer state: 1,280 bytes.
     """
+    if optimizer is not None:
+        check_transform("optimizer", optimizer)
     leaves = named_leaves(params)
     decisions = decisions_on(params, leaves, layouts)
     if strict:

@@ -28,6 +28,13 @@ from muon_optax._transforms.orthogonalize import orthogonalize_via_newton_schulz
 from muon_optax._transforms.scale_by_shape import scale_by_shape
 from muon_optax._transforms.state.refusals import refuse_other_chain
 
+__all__ = ["muon_clip", "muon_h", "muon_speedrun", "normuon"]
+
+
+def __dir__() -> list[str]:
+    """The public names alone, for those who look around by completion."""
+    return __all__
+
 
 @explain_arguments
 def normuon(

@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from muon_optax._diagnostics.leaves import by_path, floating_leaves, namespace, planned
-from muon_optax._layouts.paths import show
+from muon_optax._layouts.paths import brief, show
 
 _LARGEST_COUNT = 2**31 - 1
 _LISTED = 8  # Leaves that a message names: when a loss is NaN, so are all gradients.
@@ -57,7 +57,8 @@ def raise_if_nonfinite(tree: Any, name: str = "tree", step: Any = None) -> None:
     Raises:
         FloatingPointError: With the step, the first leaf that holds such elements, how many, the index of the first of
             them, and the counts of other leaves.
-        TypeError: Inside ``jit``, where values are not known: use :func:`nonfinite_counts` there.
+        TypeError: For a ``name`` that is no text. Inside ``jit``, where values are not known: use
+            :func:`nonfinite_counts` there.
 
     Returns:
         ``None``, if all is finite.
@@ -68,6 +69,11 @@ def raise_if_nonfinite(tree: Any, name: str = "tree", step: Any = None) -> None:
         Traceback (most recent call last):
         FloatingPointError: gradients at step 7: 'kernel' of shape (2,) holds 1 NaN and 0 infinite of 2 elements, ...
     """
+    if not isinstance(name, str):
+        raise TypeError(
+            f"name={brief(name)} is not a text: call raise_if_nonfinite(tree, name, step), as in "
+            'raise_if_nonfinite(gradients, "gradients", step).'
+        )
     leaves = floating_leaves(tree)
     counts = [(_count_on_device if isinstance(value, jax.Array) else _count_nonfinite)(value) for _, value in leaves]
     traced = [path for (path, _), count in zip(leaves, counts, strict=True) if isinstance(count, Tracer)]
@@ -109,6 +115,8 @@ def finite_or_raise(
         Traceback (most recent call last):
         FloatingPointError: results of step at step 0: 'w' of shape (2,) holds 0 NaN and 2 infinite of 2 elements, ...
     """
+    if not callable(function):
+        raise TypeError(f"function={brief(function)} is not a function: give the training step, finite_or_raise(step).")
     signature = inspect.signature(function)
     shown = name or getattr(function, "__name__", type(function).__name__)
     steps = itertools.count(first_step)

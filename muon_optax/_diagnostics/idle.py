@@ -9,8 +9,9 @@ import optax
 
 from muon_optax._diagnostics.sizes import update_rms
 from muon_optax._layouts.assigning.messages import MuonWarning
-from muon_optax._layouts.paths import show
-from muon_optax._state.kept_arrays import kept_arrays
+from muon_optax._layouts.paths import brief, show
+from muon_optax._state.kept_arrays import holds_state, kept_arrays
+from muon_optax._transforms.checks.arguments import check_transform
 
 _LISTED = 8  # leaves that a message names
 
@@ -33,6 +34,9 @@ def moved_without_gradient(
     Returns:
         A mapping from the paths of these parameters to the share of its norm by which each moves in a step.
 
+    Raises:
+        TypeError: For an ``optimizer`` that is no transform, and a ``state`` that is none.
+
     Warns:
         MuonWarning: With the paths, if there are any.
 
@@ -43,10 +47,16 @@ def moved_without_gradient(
         >>> mo.diagnostics.moved_without_gradient(optimizer, optimizer.init(params), params)
         {}
     """
+    check_transform("optimizer", optimizer)
+    if not holds_state(state):
+        raise TypeError(
+            f"state={brief(state)} holds no state of an optimizer: call moved_without_gradient(optimizer, state, "
+            "params)."
+        )
     kept: dict[str, list[Any]] = {}
     for one in kept_arrays(state):
-        # Radii are norms of the parameter.
-        if one.path and not one.counts and one.field != "radii":
+        # Radii are norms of the parameter, and a recorder keeps more of those.
+        if one.path and not one.counts and one.field != "radii" and one.node.kind != "RecordState":
             kept.setdefault(one.path, []).extend(one.values)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = jax.jit(optimizer.update)(zeros, state, params, **extra_args)

@@ -41,10 +41,12 @@ def namespace(value: Any) -> Any:
     return jnp if isinstance(value, jax.Array) else np
 
 
-def planned(function: Callable[[jax.Array], jax.Array], array: jax.Array) -> Any:
-    """``function(array)``, a small array, where the array's type may say that it is sharded."""
-    sharding = jax.typeof(array).sharding
-    if all(part is None for part in sharding.spec):
-        return function(array)
+def planned(function: Callable[..., Any], *arrays: jax.Array) -> Any:
+    """``function(*arrays)``, small arrays, where the types of ``arrays`` may say that they are sharded."""
+    shardings = [jax.typeof(array).sharding for array in arrays]
+    divided = [sharding for sharding in shardings if any(part is not None for part in sharding.spec)]
+    if not divided:
+        return function(*arrays)
     # Under Explicit axes products and indices of sharded arrays are refused; under Auto ones XLA plans them.
-    return jax.sharding.auto_axes(function, out_sharding=NamedSharding(sharding.mesh, PartitionSpec()))(array)
+    whole = NamedSharding(divided[0].mesh, PartitionSpec())
+    return jax.sharding.auto_axes(function, out_sharding=whole)(*arrays)

@@ -44,13 +44,13 @@ def orthogonality_error(updates: Any, layouts: Layouts = None) -> dict[str, jax.
         {'rank_one': 1.0, 'rotation': 0.0}
     """
     return by_path(
-        (path, planned(partial(_orthogonality_error, layout), jnp.asarray(value)))
+        (path, planned(partial(error_of_matrices, layout), jnp.asarray(value)))
         for path, value, layout in matrix_leaves(updates, layouts)
     )
 
 
 @partial(jax.jit, static_argnums=0)
-def _orthogonality_error(layout: Layout, array: jax.Array) -> jax.Array:
+def error_of_matrices(layout: Layout, array: jax.Array) -> jax.Array:
     dtype, accumulated = array.dtype, accumulation_dtype(array.dtype)
     # Products of 16-bit numbers are exact in float32, and many times cheaper than those of float32 numbers.
     multiplied = dtype if jnp.finfo(dtype).bits == 16 else accumulated

@@ -37,13 +37,14 @@ def update_rms(updates: Any) -> dict[str, jax.Array]:
         >>> float(mo.diagnostics.update_rms({"kernel": jnp.array([[3e30, 4e30], [0.0, 0.0]])})["kernel"])
         2.5e+30
     """
-    return by_path((path, _rms(jnp.asarray(value))) for path, value in floating_leaves(updates))
+    return by_path((path, root_mean_square(jnp.asarray(value))) for path, value in floating_leaves(updates))
 
 
 def predicted_update_rms(
     params: Any,
-    scale: Scale = "moonlight",
     layouts: Layouts = None,
+    *,
+    scale: Scale = "moonlight",
     learning_rate: jax.typing.ArrayLike = 1.0,
 ) -> dict[str, jax.typing.ArrayLike]:
     """The root mean square that an exactly orthogonal update has, for each leaf that is seen as matrices.
@@ -60,8 +61,8 @@ def predicted_update_rms(
 
     Args:
         params: Any tree of arrays or ``ShapeDtypeStruct``; nothing is computed on them.
-        scale: As given to :func:`muon_optax.muon`. Default moonlight, its default too.
         layouts: As given to :func:`muon_optax.muon`.
+        scale: As given to :func:`muon_optax.muon`. Default moonlight, its default too.
         learning_rate: A number >= 0 or a scalar array, which may be traced; of a schedule, its value at the step.
             Default 1, for updates that no learning rate has multiplied yet.
 
@@ -82,24 +83,24 @@ def predicted_update_rms(
     scale_function(scale)
     check_number("learning_rate", learning_rate, "use a number >= 0, or the value of a schedule at the step", 0.0)
     return by_path(
-        (path, learning_rate * _orthogonal_rms(scale, layout, np.shape(value)))
+        (path, learning_rate * orthogonal_rms(scale, layout, np.shape(value)))
         for path, value, layout in matrix_leaves(params, layouts)
     )
 
 
 @jax.jit  # outside jit too, one program for each shape
-def _rms(array: jax.Array) -> jax.Array:
+def root_mean_square(array: jax.Array) -> jax.Array:
     magnitudes = jnp.abs(array)
     magnitudes = magnitudes.astype(accumulation_dtype(magnitudes.dtype))
     limits = jnp.finfo(magnitudes.dtype)
-    # The largest, or near it at the ends of the range, so that its reciprocal is a normal number. One factor and not
-    # two: XLA would join two to their product, which may be infinite.
-    unit = jnp.clip(jnp.max(magnitudes, initial=0), 2 * limits.tiny, limits.max / 8)
+    # The largest, or near it at the ends of the range. One factor and not two: XLA would join two to their product. It
+    # may also square the factor alone, of zeros that it knows: that must be finite.
+    unit = jnp.clip(jnp.max(magnitudes, initial=0), float(limits.tiny) ** 0.5, limits.max / 8)
     normalized = magnitudes * (1 / unit)
     return unit * jnp.sqrt(jnp.sum(normalized * normalized) / max(1, array.size))
 
 
-def _orthogonal_rms(scale: Scale, layout: Layout, shape: tuple[int, ...]) -> float:
+def orthogonal_rms(scale: Scale, layout: Layout, shape: tuple[int, ...]) -> float:
     if math.prod(shape) == 0:
         return 0.0
     fan_in, blocks = layout.fan_in(shape), layout.blocks(shape)

@@ -1,10 +1,13 @@
 """A layout: how the axes of a parameter are read as matrices."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+
+from muon_optax._layouts.paths import brief
 
 
 @jax.tree_util.register_static
@@ -25,7 +28,7 @@ class Layout:
     Raises:
         ValueError: For other letters, no ``i`` or no ``o``, or a split that is empty, not positive, or given with
             several output axes.
-        TypeError: If ``axes`` is not a string.
+        TypeError: If ``axes`` is not a string, or ``split`` no sequence of sizes.
 
     Example:
         >>> from muon_optax import Layout
@@ -41,7 +44,7 @@ class Layout:
     def __post_init__(self) -> None:
         """Refuses what no parameter could have."""
         if not isinstance(self.axes, str):
-            raise TypeError(f"A layout is a string such as 'io'; got {self.axes!r} of {type(self.axes).__name__}.")
+            raise TypeError(f"A layout is a string such as 'io'; got {brief(self.axes)} of {type(self.axes).__name__}.")
         if set(self.axes) - set("iob") or not {"i", "o"} <= set(self.axes):
             raise ValueError(
                 f"Layout {self.axes!r} is not allowed: use one letter an axis, 'i' (input), 'o' (output) or 'b' "
@@ -52,6 +55,11 @@ class Layout:
 
     def _check_split(self, split: tuple[int, ...]) -> None:
         # A list would make the layout unhashable; accepting it is friendlier than refusing it.
+        if not isinstance(split, Iterable) or isinstance(split, str):
+            raise TypeError(
+                f"split={split!r} is not allowed: give the sizes of all blocks, for example (768, 256, 256); for equal "
+                "ones (size,) * blocks."
+            )
         sizes = tuple(split)
         if self.axes.count("o") != 1:
             raise ValueError(

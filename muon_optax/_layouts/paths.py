@@ -33,9 +33,10 @@ class NamedLeaf(NamedTuple):
         if hasattr(self.value, "dtype") or isinstance(self.value, Number):
             with suppress(TypeError):
                 return jax.dtypes.result_type(self.value)
+        kind = type(self.value).__name__
         raise TypeError(
-            f"{show(self.path)} is {_brief(self.value)} of type {type(self.value).__name__}, not an array of numbers: "
-            "give the optimizer arrays only, for example equinox.filter(model, equinox.is_inexact_array)."
+            f"{show(self.path)} is {brief(self.value, 40)} of type {kind}, not an array of numbers: give the "
+            "optimizer arrays only, for example equinox.filter(model, equinox.is_inexact_array)."
         )
 
 
@@ -141,9 +142,11 @@ def named_leaves(tree: Any) -> list[NamedLeaf]:
     return list(_walk(tree, _Place()))
 
 
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def brief(value: Any, most: int = 80) -> str:
+    """What an error shows of what it was given: a whole tree of arrays would hide the message."""
+    text = getattr(value, "__name__", None) if callable(value) else None
+    text = " ".join((text or repr(value)).split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def parameter_of(path: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> str | None:

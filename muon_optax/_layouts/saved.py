@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from muon_optax._layouts.layout import Layout, as_layout
-from muon_optax._layouts.paths import show
+from muon_optax._layouts.paths import brief, show
 
 
 def layouts_to_json(layouts: Mapping[str, Layout | str | None]) -> str:
@@ -23,6 +23,7 @@ def layouts_to_json(layouts: Mapping[str, Layout | str | None]) -> str:
 
     Raises:
         ValueError: For a layout that :class:`muon_optax.Layout` refuses.
+        TypeError: For what is no mapping.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
@@ -35,6 +36,11 @@ def layouts_to_json(layouts: Mapping[str, Layout | str | None]) -> str:
         }
         >>> optimizer = mo.muon(3e-4, layouts=mo.layouts_from_json(text))
     """
+    if not isinstance(layouts, Mapping):
+        raise TypeError(
+            f"layouts={brief(layouts)} is not a mapping from path to layout: give what "
+            "muon_optax.assign_layouts(params) returns."
+        )
     lines = [f"{json.dumps(path)}: {json.dumps(_written(as_layout(layout)))}" for path, layout in layouts.items()]
     return "{\n" + ",\n".join(lines) + "\n}"
 
@@ -50,13 +56,21 @@ def layouts_from_json(text: str) -> dict[str, Layout | None]:
 
     Raises:
         ValueError: If the text is not such JSON, with the path where one entry is wrong.
+        TypeError: If it is no text.
 
     Example:
         >>> import muon_optax as mo
         >>> mo.layouts_from_json('{"up/kernel": "io", "up/bias": null}')
         {'up/kernel': Layout(axes='io', split=None), 'up/bias': None}
     """
-    found = json.loads(text)
+    if not isinstance(text, str | bytes | bytearray):
+        raise TypeError(f"text={brief(text)} is not JSON: give what muon_optax.layouts_to_json wrote, as text.")
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"text={brief(text)} is not JSON ({error}): give what muon_optax.layouts_to_json wrote, not its path."
+        ) from None
     if not isinstance(found, dict):
         raise ValueError(f"Layouts are a JSON object from path to layout; got {type(found).__name__}.")
     return {path: _read(path, entry) for path, entry in found.items()}

@@ -13,7 +13,18 @@ def as_matrices(given: Any) -> jax.Array:
         TypeError: For complex numbers, integers and booleans.
         ValueError: For fewer than two axes.
     """
+    if not hasattr(given, "dtype") and not isinstance(given, list | tuple | int | float | complex):
+        raise TypeError(
+            f"An orthogonalizer takes one array of matrices (*batch, rows, cols); got {type(given).__name__}. For a "
+            "tree of parameters use muon_optax.orthogonalize, a transform, or jax.tree.map."
+        )
     matrices = jnp.asarray(given)
+    if matrices.ndim == 0:
+        raise TypeError(
+            f"An orthogonalizer takes matrices (*batch, rows, cols); got a scalar of dtype {matrices.dtype}. "
+            "optax.inject_hyperparams calls every function as a schedule, with the step: name the argument there, as "
+            "in inject_hyperparams(muon, static_args=('orthogonalizer',))."
+        )
     # Complex numbers would lose their imaginary part and integers would come back rounded to zeros.
     if not jnp.issubdtype(matrices.dtype, jnp.floating):
         raise TypeError(
@@ -37,3 +48,11 @@ def refuse_array(coefficients: Any) -> None:
             f"newton_schulz makes an orthogonalizer and takes no matrix; got an array of shape {tuple(shape)}. Call "
             "the function that it returns: newton_schulz()(matrix)."
         )
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether ``dtype`` names a floating type; to JAX ``None`` is one, and an unknown name an error of its own."""
+    try:
+        return dtype is not None and bool(jnp.issubdtype(dtype, jnp.floating))
+    except TypeError:
+        return False

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -119,6 +120,7 @@ def coefficient_range(coefficients: Coefficients, lower: float, upper: float = 1
         (smallest, largest) final value, exact to float64 rounding.
 
     Raises:
+        TypeError: If `lower` or `upper` is not a number.
         ValueError: If `coefficients` is not a schedule, not 0 <= lower <= upper < inf, or a value overflows.
 
     Example:
@@ -128,6 +130,10 @@ def coefficient_range(coefficients: Coefficients, lower: float, upper: float = 1
         [0.6818, 1.1344]
     """
     schedule = _as_triples(coefficients)
+    if not (isinstance(lower, Real) and isinstance(upper, Real)):
+        raise TypeError(
+            f"lower={lower!r}, upper={upper!r} is not allowed: give two numbers, 0 <= lower <= upper < inf."
+        )
     if not 0 <= lower <= upper < math.inf:
         raise ValueError(
             f"lower={lower!r}, upper={upper!r} is not allowed: give 0 <= lower <= upper < inf; divided by "

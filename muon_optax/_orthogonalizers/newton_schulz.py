@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from muon_optax._orthogonalizers.checks import as_matrices, refuse_array
+from muon_optax._orthogonalizers.checks import as_matrices, is_floating, refuse_array
 from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients, check_coefficients
 from muon_optax._orthogonalizers.gram_newton_schulz import gram_newton_schulz, gram_products
 from muon_optax._orthogonalizers.orthogonalizer import Orthogonalizer
@@ -157,7 +157,7 @@ class _NewtonSchulz:
 
 
 def _checked_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 16:
+    if not is_floating(dtype) or jnp.finfo(dtype).bits < 16:
         raise ValueError(
             f"dtype={dtype!r} is not allowed: multiply in a floating type of 16 bits or more, such as jnp.bfloat16 "
             "(fast) or jnp.float32 (accurate)."

@@ -18,7 +18,7 @@ def accumulation_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
 def multiply(left: jax.Array, right: jax.Array) -> jax.Array:
     """Matrix products, accumulated and returned in float32 (float64 for float64)."""
     worth_widening = left.dtype == jnp.bfloat16 and max(left.shape[-2:]) >= _WIDENED_FROM
-    if worth_widening and not _cpu_multiplies_bfloat16():
+    if worth_widening and not cpu_multiplies_bfloat16():
         return _multiply_widened_on_cpu(left, right)
     return _multiply(left, right)
 
@@ -46,7 +46,7 @@ def _multiply_widened_on_cpu(left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 @cache
-def _cpu_multiplies_bfloat16() -> bool:
+def cpu_multiplies_bfloat16() -> bool:
     """Whether this machine's CPU is known to have instructions for it.
 
     Of the sets of instructions that NumPy tells apart, only that of Sapphire Rapids is sure to hold them.

@@ -14,7 +14,7 @@ from muon_optax._state.pairs import pairs_of, renamed_arrays
 from muon_optax._state.report import CarryReport, CarryRow
 from muon_optax._state.rows import how, lost_rows, setting_rows, step_rows
 from muon_optax._state.steps import steps_of
-from muon_optax._transforms.checks.arguments import check_number
+from muon_optax._transforms.checks.arguments import check_number, is_transform
 
 
 def carry_over(
@@ -56,6 +56,7 @@ def carry_over(
         that need no change may be shared with ``earlier`` and ``fresh``: donate neither.
 
     Raises:
+        TypeError: If one of the two is an optimizer.
         ValueError: If one of the two is no optimizer's state or holds shapes only, for a renamed path that is not in
             ``earlier``, a ``block_size`` that does not fit, and with ``strict`` for what would be dropped, by path.
 
@@ -107,6 +108,11 @@ def carry_over(
 def _arrays_of(state: Any, name: str) -> list[Kept]:
     if name == "earlier" and are_entries(state):
         return entry_arrays(state)
+    if is_transform(state):
+        raise TypeError(
+            f"The {name} state is an optimizer: give what optimizer.init(params) returns. Both states are needed, the "
+            "earlier first: carry_over(earlier, optimizer.init(params))."
+        )
     if not holds_state(state):
         raise ValueError(
             f"The {name} state is a {type(state).__name__}, which holds no state of an optimizer: give what "

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from muon_optax._layouts.columns import in_columns
 from muon_optax._layouts.path_patterns import natural_order, pattern, without_numbers
 
 # "setting": an array that says what the optimizer does, where the fresh state's holds.
@@ -63,10 +64,7 @@ class CarryReport:
         for row in sorted(self.rows, key=lambda row: (_ORDER.index(row.outcome), natural_order(row.path))):
             path, why = (text if every_row else without_numbers(text) for text in (row.path, row.why))
             groups.setdefault((row.outcome, path, row.shape, row.what, why), []).append(row)
-        lines = [_HEADINGS, *map(_cells, groups.values())]
-        widths = [max(len(cells[column]) for cells in lines) for column in range(len(_HEADINGS))]
-        texts = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in lines]
-        texts.insert(1, "  ".join("-" * width for width in widths))
+        texts = in_columns([_HEADINGS, *map(_cells, groups.values())])
         counts = ", ".join(f"{len(self._with(outcome))} {outcome}" for outcome in _ORDER[:3])
         return "\n".join([*texts, f"{counts}."])
 

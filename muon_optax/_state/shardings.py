@@ -13,6 +13,7 @@ from muon_optax._mesh.given import as_given
 from muon_optax._mesh.placement import Placement, trimmed
 from muon_optax._mesh.plan import Plan
 from muon_optax._mesh.typed import explicit_axes, inside_shard_map, typed_sharding
+from muon_optax._transforms.checks.arguments import check_transform
 
 
 def state_shardings(optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None) -> Any:
@@ -34,6 +35,7 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
 
     Raises:
         ValueError: If the shardings are on several meshes or of another tree, or no leaf is on a mesh.
+        TypeError: For an ``optimizer`` that is no transform.
 
     References:
         Samyam Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models",
@@ -48,6 +50,7 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
         >>> mo.state_shardings(mo.muon(3e-4), params).inner_states["muon"].inner_state[0].trace["kernel"].spec
         P('data',)
     """
+    check_transform("optimizer", optimizer)
     placement = _placement(params, shardings)
     return _places(jax.eval_shape(optimizer.init, params), params, placement)
 
@@ -69,6 +72,7 @@ def init_sharded(
 
     Raises:
         ValueError: As :func:`state_shardings`.
+        TypeError: Likewise.
 
     Example:
         >>> import jax, jax.numpy as jnp, muon_optax as mo
@@ -79,6 +83,7 @@ def init_sharded(
         >>> state.inner_states["muon"].inner_state[0].trace["kernel"].sharding.spec
         P('data',)
     """
+    check_transform("optimizer", optimizer)
     return jax.jit(optimizer.init, out_shardings=state_shardings(optimizer, params, shardings))(params)
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
+from muon_optax._layouts.paths import NamedLeaf, brief, named_leaves, parameter_of
+from muon_optax._transforms.checks.arguments import check_transform
 
 
 def hold_idle(
@@ -36,7 +37,7 @@ def hold_idle(
 
     Raises:
         ValueError: At ``init``, for a glob that matches no parameter with axes.
-        TypeError: For ``per_row`` that is a string.
+        TypeError: For ``per_row`` that is a string or no sequence, and for an ``inner`` that is no transform.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
@@ -48,8 +49,11 @@ def hold_idle(
         >>> (updates["embedding"] != 0).any(axis=1).tolist(), bool((updates["kernel"] == 0).all())
         ([True, False, False], True)
     """
-    if isinstance(per_row, str):
-        raise TypeError(f"per_row={per_row!r} is not allowed: use a sequence of path globs, such as ['*/embedding'].")
+    check_transform("inner", inner)
+    if isinstance(per_row, str) or not isinstance(per_row, Sequence):
+        raise TypeError(
+            f"per_row={brief(per_row)} is not allowed: use a sequence of path globs, such as ['*/embedding']."
+        )
     extended = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> optax.OptState:

@@ -9,6 +9,7 @@ import optax
 from muon_optax._layouts.assigning.handed_on import resolve_quietly
 from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
+from muon_optax._transforms.checks.arguments import check_transform
 
 
 def hold_idle_matrices(
@@ -34,6 +35,7 @@ def hold_idle_matrices(
 
     Raises:
         ValueError: As :func:`muon_optax.assign_layouts`.
+        TypeError: For an ``inner`` that is no transform.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
@@ -44,6 +46,7 @@ def hold_idle_matrices(
         >>> bool((updates["kernel"] == 0).all())
         True
     """
+    check_transform("inner", inner)
     extended = optax.with_extra_args_support(inner)
 
     def update(

@@ -14,6 +14,7 @@ from muon_optax._layouts.assigning.messages import warn_unknown, warn_without_ma
 from muon_optax._layouts.assigning.resolve import LayoutMap, Layouts, resolve
 from muon_optax._layouts.paths import NamedLeaf, has_hidden, named_leaves, show
 from muon_optax._mesh.typed import relocate_like, typed_sharding
+from muon_optax._transforms.checks.arguments import check_transform
 from muon_optax._transforms.checks.updates import params_with_gradients, refuse_untrainable
 from muon_optax._transforms.state.kept import is_counter, parts_of
 from muon_optax._transforms.state.refusals import fit_state
@@ -46,7 +47,7 @@ def partition_by_layout(
             be trained (integers, booleans, keys, floats of eight bits and fewer); at ``update``, for such gradients,
             if the tree of the updates is not the one of ``init`` or of ``params``, or if the state keeps something
             else, as another optimizer's does. Messages name the path, or the argument that changed.
-        TypeError: At ``init``, for a leaf that is not an array.
+        TypeError: At construction, for what is no transform; at ``init``, for a leaf that is not an array.
 
     Warns:
         UserWarning: At ``init``, as :func:`muon_optax.assign_layouts`.
@@ -60,6 +61,8 @@ def partition_by_layout(
         >>> updates["bias"].tolist(), updates["kernel"].round(4).tolist()
         ([-0.5, -1.0], [[-0.0, -0.1], [-0.1, -0.0]])
     """
+    check_transform("matrices", matrices)
+    check_transform("others", others)
     return partition_with(matrices, others, layouts)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 from muon_optax._layouts.layout import Layout
+from muon_optax._layouts.paths import brief
 
 Scale: TypeAlias = Literal["naive", "keller", "mup", "moonlight"] | Callable[[int, int], float]
 
@@ -35,9 +36,9 @@ def scale_function(scale: Scale) -> Callable[[int, int], float]:
     """The function ``(fan_in, fan_out) -> factor`` that ``scale`` names; a function is taken as it is."""
     if callable(scale):
         return scale
-    if scale not in _VARIANTS:
+    if not isinstance(scale, str) or scale not in _VARIANTS:
         raise ValueError(
-            f"The scale {scale!r} is not known: use one of {', '.join(map(repr, _VARIANTS))}, or a function "
+            f"The scale {brief(scale)} is not known: use one of {', '.join(map(repr, _VARIANTS))}, or a function "
             "(fan_in, fan_out) -> factor."
         )
     return _VARIANTS[scale]

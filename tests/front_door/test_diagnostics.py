@@ -220,6 +220,10 @@ def test_rms_of_special_values(values: list[complex], expected: float) -> None:
     np.testing.assert_allclose(rms_in_jit(jnp.array(values))[""], expected, rtol=CLOSE)
 
 
+def test_rms_of_zeros_that_xla_knows() -> None:
+    assert float(jax.jit(lambda: diagnostics.update_rms(leaf(np.zeros((16, 64)))))()["w"]) == 0
+
+
 def test_float64_leaves_are_measured_in_float64() -> None:
     values = oracle.gaussian(6, 9)
     with jax.enable_x64(True):
@@ -241,7 +245,7 @@ def test_float64_leaves_are_measured_in_float64() -> None:
 def test_prediction_equals_the_rms_of_orthogonal_matrices(
     layout: mo.Layout | str, shape: tuple[int, ...], scale: str
 ) -> None:
-    predicted = diagnostics.predicted_update_rms(leaf(np.zeros(shape)), scale, {"w": layout}, learning_rate=0.3)
+    predicted = diagnostics.predicted_update_rms(leaf(np.zeros(shape)), {"w": layout}, scale=scale, learning_rate=0.3)
     orthogonal = [
         0.3 * oracle.SCALES[scale](*matrix.shape) * oracle.polar_factor(matrix)
         for matrix in matrices_of(oracle.gaussian(*shape), layout)
@@ -259,7 +263,7 @@ def one_update(scale: str, layout: mo.Layout | str, shape: tuple[int, ...], orth
     @jax.jit
     def step(params: Any) -> jax.Array:
         updates, _ = optimizer.update(params, optimizer.init(params), params)
-        predicted = diagnostics.predicted_update_rms(params, scale, {"w": layout}, learning_rate=0.3)
+        predicted = diagnostics.predicted_update_rms(params, {"w": layout}, scale=scale, learning_rate=0.3)
         return diagnostics.update_rms(updates)["w"] / predicted["w"]
 
     return float(step(leaf(oracle.gaussian(*shape))))
@@ -282,7 +286,7 @@ def test_newton_schulz_keeps_to_its_range_of_the_predicted_size(coefficients: An
 
 def test_lost_rank_shows_as_the_root_of_its_share() -> None:
     update = mo.polar_factor()(jnp.asarray(oracle.with_spectrum([3.0, 2.0, 1.0], 12, 20), jnp.float32))
-    ratio = diagnostics.update_rms(update)[""] / diagnostics.predicted_update_rms(update, "naive")[""]
+    ratio = diagnostics.update_rms(update)[""] / diagnostics.predicted_update_rms(update, scale="naive")[""]
     assert float(ratio) == pytest.approx((3 / 12) ** 0.5, rel=1e-5)
 
 
@@ -297,7 +301,7 @@ def test_weight_decay_moves_the_size_by_no_more_than_was_said() -> None:
 
 def test_the_prediction_takes_a_function_abstract_shapes_and_a_traced_learning_rate() -> None:
     params = {"w": jax.ShapeDtypeStruct((4, 16), jnp.bfloat16), "bias": jax.ShapeDtypeStruct((16,), jnp.bfloat16)}
-    assert diagnostics.predicted_update_rms(params, lambda fan_in, fan_out: fan_out / fan_in) == {"w": 1.0}
+    assert diagnostics.predicted_update_rms(params, scale=lambda fan_in, fan_out: fan_out / fan_in) == {"w": 1.0}
     assert diagnostics.predicted_update_rms(params, layouts={"w": None}) == {}
     traced = jax.jit(lambda rate: diagnostics.predicted_update_rms(params, learning_rate=rate))(jnp.float32(0.5))
     assert (float(traced["w"]), traced["w"].dtype) == (pytest.approx(0.1), jnp.float32)
@@ -305,7 +309,7 @@ def test_the_prediction_takes_a_function_abstract_shapes_and_a_traced_learning_r
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)], ids=str)
 def test_an_empty_matrix_has_no_size_and_no_error(shape: tuple[int, int]) -> None:
-    assert diagnostics.predicted_update_rms(leaf(np.zeros(shape)), "mup") == {"w": 0.0}
+    assert diagnostics.predicted_update_rms(leaf(np.zeros(shape)), scale="mup") == {"w": 0.0}
     assert float(diagnostics.orthogonality_error(leaf(np.zeros(shape)))["w"]) == 0
 
 
@@ -411,7 +415,7 @@ TABLE = {
 def test_documented_sizes_and_errors_of_gaussian_matrices(coefficients: Any, sizes: Any, errors: Any) -> None:
     for shape in ((64, 64), (128, 512)):
         updates = leaf(mo.newton_schulz(coefficients)(jnp.float32(oracle.gaussian(*shape))))
-        predicted = diagnostics.predicted_update_rms(updates, "naive")
+        predicted = diagnostics.predicted_update_rms(updates, scale="naive")
         assert sizes[0] <= diagnostics.update_rms(updates)["w"] / predicted["w"] <= sizes[1], shape
         assert errors[0] <= diagnostics.orthogonality_error(updates)["w"] <= errors[1], shape
 

@@ -178,7 +178,7 @@ def cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A machine of which NumPy says this."""
     said = {"SIMD Extensions": CPUS[request.param]}
     monkeypatch.setattr(np, "show_config", lambda mode: said)
-    monkeypatch.setattr(_precision, "_cpu_multiplies_bfloat16", _precision._cpu_multiplies_bfloat16.__wrapped__)
+    monkeypatch.setattr(_precision, "cpu_multiplies_bfloat16", _precision.cpu_multiplies_bfloat16.__wrapped__)
     return request.param
 
 

@@ -32,7 +32,8 @@ FOLDERS = (
 )
 TOP = {folder.split(".")[0] for folder in FOLDERS}
 WITHOUT_OPTAX = ("_layouts", "_orthogonalizers")
-INTEGRATIONS = ("equinox", "flax", "haiku")  # each may import the framework that it is named after
+# Modules that nothing imports, each with the one package that it may import besides the runtime dependencies.
+INTEGRATIONS = {"equinox": "equinox", "flax": "flax", "haiku": "haiku", "plots": "matplotlib"}
 THIRD_PARTY = {"jax", "numpy", "optax"}
 MOST_FILES = 12  # in one folder
 
@@ -80,7 +81,7 @@ def import_error(module: str, name: str) -> str | None:
         if folder_of(".".join(rest)) > folder_of(module):
             return f"imports {name!r}, which lies below it"
         return None
-    if first in sys.stdlib_module_names or (first in INTEGRATIONS and first == module):
+    if first in sys.stdlib_module_names or INTEGRATIONS.get(module) == first:
         return None
     if first not in THIRD_PARTY:
         return f"imports {name!r}, which is no runtime dependency ({', '.join(sorted(THIRD_PARTY))})"
@@ -186,6 +187,8 @@ def test_every_folder_is_in_the_order_and_small() -> None:
         ("_orthogonalizers.step", "from optax import tree", "do without Optax"),
         ("_muon", "import flax.nnx as nnx", "no runtime dependency"),
         ("flax", "import equinox", "no runtime dependency"),
+        ("_muon", "import matplotlib", "no runtime dependency"),
+        ("_diagnostics.recording", "from muon_optax.plots import heat_map", "nothing imports an integration"),
         ("_muon", "import chex", "no runtime dependency"),
         ("_muon", "from optax._src import base", "which is private"),
         ("_muon", "import optax\noptax._src.base.identity()", "_muon:2: reaches into a '_src'"),
@@ -207,6 +210,7 @@ def test_checker_finds(module: str, source: str, message: str) -> None:
         ("_muon", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from jax.sharding import Mesh"),
         ("_layouts.tree.names", "from muon_optax._layouts.layout import Layout"),
         ("_layouts.paths", "import jax.numpy as jnp\nfrom muon_optax._layouts.layout import Layout"),
+        ("plots", "from matplotlib.axes import Axes"),
         ("flax", "from flax import nnx\nfrom muon_optax._layouts.layout import Layout"),
         ("__init__", '"""Docstring."""\nfrom muon_optax._muon import muon\n__all__ = ["muon"]'),
         ("_mesh.__init__", '"""Docstring."""'),

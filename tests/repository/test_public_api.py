@@ -15,7 +15,7 @@ import muon_optax
 
 API_PAGE = ROOT / "docs" / "api.md"
 DIRECTIVE = re.compile(r"^\.\. auto(function|class|data|module|exception):: muon_optax\.(\w+)$", re.MULTILINE)
-INTEGRATIONS = ("flax",)
+INTEGRATIONS = ("flax", "plots")
 WITH_MEMBERS = re.compile(r"^\.\. automodule:: muon_optax\.(\w+)\n   :members:$", re.MULTILINE)
 
 
@@ -107,12 +107,16 @@ def test_functions_of_public_modules_are_documented() -> None:
     assert modules() == ["diagnostics", "recipes"]
     assert sorted(WITH_MEMBERS.findall(API_PAGE.read_text("utf-8"))) == modules()
     assert functions_of(muon_optax.diagnostics) == [
+        "RecordState",
+        "Recording",
         "finite_or_raise",
         "moved_without_gradient",
         "nonfinite_counts",
         "orthogonality_error",
         "predicted_update_rms",
         "raise_if_nonfinite",
+        "record",
+        "recorded",
         "update_rms",
     ]
 
@@ -135,7 +139,7 @@ def test_integrations_are_documented_and_explain_themselves(name: str) -> None:
 
 
 def test_importing_brings_in_no_framework() -> None:
-    frameworks = ("flax", "equinox", "haiku")
+    frameworks = ("flax", "equinox", "haiku", "matplotlib")
     program = f"import sys, muon_optax; print([name for name in {frameworks} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

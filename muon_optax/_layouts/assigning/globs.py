@@ -8,6 +8,12 @@ import jax
 
 from muon_optax._layouts.paths import HIDDEN, NamedLeaf, has_hidden, named_leaves
 
+_CALLED_AS_SCHEDULE = " optax.inject_hyperparams calls a function as a schedule: name 'layouts' in static_args."
+_FILTERED = (
+    " If those are parameters that a filter leaves out (flax.nnx's wrt, equinox.filter), give the layouts of what is "
+    "trained alone: layouts_of(model, wrt=...), or those whose path is in assign_layouts(params)."
+)
+
 
 def matching(globs: Iterable[str], paths: Iterable[str]) -> dict[str, list[str]]:
     """Of each path the globs that match it; the first acts: the exact path if it is one of them, else in order."""
@@ -32,8 +38,7 @@ def refuse_unmatched(unmatched: set[str], tree: Any, leaves: list[NamedLeaf], ar
         listed = ", ".join(map(repr, paths[:20])) + (f" and {len(paths) - 20} more" if len(paths) > 20 else "")
         raise ValueError(
             f"{argument} names {', '.join(map(repr, sorted(unmatched)))}, which matches no parameter. The paths are: "
-            f"{listed}."
-            + (" optax.inject_hyperparams calls a function as a schedule: name 'layouts' in static_args." * hinted)
+            f"{listed}." + (_CALLED_AS_SCHEDULE if hinted else _FILTERED if argument == "layouts" else "")
         )
 
 

@@ -87,6 +87,11 @@ def warn_without_matrices(leaves: Sequence[NamedLeaf]) -> None:
     )
 
 
+def warn_user(text: str) -> None:
+    """Warns at the nearest line outside the libraries."""
+    warnings.warn(text, MuonWarning, stacklevel=_level_of_user())
+
+
 def _level_of_user() -> int:
     """The ``stacklevel``, seen from this function's caller, of the nearest line outside the libraries."""
     here = inspect.currentframe()

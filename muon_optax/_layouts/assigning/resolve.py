@@ -11,7 +11,7 @@ from muon_optax._layouts.assigning.globs import matching, refuse_unmatched
 from muon_optax._layouts.assigning.rules import decide
 from muon_optax._layouts.decision import Decision, layouts_in
 from muon_optax._layouts.layout import Layout, as_layout
-from muon_optax._layouts.paths import NamedLeaf, hidden_paths, show
+from muon_optax._layouts.paths import NamedLeaf, brief, hidden_paths, show
 
 LayoutMap: TypeAlias = Mapping[str, Layout | None]
 LayoutsByPath: TypeAlias = Mapping[str, Layout | str | None]
@@ -61,10 +61,13 @@ def decisions_on(
 
 
 def _checked_globs(layouts: Any) -> LayoutsByPath:
-    if layouts is None or isinstance(layouts, Mapping):
-        return layouts or {}
+    if layouts is None:
+        return {}
+    if isinstance(layouts, Mapping):
+        _refuse_entries(layouts)
+        return layouts
     raise TypeError(
-        f"layouts={layouts!r} is not allowed: give a mapping from path globs to layouts, such as "
+        f"layouts={brief(layouts)} is not allowed: give a mapping from path globs to layouts, such as "
         "{'*/query/kernel': 'ibo'}, a tree of optax.contrib.MuonDimensionNumbers, or a function from parameters to one "
         "of the two."
     )
@@ -86,6 +89,16 @@ def _overruled(decision: Decision | None, layout: Layout | None) -> Decision:
     if decision is not None and decision.strength == "strong" and decision.layout == layout:
         return decision
     return Decision(layout, "given")
+
+
+def _refuse_entries(layouts: Mapping[Any, Any]) -> None:
+    """Refuses what is no layout, as when parameters and layouts are exchanged."""
+    for path, layout in layouts.items():
+        if not isinstance(path, str) or not (layout is None or isinstance(layout, str | Layout)):
+            raise TypeError(
+                f"layouts has {path!r}: {brief(layout)}, and needs path globs with a string such as 'io', a Layout or "
+                "None. Parameters come first, layouts second."
+            )
 
 
 def _match(globs: Mapping[str, Layout | str | None], tree: Any, leaves: list[NamedLeaf]) -> dict[str, Layout | None]:

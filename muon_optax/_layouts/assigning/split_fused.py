@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from muon_optax._layouts.assigning.assign import assign_layouts
 from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
-from muon_optax._layouts.paths import NamedLeaf, named_leaves, show
+from muon_optax._layouts.paths import NamedLeaf, brief, named_leaves, show
 from muon_optax._layouts.tree import roles
 from muon_optax._layouts.tree.path_parts import module_of
 
@@ -89,8 +89,8 @@ def _check_blocks(glob: str, blocks: Blocks) -> None:
     numbers = (blocks,) if isinstance(blocks, int) else tuple(blocks)
     if not numbers or not all(isinstance(number, int) and number > 0 for number in numbers):
         raise ValueError(
-            f"sizes[{glob!r}]={blocks!r} is not allowed: give the sizes of the blocks, such as (768, 256, 256), or the "
-            "number of equal blocks."
+            f"sizes[{glob!r}]={brief(blocks)} is not allowed: give the sizes of the blocks, such as (768, 256, 256), "
+            "or the number of equal blocks."
         )
 
 

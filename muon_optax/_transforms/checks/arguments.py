@@ -3,8 +3,10 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from muon_optax._layouts.paths import brief
+from muon_optax._orthogonalizers.checks import is_floating
 
 
 def check_number(name: str, value: Any, allowed: str, low: float, below: float = float("inf")) -> None:
@@ -14,7 +16,7 @@ def check_number(name: str, value: Any, allowed: str, low: float, below: float =
     except jax.errors.ConcretizationTypeError:
         return
     except (TypeError, ValueError):
-        raise TypeError(f"{name}={value!r} is not a number; {allowed}.") from None
+        raise TypeError(f"{name}={brief(value)} is not a number; {allowed}.") from None
     # Written so that NaN is refused too: it compares False with everything.
     if not low <= number < below:
         raise ValueError(f"{name}={value!r} is not allowed: {allowed}.")
@@ -35,7 +37,7 @@ def check_decay(value: Any) -> None:
 def check_momentum_dtype(dtype: jax.typing.DTypeLike | None) -> None:
     """Raises ValueError unless ``dtype`` is ``None`` or a floating type."""
     refuse_injected_array("momentum_dtype", dtype)
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+    if dtype is not None and not is_floating(dtype):
         raise ValueError(f"momentum_dtype={dtype!r} is not allowed: use a floating type such as jnp.bfloat16, or None.")
 
 
@@ -43,7 +45,7 @@ def check_adamw(adamw: Any, learning_rate: Any) -> None:
     """Raises TypeError unless ``adamw`` is ``None`` or a transform, ValueError if it comes with a learning rate."""
     if adamw is None:
         return
-    if not (callable(getattr(adamw, "init", None)) and callable(getattr(adamw, "update", None))):
+    if not is_transform(adamw):
         shown = getattr(adamw, "__name__", None) or repr(adamw)
         raise TypeError(
             f"adamw={shown} is not a gradient transformation: call the factory, as in adamw=optax.adamw(3e-4), or give "
@@ -54,6 +56,26 @@ def check_adamw(adamw: Any, learning_rate: Any) -> None:
             f"adamw_learning_rate={learning_rate!r} and adamw= exclude each other: a transform in adamw brings its own "
             "learning rate."
         )
+
+
+def is_transform(value: Any) -> bool:
+    """Whether ``value`` has what every Optax transform has."""
+    return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
+
+
+def check_transform(name: str, value: Any) -> None:
+    """Raises TypeError unless ``value`` is an Optax transform."""
+    if not is_transform(value):
+        raise TypeError(
+            f"{name}={brief(value)} is not a gradient transformation: call the factory, as in muon_optax.muon(3e-4), "
+            "and pass what it returns."
+        )
+
+
+def check_whole_number(name: str, value: Any, low: int) -> None:
+    """Raises ValueError unless ``value`` is a Python integer of at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name}={brief(value)} is not allowed: use a whole number >= {low}.")
 
 
 def refuse_injected_array(name: str, value: Any) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from muon_optax._layouts.assigning.messages import warn_user
 from muon_optax._transforms.checks.arguments import check_number
 
 
@@ -48,6 +49,9 @@ def scheduled_trace(
         A transform with a ``ScheduledTraceState``. Updates have the dtypes that ``optax.trace`` gives them for a plain
         number: a float32 decay is not rounded to bfloat16, nor does it widen them.
 
+    Warns:
+        MuonWarning: At ``update``, if the state keeps its momentum in another dtype than ``momentum_dtype``.
+
     Raises:
         ValueError: For a number that is not in [0, 1), at construction; for a schedule that gives one at step 0, at
             ``init``.
@@ -77,6 +81,7 @@ def scheduled_trace(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScheduledTraceState]:
+        _warn_of_kept_dtype(state.trace, momentum_dtype)
         before = optax.TraceState(state.trace)
         number = decay(state.step) if callable(decay) else decay
         moved, after = optax.trace(number, nesterov, momentum_dtype).update(updates, before, params)
@@ -87,3 +92,15 @@ def scheduled_trace(
         return moved, ScheduledTraceState(jnp.asarray(optax.safe_increment(state.step)), kept.trace)
 
     return optax.GradientTransformation(init, update)
+
+
+def _warn_of_kept_dtype(trace: Any, momentum_dtype: jax.typing.DTypeLike | None) -> None:
+    """Says that a state from before ``momentum_dtype`` was set goes on in its own dtype."""
+    if momentum_dtype is None:
+        return
+    kept = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(trace)} - {str(jnp.dtype(momentum_dtype))})
+    if kept:
+        warn_user(
+            f"momentum_dtype={jnp.dtype(momentum_dtype)} has no effect on this state: its momentum is "
+            f"{' and '.join(kept)}, and goes on so. muon_optax.carry_over(state, optimizer.init(params)) converts it."
+        )
