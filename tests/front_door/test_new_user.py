@@ -40,7 +40,7 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     # the factories
     "muon of parameters": (lambda: mo.muon(PARAMS), TypeError, "... is not a number; use a finite number >= 0, or a"),
     "recipe of parameters": (lambda: recipes.normuon(PARAMS), TypeError, "... is not a number; use a finite number"),
-    "decay by position": (lambda: mo.muon(0.1, 0.1), TypeError, "takes 1 positional argument"),
+    "decay by position": (lambda: mo.muon(0.1, 0.1), TypeError, "takes one positional argument"),
     "unknown momentum dtype": (
         lambda: mo.muon(0.1, momentum_dtype="float33"),
         ValueError,
