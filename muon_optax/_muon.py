@@ -46,7 +46,8 @@ def muon(
 
     Args:
         learning_rate: Step size, for both branches: a number >= 0, a scalar array or an Optax schedule. With the
-            default scale, AdamW's own learning rate is a safe start, and a few times that is often better.
+            default scale begin at AdamW's learning rate, then try two and four times that: in our runs of 0.3M to 3M
+            parameters the best was two to five times AdamW's.
         weight_decay: Decoupled decay, for both branches: a number >= 0, a scalar array or a schedule. Multiplied by the
             learning rate, not by the scale. Default 0.1, what the large published runs with AdamW and Muon used.
         weight_decay_mask: A tree of booleans like the parameters, or a function from parameters to one, for both
