@@ -28,6 +28,7 @@ nb_execution_mode = "off"  # the notebooks hold their outputs; tests run them
 copybutton_exclude = ".linenos, .gp, .go"  # neither the prompts of a doctest nor what it prints
 
 # Each docstring says what an argument may be; the aliases of JAX and Optax, written out, would bury it.
+autodoc_mock_imports = ["keras"]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True  # KELLER, not its fifteen numbers

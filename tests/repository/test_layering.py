@@ -33,7 +33,7 @@ FOLDERS = (
 TOP = {folder.split(".")[0] for folder in FOLDERS}
 WITHOUT_OPTAX = ("_layouts", "_orthogonalizers")
 # Modules that nothing imports, each with the one package that it may import besides the runtime dependencies.
-INTEGRATIONS = {"equinox": "equinox", "flax": "flax", "haiku": "haiku", "plots": "matplotlib"}
+INTEGRATIONS = {"equinox": "equinox", "flax": "flax", "haiku": "haiku", "keras": "keras", "plots": "matplotlib"}
 THIRD_PARTY = {"jax", "numpy", "optax"}
 MOST_FILES = 12  # in one folder
 
