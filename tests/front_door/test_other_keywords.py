@@ -62,6 +62,13 @@ def test_several_are_answered_at_once() -> None:
         mo.muon(0.1, beta=0.9, adam_b2=0.95)
 
 
+def test_parameters_by_position_go_elsewhere() -> None:
+    with pytest.raises(
+        TypeError, match=r"write learning_rate=0.02. What is given by position is learning_rate: .*init"
+    ):
+        mo.muon(PARAMS, lr=0.02)
+
+
 def test_every_argument_of_optax_contrib_muon_is_known_or_answered() -> None:
     ours = inspect.signature(mo.muon).parameters
     theirs = inspect.signature(optax.contrib.muon).parameters
@@ -100,5 +107,8 @@ def test_partials_and_injected_hyperparameters_pass_through() -> None:
     optimizer = optax.inject_hyperparams(mo.muon, static_args=static)(learning_rate=0.1, momentum=0.9)
     state = optimizer.init(PARAMS)
     assert {"learning_rate", "momentum"} <= state.hyperparams.keys()
+    numbers = {"up": MuonDimensionNumbers(1, 0), "bias": None}
+    state = optax.inject_hyperparams(mo.muon, static_args=static)(learning_rate=0.1, layouts=numbers).init(PARAMS)
+    assert "layouts" not in state.hyperparams
     with pytest.raises(TypeError, match="has no argument beta"):
         functools.partial(mo.muon, beta=0.9)(0.1)

@@ -106,6 +106,8 @@ def explain_arguments(factory: Callable[P, Result]) -> Callable[P, Result]:
         texts = [
             _explained(name, word, value, list(parameters)) for word, value in kwargs.items() if word not in parameters
         ]
+        if args and "lr" in kwargs:  # PyTorch's habit
+            texts.append(f"What is given by position is {by_position[0]}: parameters go to optimizer.init(params).")
         if texts:
             raise TypeError(f"{' '.join(texts)} The documentation's page on other Muons has the whole table.")
         return factory(*args, **kwargs)
