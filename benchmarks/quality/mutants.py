@@ -178,6 +178,9 @@ def run_pytest(copy: Path, tests: list[str], sender: Connection) -> None:
     imported = getattr(sys.modules.get(PACKAGE), "__file__", str(copy))
     if not Path(imported).is_relative_to(copy):
         sender.send(RuntimeError(f"{imported} was tested, and not the copy in {copy}"))
+    elif PACKAGE not in sys.modules:
+        # A change to what runs at import: pytest does not get to a test.
+        sender.send(f"{PACKAGE} can't be imported: {printed.getvalue()[-300:]}")
     elif status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
         sender.send(RuntimeError(f"pytest ended with {status!r}: {printed.getvalue()}"))
     else:
