@@ -19,7 +19,7 @@ def as_matrices(given: Any) -> jax.Array:
             "tree of parameters use muon_optax.orthogonalize, a transform, or jax.tree.map."
         )
     matrices = jnp.asarray(given)
-    if matrices.ndim == 0:
+    if matrices.ndim == 0 and jnp.issubdtype(matrices.dtype, jnp.integer):
         raise TypeError(
             f"An orthogonalizer takes matrices (*batch, rows, cols); got a scalar of dtype {matrices.dtype}. "
             "optax.inject_hyperparams calls every function as a schedule, with the step: name the argument there, as "

@@ -142,6 +142,27 @@ def test_resume_continues_bit_for_bit(finished, tmp_path):
     assert all(folder.name.isdigit() for folder in (tmp_path / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
+def test_diagnostics_are_printed_written_and_drawn(tmp_path, capsys):
+    arguments = ["--preset", "tiny", "--optimizer", "muon", "--output", str(tmp_path)]
+    assert train_gpt.main([*arguments, "--diagnostics"]) == 0
+    printed = capsys.readouterr().out
+    assert "Muon, layer by layer:\npath " in printed
+    assert re.search(rf"^Step {STEPS - 1}\. .* stands? out\.$", printed, re.MULTILINE)
+    with open(tmp_path / "diagnostics_muon.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    paths = set(mo.assign_layouts(nnx.split(train_gpt.GPT(train_gpt.PRESETS["tiny"], nnx.Rngs(0)))[1]))
+    assert {row["path"] for row in rows} == paths
+    assert len(rows) == STEPS * len(paths)
+    up = [float(row["growth"]) for row in rows if row["path"] == "blocks/0/up/kernel"]
+    assert up[0] == 1
+    assert 0.9 < up[-1] < 1
+    assert (tmp_path / "diagnostics_muon.png").read_bytes().startswith(b"\x89PNG")
+    # A state without a recorder has another structure.
+    message = refused(capsys, "--resume", *arguments[2:])
+    assert "diagnostics is True there, False here" in message
+
+
 def test_resume_of_a_finished_run_only_reports(finished, capsys):
     before = (finished[0] / "metrics.csv").read_bytes()
     assert train_gpt.main(["--preset", "tiny", "--output", str(finished[0]), "--resume"]) == 0

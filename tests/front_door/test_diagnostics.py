@@ -591,7 +591,7 @@ def test_a_checked_update_of_an_optimizer() -> None:
 
 
 def test_what_is_no_function_is_refused() -> None:
-    with pytest.raises(TypeError, match="is not a callable object"):
+    with pytest.raises(TypeError, match="function=3 is not a function: give the training step"):
         diagnostics.finite_or_raise(3)
     assert diagnostics.finite_or_raise(descend).__name__ == "descend"
 

@@ -93,7 +93,7 @@ def test_a_function_replaces_the_rules():
         ),
         ({"decoder/0/out": "ioo"}, ValueError, "'decoder/0/out': layout 'ioo' has 3 letters for the 2 axes of shape"),
         ({"decoder/0/out": "ix"}, ValueError, "Layout 'ix' is not allowed"),
-        ({"decoder/0/out": 3}, TypeError, "A layout is a string such as 'io'; got 3 of int"),
+        ({"decoder/0/out": 3}, TypeError, "layouts has 'decoder/0/out': 3, and needs path globs with a string"),
         (
             {"decoder/0/out": mo.Layout("io", split=(2, 3))},
             ValueError,
