@@ -3,11 +3,10 @@
 from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from muon_optax._state.kept_arrays import Kept
+from muon_optax._state.places import placed
 
 # States whose counter is read by a schedule. Others beside moments correct the bias of these.
 _SCHEDULED = ("ScheduledTraceState", "ScaleByHyperballState")
@@ -42,7 +41,8 @@ def steps_of(earlier: Sequence[Kept], fresh: Sequence[Kept], carried: Set[int], 
         elif value is None:
             found.append(Step(kept, kept.values[0], "the earlier state counts no steps: pass step="))
         else:
-            found.append(Step(kept, _placed(value, kept.values[0]), ""))
+            # Each counter is an array of its own: a step may donate the whole state.
+            found.append(Step(kept, placed(np.asarray(value, kept.values[0].dtype), kept.values[0]), ""))
     return found
 
 
@@ -57,8 +57,3 @@ def _value(kept: Kept, counters: Sequence[Kept], moments: bool) -> int | None:
     alike = [one for one in counters if (one.node.kind, one.field) == (kept.node.kind, kept.field)]
     same = [one for one in alike if one.node.labels == kept.node.labels]
     return run_step(same or (alike if moments or kept.node.wraps else []) or counters)
-
-
-def _placed(step: int, like: Any) -> Any:
-    # Each counter is an array of its own: a step may donate the whole state.
-    return jax.device_put(np.asarray(step, jnp.result_type(like)), getattr(like, "sharding", None))
