@@ -10,7 +10,7 @@ from muon_optax._layouts.paths import show
 from muon_optax._state.convert import converted
 from muon_optax._state.entries import are_entries, entry_arrays
 from muon_optax._state.kept_arrays import Kept, holds_state, kept_arrays
-from muon_optax._state.pairs import Pairs, pairs_of, renamed_arrays
+from muon_optax._state.pairs import Pairs, pairs_of, renamed_arrays, resized_paths
 from muon_optax._state.places import in_device_memory, outside_meshes
 from muon_optax._state.report import CarryReport, CarryRow
 from muon_optax._state.rows import how, lost_rows, setting_rows, step_rows
@@ -82,13 +82,14 @@ def carry_over(
         raise ValueError(f"momentum_from={momentum_from!r} is not allowed: use 'first moment' or None.")
     befores = renamed_arrays(_arrays_of(earlier, "earlier"), renamed or {})
     nows = _arrays_of(fresh, "fresh")
-    pairs = pairs_of(befores, nows, momentum_from is not None)
+    resized = resized_paths(befores, nows)
+    pairs = pairs_of(befores, nows, resized, momentum_from is not None)
     with outside_meshes():
         leaves, rows = _carried(pairs, nows, jax.tree.leaves(fresh), momentum, block_size)
         steps = steps_of(befores, nows, {number for row in rows for number in row.fresh}, step)
         for one in steps:
             leaves[one.counter.numbers[0]] = one.value
-        rows += [*step_rows(befores, steps), *setting_rows(befores, nows), *lost_rows(rows, befores, nows)]
+        rows += [*step_rows(befores, steps), *setting_rows(befores, nows), *lost_rows(rows, befores, nows, resized)]
         if strict:
             _refuse_dropped(rows, befores)
     return jax.tree.unflatten(jax.tree.structure(fresh), leaves), CarryReport(tuple(rows))

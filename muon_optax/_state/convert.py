@@ -23,7 +23,7 @@ def converted(earlier: Kept, fresh: Kept, momentum: float, block_size: int) -> t
     """
     if [*map(_type, earlier.values)] == [*map(_type, fresh.values)] and earlier.way == fresh.way:
         return tuple(map(placed, earlier.values, fresh.values))
-    shape = _whole_shape(earlier, fresh)
+    shape = common_shape(earlier, fresh)
     if shape is None:
         return None
     array = earlier.values[0]
@@ -51,8 +51,8 @@ def whole_shape(kept: Kept) -> tuple[int, ...]:
     return (*rest, 2 * last) if kept.way == "codes" and _bits(kept) == 4 else kept.shape
 
 
-def _whole_shape(earlier: Kept, fresh: Kept) -> tuple[int, ...] | None:
-    """The shape that both have; ``None`` if they differ."""
+def common_shape(earlier: Kept, fresh: Kept) -> tuple[int, ...] | None:
+    """The shape that both have once codes are read; ``None`` if they differ."""
     known = [kept for kept in (fresh, earlier) if not (kept.way == "codes" and _bits(kept) == 4)]
     shape = (known[0] if known else earlier).shape if known else whole_shape(earlier)
     return shape if all(_as_kept(shape, kept) == kept.shape for kept in (earlier, fresh)) else None

@@ -1,6 +1,6 @@
 """The rows of a report: why an array was changed, begins afresh or was dropped."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import jax.numpy as jnp
 
@@ -52,22 +52,26 @@ def setting_rows(befores: Sequence[Kept], nows: Sequence[Kept]) -> Iterator[Carr
         yield CarryRow("setting", kept.path, kept.shape, kept.what, "the fresh state's holds", (), kept.numbers)
 
 
-def lost_rows(rows: Sequence[CarryRow], befores: Sequence[Kept], nows: Sequence[Kept]) -> Iterator[CarryRow]:
-    """What of either state is in no row yet."""
+def lost_rows(
+    rows: Sequence[CarryRow], befores: Sequence[Kept], nows: Sequence[Kept], resized: Set[str]
+) -> Iterator[CarryRow]:
+    """What of either state is in no row yet, ``resized`` being the parameters whose size has changed."""
     sides = [[kept for kept in side if not (kept.counts or kept.is_setting)] for side in (befores, nows)]
     taken = {number for row in rows for number in row.earlier}, {number for row in rows for number in row.fresh}
     for kept in (kept for kept in sides[1] if kept.numbers[0] not in taken[1]):
-        why = _why(kept, sides[0], "the earlier state keeps", "of shape {other} in the earlier state")
+        why = _why(kept, sides[0], "the earlier state keeps", "of shape {other} in the earlier state", resized)
         yield CarryRow("afresh", kept.path, kept.shape, kept.what, why, (), kept.numbers)
     for kept in (kept for kept in sides[0] if kept.numbers[0] not in taken[0]):
-        why = _why(kept, sides[1], "the fresh state keeps", "of shape {other} in the fresh state")
+        why = _why(kept, sides[1], "the fresh state keeps", "of shape {other} in the fresh state", resized)
         yield CarryRow("dropped", kept.path, kept.shape, kept.what, why, kept.numbers)
 
 
-def _why(kept: Kept, others: Sequence[Kept], keeps: str, of_shape: str) -> str:
+def _why(kept: Kept, others: Sequence[Kept], keeps: str, of_shape: str, resized: Set[str]) -> str:
     """Why ``kept`` of one state is not in the other."""
     own = [one for one in others if one.path == kept.path]
     alike = [one for one in own if one.what == kept.what and whole_shape(one) != whole_shape(kept)]
     if alike:
         return of_shape.format(other=alike[0].shape)
+    if kept.path in resized:
+        return "the parameter's size has changed"
     return f"{keeps} {', '.join(dict.fromkeys(one.what for one in own)) or 'nothing of it'}"
