@@ -33,16 +33,19 @@ def converted(earlier: Kept, fresh: Kept, momentum: float, block_size: int) -> t
         _check_blocks(earlier, shape, block_size)
         codes, scales = map(in_device_memory, earlier.values)
         array = restored(codes, scales, shape, _bits(earlier), block_size)
-    factor = {("average", False): 1 / (1 - momentum), ("sum", True): 1 - momentum, ("codes", True): 1 - momentum}
     # Scaled in float32: a bfloat16 average times 20 is rounded once.
     array = in_device_memory(array)
     if jnp.issubdtype(array.dtype, jnp.inexact):
-        scale = factor.get((earlier.way, fresh.way == "average")) if earlier.way != fresh.way else None
-        array = array.astype(jnp.promote_types(array.dtype, jnp.float32)) * (1.0 if scale is None else scale)
+        array = array.astype(jnp.promote_types(array.dtype, jnp.float32)) * _scale(earlier, fresh, momentum)
     if fresh.way == "codes":
         _check_blocks(fresh, shape, block_size)
         return tuple(map(placed, quantized(array, _bits(fresh), block_size), fresh.values))
     return (placed(array, fresh.values[0]),)
+
+
+def _scale(earlier: Kept, fresh: Kept, momentum: float) -> float:
+    averages = earlier.way == "average", fresh.way == "average"
+    return {(True, False): 1 / (1 - momentum), (False, True): 1 - momentum}.get(averages, 1.0)
 
 
 def whole_shape(kept: Kept) -> tuple[int, ...]:

@@ -12,15 +12,17 @@ from muon_optax._state.places import placed
 _SCHEDULED = ("ScheduledTraceState", "ScaleByHyperballState")
 
 
-class Step(NamedTuple):
+class FreshCounter(NamedTuple):
     """A counter of the fresh state, and where it goes on."""
 
-    counter: Kept
+    kept: Kept
     value: Any
-    begins: str  # why it stays where `init` put it; empty if it goes on
+    why_afresh: str  # why it stays where `init` put it; empty if it goes on
 
 
-def steps_of(earlier: Sequence[Kept], fresh: Sequence[Kept], carried: Set[int], step: int | None) -> list[Step]:
+def counters_of(
+    earlier: Sequence[Kept], fresh: Sequence[Kept], carried: Set[int], step: int | None
+) -> list[FreshCounter]:
     """Each counter of ``fresh`` with its value.
 
     Args:
@@ -37,12 +39,12 @@ def steps_of(earlier: Sequence[Kept], fresh: Sequence[Kept], carried: Set[int], 
         value = _value(kept, counters, bool(moments)) if step is None else step
         if moments and not any(carried & {*one.numbers} for one in beside):
             # With all moments at zero the correction of their bias is that of a first step.
-            found.append(Step(kept, kept.values[0], "none of its moments was carried"))
+            found.append(FreshCounter(kept, kept.values[0], "none of its moments was carried"))
         elif value is None:
-            found.append(Step(kept, kept.values[0], "the earlier state counts no steps: pass step="))
+            found.append(FreshCounter(kept, kept.values[0], "the earlier state counts no steps: pass step="))
         else:
             # Each counter is an array of its own: a step may donate the whole state.
-            found.append(Step(kept, placed(np.asarray(value, kept.values[0].dtype), kept.values[0]), ""))
+            found.append(FreshCounter(kept, placed(np.asarray(value, kept.values[0].dtype), kept.values[0]), ""))
     return found
 
 
