@@ -8,12 +8,13 @@ import jax.numpy as jnp
 
 from muon_optax._layouts.paths import show
 from muon_optax._state.convert import converted
+from muon_optax._state.counters import counters_of
 from muon_optax._state.entries import are_entries, entry_arrays
 from muon_optax._state.kept_arrays import Kept, holds_state, kept_arrays
-from muon_optax._state.pairs import pairs_of, renamed_arrays
+from muon_optax._state.pairs import Pairs, pairs_of, renamed_arrays, resized_paths
+from muon_optax._state.places import in_device_memory, outside_meshes
 from muon_optax._state.report import CarryReport, CarryRow
-from muon_optax._state.rows import how, lost_rows, setting_rows, step_rows
-from muon_optax._state.steps import steps_of
+from muon_optax._state.rows import counter_rows, how, lost_rows, setting_rows
 from muon_optax._transforms.checks.arguments import check_number, is_transform
 
 
@@ -52,8 +53,9 @@ def carry_over(
         strict: Whether to refuse to drop anything but zeros.
 
     Returns:
-        The state, with the structure, dtypes and shardings of ``fresh``, and a :class:`muon_optax.CarryReport`. Arrays
-        that need no change may be shared with ``earlier`` and ``fresh``: donate neither.
+        The state, with the structure, dtypes, shardings and memory of ``fresh``, and a
+        :class:`muon_optax.CarryReport`. Arrays that need no change may be shared with ``earlier`` and ``fresh``: donate
+        neither.
 
     Raises:
         TypeError: If one of the two is an optimizer.
@@ -80,29 +82,41 @@ def carry_over(
     check_number("momentum", momentum, "use the run's, a number in [0, 1) such as 0.95", 0.0, 1.0)
     if momentum_from not in (None, "first moment"):
         raise ValueError(f"momentum_from={momentum_from!r} is not allowed: use 'first moment' or None.")
-    befores = renamed_arrays(_arrays_of(earlier, "earlier"), renamed or {})
-    nows = _arrays_of(fresh, "fresh")
-    leaves = jax.tree.leaves(fresh)
-    rows: list[CarryRow] = []
-    pairs = pairs_of(befores, nows, momentum_from is not None)
-    for kept in nows:
-        found = pairs.get(kept.numbers[0])
-        values = None if found is None else converted(found, kept, momentum, block_size)
-        if found is None or values is None:
+    earlier_arrays = renamed_arrays(_arrays_of(earlier, "earlier"), renamed or {})
+    fresh_arrays = _arrays_of(fresh, "fresh")
+    resized = resized_paths(earlier_arrays, fresh_arrays)
+    pairs = pairs_of(earlier_arrays, fresh_arrays, resized, momentum_from is not None)
+    with outside_meshes():
+        leaves, rows = _carried(pairs, fresh_arrays, jax.tree.leaves(fresh), momentum, block_size)
+        counters = counters_of(earlier_arrays, fresh_arrays, {number for row in rows for number in row.fresh}, step)
+        for one in counters:
+            leaves[one.kept.numbers[0]] = one.value
+        rows += [
+            *counter_rows(earlier_arrays, counters),
+            *setting_rows(earlier_arrays, fresh_arrays),
+            *lost_rows(rows, earlier_arrays, fresh_arrays, resized),
+        ]
+        if strict:
+            _refuse_dropped(rows, earlier_arrays)
+    return jax.tree.unflatten(jax.tree.structure(fresh), leaves), CarryReport(tuple(rows))
+
+
+def _carried(
+    pairs: Pairs, fresh_arrays: Sequence[Kept], leaves: Sequence[Any], momentum: float, block_size: int
+) -> tuple[list[Any], list[CarryRow]]:
+    """The fresh ``leaves`` with the arrays of ``pairs`` in their places, and a row for each."""
+    filled, rows = [*leaves], []
+    for kept in (kept for kept in fresh_arrays if kept.numbers[0] in pairs):
+        found = pairs[kept.numbers[0]]
+        values = converted(found, kept, momentum, block_size)
+        if values is None:
             continue
         rows.append(
             CarryRow("carried", kept.path, kept.shape, kept.what, how(found, kept), found.numbers, kept.numbers)
         )
         for number, value in zip(kept.numbers, values, strict=True):
-            leaves[number] = value
-    carried = {number for row in rows for number in row.fresh}
-    steps = steps_of(befores, nows, carried, step)
-    for one in steps:
-        leaves[one.counter.numbers[0]] = one.value
-    rows += [*step_rows(befores, steps), *setting_rows(befores, nows), *lost_rows(rows, befores, nows)]
-    if strict:
-        _refuse_dropped(rows, befores)
-    return jax.tree.unflatten(jax.tree.structure(fresh), leaves), CarryReport(tuple(rows))
+            filled[number] = value
+    return filled, rows
 
 
 def _arrays_of(state: Any, name: str) -> list[Kept]:
@@ -127,12 +141,10 @@ def _arrays_of(state: Any, name: str) -> list[Kept]:
     return kept_arrays(state)
 
 
-def _refuse_dropped(rows: Sequence[CarryRow], befores: Sequence[Kept]) -> None:
-    values = {kept.numbers: kept.values for kept in befores}
+def _refuse_dropped(rows: Sequence[CarryRow], earlier_arrays: Sequence[Kept]) -> None:
+    values = {kept.numbers: kept.values for kept in earlier_arrays}
     lost = [
-        row
-        for row in rows
-        if row.outcome == "dropped" and any(bool(jnp.any(value != 0)) for value in values.get(row.earlier, (1,)))
+        row for row in rows if row.outcome == "dropped" and any(map(_holds_anything, values.get(row.earlier, (1,))))
     ]
     if lost:
         listed = "; ".join(f"{row.what} of {show(row.path)}: {row.why}" for row in lost[:5])
@@ -140,3 +152,9 @@ def _refuse_dropped(rows: Sequence[CarryRow], befores: Sequence[Kept]) -> None:
             f"strict=True, and {len(lost)} array{'s' * (len(lost) > 1)} of the earlier state would be dropped: {listed}"
             f"{' and more' * (len(lost) > 5)}. Rename with renamed=, or leave out strict and read the report."
         )
+
+
+def _holds_anything(value: Any) -> bool:
+    if jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key):
+        return True
+    return bool(jnp.any(in_device_memory(value) != 0))

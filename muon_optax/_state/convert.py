@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from muon_optax._layouts.paths import show
 from muon_optax._state.kept_arrays import Kept
+from muon_optax._state.places import in_device_memory, placed
 from muon_optax._transforms.momenta.quantized_trace import Bits, quantized, restored
 
 
@@ -21,26 +22,30 @@ def converted(earlier: Kept, fresh: Kept, momentum: float, block_size: int) -> t
         block_size: Of momentum in codes.
     """
     if [*map(_type, earlier.values)] == [*map(_type, fresh.values)] and earlier.way == fresh.way:
-        return tuple(map(_placed, earlier.values, fresh.values))
-    shape = _whole_shape(earlier, fresh)
+        return tuple(map(placed, earlier.values, fresh.values))
+    shape = common_shape(earlier, fresh)
     if shape is None:
         return None
     array = earlier.values[0]
     if jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key):
-        return tuple(map(_placed, earlier.values, fresh.values))
+        return tuple(map(placed, earlier.values, fresh.values))
     if earlier.way == "codes":
         _check_blocks(earlier, shape, block_size)
-        array = restored(earlier.values[0], earlier.values[1], shape, _bits(earlier), block_size)
-    factor = {("average", False): 1 / (1 - momentum), ("sum", True): 1 - momentum, ("codes", True): 1 - momentum}
+        codes, scales = map(in_device_memory, earlier.values)
+        array = restored(codes, scales, shape, _bits(earlier), block_size)
     # Scaled in float32: a bfloat16 average times 20 is rounded once.
-    array = jnp.asarray(array)
+    array = in_device_memory(array)
     if jnp.issubdtype(array.dtype, jnp.inexact):
-        scale = factor.get((earlier.way, fresh.way == "average")) if earlier.way != fresh.way else None
-        array = array.astype(jnp.promote_types(array.dtype, jnp.float32)) * (1.0 if scale is None else scale)
+        array = array.astype(jnp.promote_types(array.dtype, jnp.float32)) * _scale(earlier, fresh, momentum)
     if fresh.way == "codes":
         _check_blocks(fresh, shape, block_size)
-        return tuple(map(_placed, quantized(array, _bits(fresh), block_size), fresh.values))
-    return (_placed(array, fresh.values[0]),)
+        return tuple(map(placed, quantized(array, _bits(fresh), block_size), fresh.values))
+    return (placed(array, fresh.values[0]),)
+
+
+def _scale(earlier: Kept, fresh: Kept, momentum: float) -> float:
+    averages = earlier.way == "average", fresh.way == "average"
+    return {(True, False): 1 / (1 - momentum), (False, True): 1 - momentum}.get(averages, 1.0)
 
 
 def whole_shape(kept: Kept) -> tuple[int, ...]:
@@ -49,8 +54,8 @@ def whole_shape(kept: Kept) -> tuple[int, ...]:
     return (*rest, 2 * last) if kept.way == "codes" and _bits(kept) == 4 else kept.shape
 
 
-def _whole_shape(earlier: Kept, fresh: Kept) -> tuple[int, ...] | None:
-    """The shape that both have; ``None`` if they differ."""
+def common_shape(earlier: Kept, fresh: Kept) -> tuple[int, ...] | None:
+    """The shape that both have once codes are read; ``None`` if they differ."""
     known = [kept for kept in (fresh, earlier) if not (kept.way == "codes" and _bits(kept) == 4)]
     shape = (known[0] if known else earlier).shape if known else whole_shape(earlier)
     return shape if all(_as_kept(shape, kept) == kept.shape for kept in (earlier, fresh)) else None
@@ -77,10 +82,3 @@ def _check_blocks(kept: Kept, shape: tuple[int, ...], block_size: int) -> None:
 
 def _type(value: Any) -> tuple[Any, ...]:
     return tuple(jnp.shape(value)), jnp.result_type(value)
-
-
-def _placed(value: Any, like: Any) -> Any:
-    """``value`` in the dtype of ``like`` and where that lies."""
-    if not jnp.issubdtype(jnp.result_type(like), jax.dtypes.prng_key):
-        value = jnp.asarray(value).astype(jnp.result_type(like))
-    return jax.device_put(value, getattr(like, "sharding", None))

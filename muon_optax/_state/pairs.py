@@ -1,10 +1,12 @@
 """Which array of an earlier state goes on as which of a fresh one: the same thing of the same parameter."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from muon_optax._layouts.paths import show
-from muon_optax._state.kept_arrays import Kept
+from muon_optax._state.convert import common_shape
+from muon_optax._state.kept_arrays import MEANINGS, Kept
 
+_OF_THE_PARAMETERS_SIZE = {what for what, _ in MEANINGS.values()}
 Pairs = dict[int, Kept]  # from the first number of what the fresh state keeps to what is carried there
 
 
@@ -37,14 +39,27 @@ def _renamed(path: str, renamed: Mapping[str, str]) -> str:
     return path
 
 
-def pairs_of(earlier: Sequence[Kept], fresh: Sequence[Kept], from_first_moment: bool) -> Pairs:
+def resized_paths(earlier: Sequence[Kept], fresh: Sequence[Kept]) -> Set[str]:
+    """The parameters whose size has changed. Momentum and moments tell: they have it."""
+    before, now = (
+        {kept.path: kept for kept in side if kept.what in _OF_THE_PARAMETERS_SIZE} for side in (earlier, fresh)
+    )
+    return {path for path in before.keys() & now.keys() if common_shape(before[path], now[path]) is None}
+
+
+def pairs_of(
+    earlier: Sequence[Kept], fresh: Sequence[Kept], resized: Set[str], from_first_moment: bool = False
+) -> Pairs:
     """What ``earlier`` and ``fresh`` both keep; counters and settings are not asked for.
 
-    Where a state keeps a thing twice (an average around the optimizer, and its momentum), the branches of partitions
-    tell which is which, and then their order.
+    Nothing of a parameter whose size has changed: its radius on a sphere or its second moment of a row would fit by
+    their shapes, and are those of another matrix. Where a state keeps a thing twice (an average around the optimizer,
+    and its momentum), the branches of partitions tell which is which, and then their order.
     """
-    left = [kept for kept in earlier if not (kept.counts or kept.is_setting)]
-    wanted = [kept for kept in fresh if not (kept.counts or kept.is_setting)]
+    left, wanted = (
+        [kept for kept in side if not (kept.counts or kept.is_setting or kept.path in resized)]
+        for side in (earlier, fresh)
+    )
     pairs: Pairs = {}
     for same_labels in (True, False):
         for kept in (kept for kept in wanted if kept.numbers[0] not in pairs):

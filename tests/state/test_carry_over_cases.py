@@ -200,6 +200,47 @@ def test_the_radii_of_the_first_step_go_on() -> None:
     assert_trees_equal(state, before)
 
 
+def test_each_radius_goes_with_its_own_leaf() -> None:
+    """Radii of matrices of any size have one shape: two may swap their names, and a list may get another order."""
+    params = {name: jnp.full((4, 8), value) for name, value in (("a", 1.0), ("b", 2.0), ("c", 3.0))}
+    optimizer = mo.recipes.muon_h(RATE, adamw_learning_rate=RATE, layouts=dict.fromkeys(params, "io"), heads=())
+    _, before = optimizer.update(params, optimizer.init(params), params)
+    turned = {"a": "b", "b": "c", "c": "a"}
+    state, report = mo.carry_over(before, optimizer.init(params), renamed=turned, strict=True)
+    assert not report.afresh
+    radii, earlier = (each.inner_states["muon"].inner_state[-1].radii for each in (state, before))
+    assert {turned[path]: float(radius[0, 0]) for path, radius in earlier.items()} == {
+        path: float(radius[0, 0]) for path, radius in radii.items()
+    }
+
+
+CHANGED = "the parameter's size has changed"
+RESIZED = {
+    "radii of a sphere": (
+        lambda: mo.recipes.muon_h(RATE, adamw_learning_rate=RATE, layouts=LAYOUTS, heads=()), "radii",
+    ),
+    "second moments of outputs": (lambda: mo.recipes.normuon(RATE, layouts=LAYOUTS), "moments"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESIZED)
+def test_nothing_of_a_parameter_of_another_size_goes_on(name: str) -> None:
+    """What is kept of its rows or matrices has the shape that it had, and is that of another matrix."""
+    build, field = RESIZED[name]
+    before, longer = after(build()), tree(1, up=(6, 8))
+    fresh = build().init(longer)
+    state, report = mo.carry_over(before, fresh)
+    part, own, old = (
+        next(part for part in each.inner_states["muon"].inner_state if hasattr(part, field))
+        for each in (state, fresh, before)
+    )
+    assert getattr(old, field)["up"].shape == getattr(own, field)["up"].shape
+    assert_trees_equal(getattr(part, field)["up"], getattr(own, field)["up"])
+    rows = {row.what: row.why for row in report.afresh if row.path == "up"}
+    assert rows == {"momentum": "of shape (4, 8) in the earlier state", f"{type(part).__name__}.{field}": CHANGED}
+    assert {(row.what, row.path) for row in report.dropped} == {(what, "up") for what in rows}
+
+
 def test_a_state_can_be_donated() -> None:
     optimizer, params = muon(), tree(0)
     state, _ = mo.carry_over(after(optimizer), optimizer.init(params))

@@ -3,25 +3,26 @@
 from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from muon_optax._state.kept_arrays import Kept
+from muon_optax._state.places import placed
 
 # States whose counter is read by a schedule. Others beside moments correct the bias of these.
 _SCHEDULED = ("ScheduledTraceState", "ScaleByHyperballState")
 
 
-class Step(NamedTuple):
+class FreshCounter(NamedTuple):
     """A counter of the fresh state, and where it goes on."""
 
-    counter: Kept
+    kept: Kept
     value: Any
-    begins: str  # why it stays where `init` put it; empty if it goes on
+    why_afresh: str  # why it stays where `init` put it; empty if it goes on
 
 
-def steps_of(earlier: Sequence[Kept], fresh: Sequence[Kept], carried: Set[int], step: int | None) -> list[Step]:
+def counters_of(
+    earlier: Sequence[Kept], fresh: Sequence[Kept], carried: Set[int], step: int | None
+) -> list[FreshCounter]:
     """Each counter of ``fresh`` with its value.
 
     Args:
@@ -38,11 +39,12 @@ def steps_of(earlier: Sequence[Kept], fresh: Sequence[Kept], carried: Set[int], 
         value = _value(kept, counters, bool(moments)) if step is None else step
         if moments and not any(carried & {*one.numbers} for one in beside):
             # With all moments at zero the correction of their bias is that of a first step.
-            found.append(Step(kept, kept.values[0], "none of its moments was carried"))
+            found.append(FreshCounter(kept, kept.values[0], "none of its moments was carried"))
         elif value is None:
-            found.append(Step(kept, kept.values[0], "the earlier state counts no steps: pass step="))
+            found.append(FreshCounter(kept, kept.values[0], "the earlier state counts no steps: pass step="))
         else:
-            found.append(Step(kept, _placed(value, kept.values[0]), ""))
+            # Each counter is an array of its own: a step may donate the whole state.
+            found.append(FreshCounter(kept, placed(np.asarray(value, kept.values[0].dtype), kept.values[0]), ""))
     return found
 
 
@@ -57,8 +59,3 @@ def _value(kept: Kept, counters: Sequence[Kept], moments: bool) -> int | None:
     alike = [one for one in counters if (one.node.kind, one.field) == (kept.node.kind, kept.field)]
     same = [one for one in alike if one.node.labels == kept.node.labels]
     return run_step(same or (alike if moments or kept.node.wraps else []) or counters)
-
-
-def _placed(step: int, like: Any) -> Any:
-    # Each counter is an array of its own: a step may donate the whole state.
-    return jax.device_put(np.asarray(step, jnp.result_type(like)), getattr(like, "sharding", None))
