@@ -169,14 +169,22 @@ class Tree:
                 found[family_of(leaf.path)].append((numbers_in(leaf.path), leaf.shape))
         return {family: sorted(members) for family, members in found.items()}
 
-    def is_first_of_convolutions(self, leaf: NamedLeaf) -> bool:
-        """Whether a later one takes the channels of this one and mixes them in a window."""
-        (first, _), *later = self.families[family_of(leaf.path)]
+    def is_first_of_convolutions(self, leaf: NamedLeaf, *, in_block: bool = False) -> bool:
+        """Whether a later one, of the same block or of all, takes the channels of this one and mixes them."""
+        own = numbers_in(leaf.path)
+        members = self.families[family_of(leaf.path)]
+        (first, _), *later = [one for one in members if not in_block or one[0][:-1] == own[:-1]]
         outputs, inputs, window = (0, 1, slice(2, None)) if is_torch(leaf.path) else (-1, -2, slice(-2))
-        return first == numbers_in(leaf.path) and any(
+        return first == own and any(
             len(shape) == len(leaf.shape) and shape[inputs] == leaf.shape[outputs] > 1 < math.prod(shape[window])
             for _, shape in later
         )
+
+    def is_repeated_kernel(self, leaf: NamedLeaf) -> bool:
+        """Whether a kernel of this shape lies at the same place of other blocks; a first layer is one of its kind."""
+        own = numbers_in(leaf.path)
+        members = self.families.get(family_of(leaf.path), [])
+        return any(shape == leaf.shape and numbers != own and numbers[-1:] == own[-1:] for numbers, shape in members)
 
     def has_heads(self, leaf: NamedLeaf) -> bool:
         """Whether a query (heads, d, size) lies beside a norm of length d, which no stack has."""
