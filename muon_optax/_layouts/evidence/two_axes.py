@@ -6,6 +6,7 @@ from muon_optax._layouts.tree import names, roles
 from muon_optax._layouts.tree.seen import Reading, Seen
 
 _TWO_AXES = "two axes"  # and a name that says nothing
+QUERIES = frozenset({"query", "queries"})
 
 
 def by_elements(seen: Seen) -> Reading | None:
@@ -21,6 +22,8 @@ def by_orientation(seen: Seen) -> Reading | None:
     """The bias fits one axis only, or that of the siblings does; then the name; then nothing."""
     if len(seen.core) != 2:
         return None
+    if _are_queries(seen):
+        return Reading(None, "learned queries", weak=True)
     letters, why = _letters(seen)
     if letters is None:
         return None
@@ -29,6 +32,12 @@ def by_orientation(seen: Seen) -> Reading | None:
     # "in_proj_weight" has its outputs first, where PyTorch made it; "loop_weight" may be anybody's.
     weak = why == _TWO_AXES or (why == "name: weight" and seen.name.endswith("_weight") and not fused)
     return Reading(letters, why, (inputs,) * 3 if fused else None, weak=weak)
+
+
+def _are_queries(seen: Seen) -> bool:
+    """Whether an array called query holds vectors as wide as the model: beside layers that have names of their own."""
+    own = seen.tree.of_layers and seen.name not in names.MODULE_ARRAY
+    return own and seen.name in QUERIES and seen.width == 1 and seen.bias is None
 
 
 def _letters(seen: Seen) -> tuple[str | None, str]:

@@ -146,11 +146,12 @@ class Tree:
     @cached_property
     def stores_inputs_first(self) -> bool:
         """Whether weights of PyTorch's name have their inputs first, as older Haliax does: by roles and widths."""
-        widths = {norm[0] for norm in self.scopes[""].widths if len(norm) == 1}
+        norms = self.scopes[""].widths
         votes: Counter[bool] = Counter()
         for leaf in self.leaves:
             role = roles.side_of(module_of(leaf.path)[1])
-            sides = [size in widths for size in leaf.shape]
+            *stack, _, _ = leaf.shape if len(leaf.shape) > 1 else (0, 0)
+            sides = [(*stack, size) in norms for size in leaf.shape[-2:]]
             if role is not None and sides in ([True, False], [False, True]) and is_torch(leaf.path):
                 votes[sides[0] == (role == "reads")] += 1
         return votes[True] > votes[False]
@@ -201,14 +202,20 @@ class Tree:
             may_be_heads |= scope.may_be_heads
             if not may_be_heads:  # shapes farther out say nothing else
                 likely = tuple(stack for stack in scope.likely if stack in likely or not likely) or likely
-            told = scope.told
-            if told.options:
+            told = _narrowed(told, scope.told)
+            if len(told.options) == 1:
                 break
         # Shapes count less than the norms of a stack around them, and more than vectors outside of it.
         if likely and told.options in ((), (UNSTACKED,)):
             told = LayerStacks(likely, "shapes")
         fitting = tuple(stack for stack in told.options if stack.fits(leaf.shape))
         return LayerStacks(fitting or (UNSTACKED,), told.by) if told.options else LayerStacks()
+
+
+def _narrowed(told: LayerStacks, farther: LayerStacks) -> LayerStacks:
+    """What the nearest scope that tells allows, and of several stacks those that a scope around it allows too."""
+    both = tuple(stack for stack in told.options if stack in farther.options)
+    return LayerStacks(both, told.by) if both else farther if not told.options else told
 
 
 def _is_b(leaf: NamedLeaf) -> bool:
