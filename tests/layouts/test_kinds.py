@@ -455,6 +455,38 @@ KINDS = {
         retention/gate/kernel 32x64 io
         retention/mix/w 16x8x8 ?
         norm/scale 32 -""",
+    "positions under a name that ends like a weight's": """
+        blocks/0/attn/rel_pos_h 27x64 -
+        blocks/0/attn/rel_pos_w 27x64 -
+        blocks/0/attn/relative_position_t 9x64 -
+        blocks/0/attn/qkv/weight 192x64 oi split 64+64+64
+        blocks/0/attn/qkv/bias 192 -
+        blocks/0/norm/weight 64 -""",
+    "tokens are a table: PyTorch's": """
+        mask_tokens/weight 4x64 -
+        iou/norm/weight 4 -
+        mlp/0/weight 64x64 oi
+        mlp/0/bias 64 -
+        to_tokens/weight 64x48 oi
+        norm/weight 48 -""",
+    "a window of one without a bias": """
+        quantizer/input_proj/weight 32x64x1 oii
+        quantizer/output_proj/weight 64x32x1 oii
+        encoder/conv/weight 64x3x7 oii
+        encoder/conv/bias 64 -""",
+    "a window of one without a bias: two axes of it": """
+        mixer/fold/weight 32x64x1x1 oiii
+        mixer/unfold/weight 64x32x1x1 oiii
+        norm/weight 64 -""",
+    "few channels inside are no head's inputs": """
+        prompt/conv1/weight 4x1x2x2 oiii
+        prompt/conv1/bias 4 -
+        prompt/conv2/weight 16x4x2x2 oiii
+        prompt/conv2/bias 16 -
+        prompt/conv3/weight 64x16x1x1 oiii
+        prompt/conv3/bias 64 -
+        scorer/weight 4x64 ~oi
+        scorer/bias 4 -""",
 }
 
 # What nothing tells must stay unknown: a guess would be wrong for one of the layers that look the same.

@@ -92,6 +92,8 @@ def by_convolution(seen: Seen) -> Reading | None:
     attention = roles.side_of(seen.module) is not None and names.ATTENTION.fullmatch(seen.leaf.path.lower())
     if has_trailing_window(seen.core) and not is_transposed(seen) and not attention and seen.width is None:
         return Reading("o" + "i" * (axes - 1), "window behind")
+    if seen.name == "weight" and axes > 2 and math.prod(seen.core[2:]) == 1 and not is_transposed(seen):
+        return Reading("o" + "i" * (axes - 1), "window of one")
     if not looks_like_convolution(seen):
         return None
     if seen.outputs_first:
