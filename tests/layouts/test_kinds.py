@@ -487,6 +487,31 @@ KINDS = {
         prompt/conv3/bias 64 -
         scorer/weight 4x64 ~oi
         scorer/bias 4 -""",
+    "numbered layers: PyTorch's name with inputs first": """
+        layers/0/weight 12x64 ~io
+        layers/1/weight 64x48 ~io
+        layers/2/weight 48x5 ~-""",
+    "numbered layers: PyTorch's own": """
+        layers/0/weight 64x12 oi
+        layers/1/weight 48x64 oi
+        layers/2/weight 5x48 ~-""",
+    "numbered layers: a name that says nothing, outputs first": """
+        layers/0/c_res 32x8 ~oi
+        layers/1/c_res 48x32 ~oi
+        layers/2/c_res 5x48 ~oi""",
+    "numbered layers: a list, which has inputs first": """
+        0 8x32 ~io
+        1 32x48 ~io
+        2 48x5 ~-""",
+    "numbered layers: an encoder and its decoder say neither": """
+        layers/0/theta 64x32 ~io
+        layers/1/theta 32x64 ~io""",
+    "no norms and biases at all: anybody's weights": """
+        hidden/weight 784x256 ~-
+        output/weight 256x10 ~oi""",
+    "no norms and biases at all: PyTorch's blocks": """
+        blocks/0/up/weight 256x64 ~oi
+        blocks/0/down/weight 64x256 ~oi""",
 }
 
 # What nothing tells must stay unknown: a guess would be wrong for one of the layers that look the same.

@@ -4,6 +4,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 
 from muon_optax._layouts.paths import NamedLeaf
 from muon_optax._layouts.tree import names, roles
@@ -170,6 +171,16 @@ class Tree:
                 found[family_of(leaf.path)].append((numbers_in(leaf.path), leaf.shape))
         return {family: sorted(members) for family, members in found.items()}
 
+    @cached_property
+    def chains(self) -> dict[str, str]:
+        """Of each family of numbered weights in which each takes what the one before gives: ``"io"`` or ``"oi"``."""
+        found: defaultdict[str, list[tuple[list[int], Shape]]] = defaultdict(list)
+        for leaf in self.leaves:
+            if len(leaf.shape) == 2 and leaf.path not in self.vectors and not self.is_table(leaf):
+                found[family_of(leaf.path)].append((numbers_in(leaf.path), leaf.shape))
+        read = {family: _read_in_turn(sorted(members)) for family, members in found.items()}
+        return {family: letters for family, letters in read.items() if letters is not None}
+
     def is_first_of_convolutions(self, leaf: NamedLeaf, *, in_block: bool = False) -> bool:
         """Whether a later one, of the same block or of all, takes the channels of this one and mixes them."""
         own = numbers_in(leaf.path)
@@ -210,6 +221,14 @@ class Tree:
             told = LayerStacks(likely, "shapes")
         fitting = tuple(stack for stack in told.options if stack.fits(leaf.shape))
         return LayerStacks(fitting or (UNSTACKED,), told.by) if told.options else LayerStacks()
+
+
+def _read_in_turn(members: list[tuple[list[int], Shape]]) -> str | None:
+    """Whether each next layer takes the last axis of the one before, or the first; ``None`` for both or neither."""
+    turns = [(one, other) for (at, one), (then, other) in pairwise(members) if at[:-1] == then[:-1]]
+    inputs_first = all(one[1] == other[0] for one, other in turns)
+    outputs_first = all(one[0] == other[1] for one, other in turns)
+    return None if not turns or inputs_first == outputs_first else "io" if inputs_first else "oi"
 
 
 def _narrowed(told: LayerStacks, farther: LayerStacks) -> LayerStacks:
