@@ -29,7 +29,8 @@ LIMITS = """\
 - A stack of layers without norms and biases is told by its shapes alone. It is marked weak.
 - A last layer with a part or a multiple of another layer's size stays with Muon, marked weak. So does a last
   convolution.
-- An array that PyTorch calls `X_weight` may have either axis first. Without a bias it is marked weak.
+- An array that PyTorch calls `X_weight` may have either axis first. Without a bias or numbered layers in turn it
+  is marked weak.
 - A gated layer whose hidden width is the model's reads the same both ways, and gets the same update.
 - The scale of a spline or a mask with the shape of the weight beside it looks like a weight. It is marked weak where
   its name says nothing.
