@@ -29,8 +29,20 @@ LIMITS = """\
 - A stack of layers without norms and biases is told by its shapes alone. It is marked weak.
 - A last layer with a part or a multiple of another layer's size stays with Muon, marked weak. So does a last
   convolution.
-- An array that PyTorch calls `X_weight` may have either axis first. Without a bias it is marked weak.
+- An array that PyTorch calls `X_weight` may have either axis first. Without a bias or numbered layers in turn it
+  is marked weak.
 - A gated layer whose hidden width is the model's reads the same both ways, and gets the same update.
+- The scale of a spline or a mask with the shape of the weight beside it looks like a weight. It is marked weak where
+  its name says nothing.
+
+Wrong without a mark are mostly these. Give them a layout of their own:
+
+- Weights called `weight` that have their inputs first, beside norms or biases that don't tell. They are read as
+  PyTorch's, outputs first. Roles (`up`, `linear1`, `wo`) with a width, or numbered layers in turn, tell otherwise.
+  Without any norm and bias in the tree they are marked weak.
+- A head with as many classes as some other layer has inputs, or as the features of a norm. It stays with Muon.
+- A table called `weight` with a number of rows that another layer takes, unless its name says that it is a table.
+- A square weight without a bias is read by its name alone.
 """
 
 

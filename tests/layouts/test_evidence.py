@@ -72,7 +72,7 @@ CASES = {
         logit_head/linear2/bias 33 -""",
     "a window of two by two behind outputs and inputs": """
         layer/kernel 16x8x2x2 oiii
-        fc/kernel 16x10 ~io""",
+        fc/kernel 16x10 ~-""",
     "a cell with other inputs than hidden units": """
         lstm_cell/kernel 24x64 io split 16+16+16+16
         lstm_cell/recurrent_kernel 16x64 io split 16+16+16+16

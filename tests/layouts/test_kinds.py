@@ -134,9 +134,9 @@ KINDS = {
         proj2_weight 96x768x3x3 oiii
         proj2_bias 96 -""",
     "PyTorch's pairs: a layer written out": """
-        up_weight 256x64 ~oi
+        up_weight 256x64 oi
         up_bias 256 -
-        down_weight 64x256 ~oi
+        down_weight 64x256 oi
         down_bias 64 -""",
     "PyTorch's cells": """
         lstm/weight_ih_l0 256x48 oi
@@ -340,6 +340,178 @@ KINDS = {
         norm/scale 64 -
         attn/relative_bias/wrb 4x32 -
         attn/relative_attention_bias/weight 32x4 -""",
+    "a filter for each channel under no name: a list of layers": """
+        blocks_0/net/layers_0/kernel 1x64x256 ~iio
+        blocks_0/net/layers_0/bias 256 -
+        blocks_0/net/layers_2/kernel 9x1x128 ~-
+        blocks_0/net/layers_2/bias 128 -
+        blocks_0/net/layers_4/kernel 1x128x64 iio
+        blocks_0/net/layers_4/bias 64 -""",
+    "a filter for each channel under no name: PyTorch's blocks with a gate": """
+        blocks/0/net/0/weight 256x64x1 oii
+        blocks/0/net/0/bias 256 -
+        blocks/0/net/2/weight 128x1x9 ~-
+        blocks/0/net/2/bias 128 -
+        blocks/0/net/4/weight 64x128x1 oii
+        blocks/0/net/4/bias 64 -
+        blocks/1/net/0/weight 256x64x1 oii
+        blocks/1/net/0/bias 256 -
+        blocks/1/net/2/weight 128x1x9 ~-
+        blocks/1/net/2/bias 128 -
+        blocks/1/net/4/weight 64x128x1 oii
+        blocks/1/net/4/bias 64 -""",
+    "a signal of one channel under no name": """
+        layers_0/kernel 10x1x64 iio
+        layers_0/bias 64 -
+        layers_2/kernel 3x64x64 iio
+        layers_2/bias 64 -
+        layers_4/kernel 64x32 ~io
+        layers_4/bias 32 -""",
+    "few classes beside windows and colors: three of a residual network": """
+        conv_init/kernel 7x7x3x64 iiio
+        block_0/Conv_0/kernel 3x3x64x64 iiio
+        block_0/BatchNorm_0/scale 64 -
+        block_0/BatchNorm_0/bias 64 -
+        fc/kernel 64x3 ~-
+        fc/bias 3 -""",
+    "few classes beside windows and colors: seven in PyTorch": """
+        stem/weight 64x3x7x7 oiii
+        layer1/0/conv1/weight 64x64x3x3 oiii
+        layer1/0/bn1/weight 64 -
+        layer1/0/bn1/bias 64 -
+        class_predictor/weight 7x64 ~-
+        class_predictor/bias 7 -""",
+    "few classes beside windows and colors: a table of three levels": """
+        stem/weight 64x3x7x7 oiii
+        stem/bias 64 -
+        level/weight 3x64 ~-
+        layers/0/linear1/weight 256x64 oi
+        layers/0/linear1/bias 256 -
+        layers/0/linear2/weight 64x256 oi
+        layers/0/linear2/bias 64 -""",
+    "inputs first under PyTorch's name: a loop": """
+        layer0/feed_forward/linear1_0/weight 64x256 io
+        layer0/feed_forward/linear1_1/weight 64x256 io
+        layer0/feed_forward/linear2/weight 256x64 io
+        layer0/feed_forward/norm/scale 64 -
+        output_norm/scale 64 -""",
+    "inputs first under PyTorch's name: a scan with fewer keys": """
+        repeat/layer/feed_forward/linear1_0/weight 4x64x256 bio
+        repeat/layer/feed_forward/linear2/weight 4x256x64 bio
+        repeat/layer/feed_forward/norm/scale 4x64 -
+        repeat/layer/self_attention/attention/i_proj/q_proj/weight 4x64x8x16 bioo
+        repeat/layer/self_attention/attention/i_proj/k_proj/weight 4x64x2x16 bioo
+        repeat/layer/self_attention/attention/o_proj/weight 4x64x8x16 boii
+        repeat/layer/self_attention/norm/scale 4x64 -
+        output_norm/scale 64 -""",
+    "inputs first under PyTorch's name: experts of a scan": """
+        repeat/layer/feed_forward/gate_weight 4x64x8 bio
+        repeat/layer/feed_forward/wi_0_weight 4x8x64x256 bbio
+        repeat/layer/feed_forward/wo_weight 4x8x256x64 bbio
+        repeat/layer/feed_forward/norm/scale 4x64 -
+        output_norm/scale 64 -""",
+    "PyTorch's own pair of linear layers stays outputs first": """
+        layers/0/linear1/weight 256x64 oi
+        layers/0/linear2/weight 64x256 oi
+        layers/0/norm1/weight 64 -
+        norm/weight 64 -""",
+    "queries, keys and values in front: of attention with its width behind": """
+        attention/qkv_proj/kernel 3x64x4x16 bioo
+        attention/out/kernel 4x16x64 iio
+        norm/scale 64 -""",
+    "queries, keys and values in front: heads before the width": """
+        attention/kv_proj/kernel 2x4x64x16 boio
+        attention/q_proj/kernel 64x4x16 ioo
+        attention/out/kernel 4x16x64 iio
+        norm/scale 64 -""",
+    "learned queries: of a pool": """
+        pool/query 16x64 ~-
+        pool/attn/q_proj_weight 64x64 ~oi
+        pool/attn/out_proj/weight 64x64 oi
+        pool/attn/out_proj/bias 64 -
+        pool/ln/weight 64 -
+        pool/ln/bias 64 -""",
+    "learned queries: in Linen": """
+        resampler/queries 16x64 ~-
+        resampler/ln/scale 64 -
+        resampler/attn/query/kernel 64x4x16 ioo
+        resampler/attn/query/bias 4x16 -
+        resampler/attn/out/kernel 4x16x64 iio
+        resampler/attn/out/bias 64 -""",
+    "learned queries: a projection of that name is none": """
+        block/query 64x32 ~io
+        block/ln/scale 64 -
+        block/mlp/kernel 64x64 io
+        block/mlp/bias 64 -""",
+    "a norm of each head is no width": """
+        xlstm/q_proj/kernel 24x4x4 ~bio
+        xlstm/proj_up/kernel 48x192 ~io
+        xlstm/proj_down/kernel 96x48 io
+        xlstm/outnorm/scale 4x24 -
+        norm/scale 48 -""",
+    "a norm of each head is no width: retention": """
+        retention/group_norm/scale 4x16 -
+        retention/out/kernel 64x32 io
+        retention/gate/kernel 32x64 io
+        retention/mix/w 16x8x8 ?
+        norm/scale 32 -""",
+    "positions under a name that ends like a weight's": """
+        blocks/0/attn/rel_pos_h 27x64 -
+        blocks/0/attn/rel_pos_w 27x64 -
+        blocks/0/attn/relative_position_t 9x64 -
+        blocks/0/attn/qkv/weight 192x64 oi split 64+64+64
+        blocks/0/attn/qkv/bias 192 -
+        blocks/0/norm/weight 64 -""",
+    "tokens are a table: PyTorch's": """
+        mask_tokens/weight 4x64 -
+        iou/norm/weight 4 -
+        mlp/0/weight 64x64 oi
+        mlp/0/bias 64 -
+        to_tokens/weight 64x48 oi
+        norm/weight 48 -""",
+    "a window of one without a bias": """
+        quantizer/input_proj/weight 32x64x1 oii
+        quantizer/output_proj/weight 64x32x1 oii
+        encoder/conv/weight 64x3x7 oii
+        encoder/conv/bias 64 -""",
+    "a window of one without a bias: two axes of it": """
+        mixer/fold/weight 32x64x1x1 oiii
+        mixer/unfold/weight 64x32x1x1 oiii
+        norm/weight 64 -""",
+    "few channels inside are no head's inputs": """
+        prompt/conv1/weight 4x1x2x2 oiii
+        prompt/conv1/bias 4 -
+        prompt/conv2/weight 16x4x2x2 oiii
+        prompt/conv2/bias 16 -
+        prompt/conv3/weight 64x16x1x1 oiii
+        prompt/conv3/bias 64 -
+        scorer/weight 4x64 ~oi
+        scorer/bias 4 -""",
+    "numbered layers: PyTorch's name with inputs first": """
+        layers/0/weight 12x64 ~io
+        layers/1/weight 64x48 ~io
+        layers/2/weight 48x5 ~-""",
+    "numbered layers: PyTorch's own": """
+        layers/0/weight 64x12 oi
+        layers/1/weight 48x64 oi
+        layers/2/weight 5x48 ~-""",
+    "numbered layers: a name that says nothing, outputs first": """
+        layers/0/c_res 32x8 ~oi
+        layers/1/c_res 48x32 ~oi
+        layers/2/c_res 5x48 ~oi""",
+    "numbered layers: a list, which has inputs first": """
+        0 8x32 ~io
+        1 32x48 ~io
+        2 48x5 ~-""",
+    "numbered layers: an encoder and its decoder say neither": """
+        layers/0/theta 64x32 ~io
+        layers/1/theta 32x64 ~io""",
+    "no norms and biases at all: anybody's weights": """
+        hidden/weight 784x256 ~-
+        output/weight 256x10 ~oi""",
+    "no norms and biases at all: PyTorch's blocks": """
+        blocks/0/up/weight 256x64 ~oi
+        blocks/0/down/weight 64x256 ~oi""",
 }
 
 # What nothing tells must stay unknown: a guess would be wrong for one of the layers that look the same.

@@ -59,11 +59,11 @@ RULES: tuple[tuple[Callable[[Seen], Reading | None], str], ...] = (
     (by_attention, "`ioo`, `iio`"),
     (by_convolution, "`iiio`, `iioi`, `oiii`"),
     (by_router, "`bio`, `boi`"),
-    (by_width_of_inputs, "`ioo`, `ooi`"),
+    (by_width_of_inputs, "`ioo`, `ooi`, `bioo`, `boio`"),
     (by_width_of_outputs, "`iio`, `iiio`"),
     (by_expert_name, "`bio`, `boi`"),
     (by_blocks, "`bio`, `boi`"),
-    (by_orientation, "`io`, `oi`"),
+    (by_orientation, "`io`, `oi`, `None`"),
 )
 
 

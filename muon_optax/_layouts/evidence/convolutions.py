@@ -47,19 +47,28 @@ def by_depthwise(seen: Seen) -> Reading | None:
     named = any(_MAYBE_DEPTHWISE.fullmatch(name) for name in (seen.module, seen.name))
     if named and axes > 2 and core[-2] == 1 < math.prod(core[:-2]):
         return Reading(None, "depthwise")
-    if seen.outputs_first and axes > 2 and core[1] == 1 < math.prod(core[2:]):
+    if seen.outputs_first and axes > 2 and core[1] == 1 < min(core[0], math.prod(core[2:])):
         return _one_channel(seen)
     if has_trailing_window(core) and core[1] > 1:
         return None
-    if not looks_like_convolution(seen):
-        return None
     if seen.outputs_first:
         return None
+    if not looks_like_convolution(seen):
+        return _filters_by_bias(seen)
     # Patches of a gray image or a spectrogram have a single channel, and no later convolution to tell.
     patches = any("patch" in part for part in seen.leaf.path.lower().split("/")[-3:])
     if core[-2] == 1 and math.prod(core[:-2]) > 1 and not is_transposed(seen) and not patches:
         return None if seen.tree.is_first_of_convolutions(seen.leaf) else Reading(None, "depthwise")
     return None
+
+
+def _filters_by_bias(seen: Seen) -> Reading | None:
+    """A kernel (*window, 1, channels) whose module has no name of its own: a dense layer reads no axis of length 1."""
+    core = seen.core
+    filters = len(core) > 2 and core[-2] == 1 < math.prod(core[:-2]) and seen.bias == core[-1:]
+    if not filters or roles.side_of(seen.module) is not None or seen.name not in names.MODULE_ARRAY:
+        return None
+    return None if seen.tree.is_first_of_convolutions(seen.leaf) else Reading(None, "depthwise", weak=True)
 
 
 def _one_channel(seen: Seen) -> Reading | None:
@@ -69,7 +78,12 @@ def _one_channel(seen: Seen) -> Reading | None:
     named = _by_name(seen) or any(_DEPTHWISE.fullmatch(name) for name in (seen.module, seen.name))
     if seen.tree.outputs[seen.core[0]]:
         return Reading(None, "depthwise")
-    return Reading(None, "depthwise", weak=True) if named else None
+    if not named and seen.tree.is_first_of_convolutions(seen.leaf, in_block=True):
+        return None  # networks side by side, such as discriminators
+    if named or seen.tree.is_repeated_kernel(seen.leaf):
+        return Reading(None, "depthwise", weak=True)
+    # A signal of one channel and a filter for each channel look the same where nothing stands before or behind.
+    return Reading("o" + "i" * (len(seen.core) - 1), "one channel", weak=True)
 
 
 def by_convolution(seen: Seen) -> Reading | None:
@@ -78,6 +92,8 @@ def by_convolution(seen: Seen) -> Reading | None:
     attention = roles.side_of(seen.module) is not None and names.ATTENTION.fullmatch(seen.leaf.path.lower())
     if has_trailing_window(seen.core) and not is_transposed(seen) and not attention and seen.width is None:
         return Reading("o" + "i" * (axes - 1), "window behind")
+    if seen.name == "weight" and axes > 2 and math.prod(seen.core[2:]) == 1 and not is_transposed(seen):
+        return Reading("o" + "i" * (axes - 1), "window of one")
     if not looks_like_convolution(seen):
         return None
     if seen.outputs_first:

@@ -51,7 +51,7 @@ class Edges:
         letters = "" if layout is None else layout.axes
         if head and len(shape) == 2:
             self.read_by_heads.add(shape[1] if is_torch(leaf.path) else shape[0])
-        self.sides.update({*shape, fan_in, fan_out} - {0})
+        self.sides.update(_sides(shape, letters, fan_in, fan_out))
         self.inputs.add(fan_in)
         self.outputs.update({size for size, letter in zip(shape, letters, strict=False) if letter == "o"} | {fan_out})
         if layout is not None and len(shape) > 2 and names.CONVOLUTION.search(module_of(leaf.path)[1]):
@@ -166,7 +166,16 @@ class Edges:
         one = layout.axes.count("o") == 1 and "b" not in layout.axes and roles.side_of(module_of(leaf.path)[1]) is None
         inputs = leaf.shape[layout.axes.rindex("i") if layout.axes[-1] == "o" else 1]
         flat = outputs >= LEAST_CHANNELS and any(size % outputs == 0 for size in self.inputs if size > outputs)
-        last = self.sides[outputs] == 1 and self.outputs[inputs] and not flat and not self.is_repeated(leaf)
+        last = self.sides[outputs] <= 1 and self.outputs[inputs] and not flat and not self.is_repeated(leaf)
         if one and last:
             return decision._replace(why=f"{decision.why}; nothing takes its outputs", strength="weak")
         return decision
+
+
+def _sides(shape: Shape, letters: str, fan_in: int, fan_out: int) -> set[int]:
+    """The sizes that other layers may give or take: of a convolution its channels, not its window or colors."""
+    if len(shape) < 4 or (letters and (letters.count("o") != 1 or "b" in letters)):
+        return {*shape, fan_in, fan_out} - {0}
+    first = "o" in letters[:2]
+    channels = shape if not letters else shape[:2] if first else shape[-2:]
+    return {size for size in (*channels, fan_in, fan_out) if size >= LEAST_CHANNELS}

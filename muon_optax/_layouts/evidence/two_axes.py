@@ -3,9 +3,12 @@
 import math
 
 from muon_optax._layouts.tree import names, roles
+from muon_optax._layouts.tree.path_parts import family_of
 from muon_optax._layouts.tree.seen import Reading, Seen
 
 _TWO_AXES = "two axes"  # and a name that says nothing
+_IN_TURN = "numbered layers"  # each takes what the one before gives
+_QUERIES = frozenset({"query", "queries"})
 
 
 def by_elements(seen: Seen) -> Reading | None:
@@ -18,17 +21,26 @@ def by_elements(seen: Seen) -> Reading | None:
 
 
 def by_orientation(seen: Seen) -> Reading | None:
-    """The bias fits one axis only, or that of the siblings does; then the name; then nothing."""
+    """The bias fits one axis only, or that of the siblings does; then the name, or numbered layers in turn."""
     if len(seen.core) != 2:
         return None
+    if _are_queries(seen):
+        return Reading(None, "learned queries", weak=True)
     letters, why = _letters(seen)
     if letters is None:
         return None
     inputs, outputs = seen.core if letters == "io" else seen.core[::-1]
     fused = (roles.role_of(seen.module) == "fused") and outputs == 3 * inputs
     # "in_proj_weight" has its outputs first, where PyTorch made it; "loop_weight" may be anybody's.
-    weak = why == _TWO_AXES or (why == "name: weight" and seen.name.endswith("_weight") and not fused)
+    # Without any bias or norm a tree of weights may be anybody's too: JAX users store their inputs first.
+    anybodys = seen.name.endswith("_weight") or not (seen.tree.vectors or seen.tree.hidden)
+    weak = why in (_TWO_AXES, _IN_TURN) or (why == "name: weight" and anybodys and not fused)
     return Reading(letters, why, (inputs,) * 3 if fused else None, weak=weak)
+
+
+def _are_queries(seen: Seen) -> bool:
+    """Whether an array called query holds vectors as wide as the model: beside layers that have names of their own."""
+    return seen.name in _QUERIES and seen.tree.of_layers and seen.width == 1 and seen.bias is None
 
 
 def _letters(seen: Seen) -> tuple[str | None, str]:
@@ -38,8 +50,10 @@ def _letters(seen: Seen) -> tuple[str | None, str]:
     siblings = _by_siblings(seen)
     if siblings == "oi" or (siblings and seen.outputs_first):
         return siblings, "bias of siblings"
+    in_turn = seen.tree.chains.get(family_of(seen.leaf.path)) if not seen.stack.sizes else None
     if seen.outputs_first:
-        return _by_role(seen) or ("oi", "name: weight")
+        by_name = {"io": ("io", _IN_TURN), "oi": ("oi", f"name: weight, {_IN_TURN}"), None: ("oi", "name: weight")}
+        return _by_role(seen) or by_name[in_turn]
     weight = names.is_weight(seen.name)
     if weight:
         return "io", f"name: {seen.name}"
@@ -47,7 +61,8 @@ def _letters(seen: Seen) -> tuple[str | None, str]:
         return "io", "its bias"
     if weight is None and not seen.tree.is_flat_list:
         if not seen.tree.of_layers:
-            return "io", _TWO_AXES  # a user's own tree, whose names are his own
+            # A user's own tree, whose names are his own.
+            return (in_turn, _IN_TURN) if in_turn else ("io", _TWO_AXES)
         if seen.width == 0:
             return "io", "width"
     return None, ""

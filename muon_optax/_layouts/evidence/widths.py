@@ -4,6 +4,8 @@ from muon_optax._layouts.tree import names, roles
 from muon_optax._layouts.tree.seen import Reading, Seen
 from muon_optax._layouts.tree.windows import LARGEST_WINDOW
 
+_SIDE_BY_SIDE = {"fused": 3, "key_value": 2}  # as an axis in front
+
 
 def by_width_of_inputs(seen: Seen) -> Reading | None:
     """The width is the first axis, or the last where outputs are stored first."""
@@ -13,6 +15,8 @@ def by_width_of_inputs(seen: Seen) -> Reading | None:
     if role is None and names.is_weight(seen.name) is None:
         return None  # an array of any name may as well have the width as its output
     axis = seen.width
+    if last == 3 and axis in (1, 2) and seen.core[0] == _SIDE_BY_SIDE.get(roles.role_of(seen.module) or ""):
+        return Reading("bioo" if axis == 1 else "boio", "side by side + width")
     if axis is None and roles.reads_attention(seen.module) and seen.reads_normalized:
         axis = 0  # from a compressed rank, which has a norm of its own
     if axis == 0 and (role == "reads" or not seen.outputs_first):

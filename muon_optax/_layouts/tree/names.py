@@ -6,11 +6,13 @@ from functools import cache
 EMBEDDING = re.compile(
     r"((tok|token|word|time|class|label|input)_)?(emb|embed|embedder|embeddings?)"
     r"|(\w+_)?pos(ition(al)?)?_(emb|embed|embedder|embeddings?)|posembed_input|embed_(tokens|positions)|w[tp]e"
+    r"|(?!to_)(\w+_)?tokens"
 )
 # The array itself: what stands in a model or in a dict without a module of its own.
 EMBEDDING_ARRAY = re.compile(
     r"(.*_)?(un)?emb(ed(ding|der)?)?s?(_(table|matrix|weights?|tokens|positions|vlm))?"
     r"|(cls|mask|register|reg|distill?|pos)_?tokens?|pos(itions?|itional)?(_enc(oding)?s?|_table)?|w[tp]e"
+    r"|rel(ative)?_pos(ition)?s?(_[a-z])?"
 )
 HEAD = re.compile(
     r"(?!(multi|per|attn|attention|each|sub)_)(\w+_)?head(_?(dense|proj|projection|linear|layer|out))?"

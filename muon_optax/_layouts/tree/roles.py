@@ -25,9 +25,9 @@ ROLES = {
     "latent": rf"(to_)?w?(k|v|key|value)_(a|b){_PROJECTION}",
     "gating": rf"(to_)?w?gating{_PROJECTION}",
     "output": rf"(to_)?(o|wo|out|output|attn_vec|attention_output|attention_out|attn_out){_PROJECTION}",
-    "up": rf"{_FEED}(wi|w1|w3|up|fc1|fc_in|c_fc|w_in|w_up|lin1|intermediate){_FED}|dense_h_to_4h",
+    "up": rf"{_FEED}(wi|w1|w3|up|fc1|fc_in|c_fc|w_in|w_up|lin1|linear1|intermediate){_FED}|dense_h_to_4h",
     "gate": rf"{_FEED}(gate|w_gate){_FED}",
-    "down": rf"{_FEED}(w2|down|fc2|fc_out|c_proj|w_out|w_down|lin2|linear){_FED}|dense_4h_to_h",
+    "down": rf"{_FEED}(w2|down|fc2|fc_out|c_proj|w_out|w_down|lin2|linear2?){_FED}|dense_4h_to_h",
     "router": r"(\w+_)?router(_\w+)?",
 }
 _PATTERNS = {role: re.compile(pattern) for role, pattern in ROLES.items()}
@@ -43,8 +43,9 @@ HALVES = frozenset({"key_value", "gate_up"})
 
 @cache
 def role_of(name: str) -> str | None:
-    """The role of a projection of this name."""
-    return next((role for role, pattern in _PATTERNS.items() if pattern.fullmatch(name)), None)
+    """The role of a projection of this name; an array of its own may be called "wi_0_weight"."""
+    bare = re.sub(r"(_\d+)?_weight$", "", name)
+    return next((r for r, pattern in _PATTERNS.items() if pattern.fullmatch(name) or pattern.fullmatch(bare)), None)
 
 
 def is_query(name: str) -> bool:

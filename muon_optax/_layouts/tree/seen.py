@@ -86,4 +86,5 @@ class Seen:
 
     def _lengths(self, norms: set[Shape]) -> set[int]:
         many = self.cores({norm for norm in norms if len(norm) > 1})
-        return {norm[0] for norm in norms if len(norm) == 1} | {core[-1] for core in many}
+        # What still has two axes in one layer is a norm of each head.
+        return {norm[0] for norm in norms if len(norm) == 1} | {core[0] for core in many if len(core) == 1}

@@ -4,6 +4,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 
 from muon_optax._layouts.paths import NamedLeaf
 from muon_optax._layouts.tree import names, roles
@@ -146,11 +147,12 @@ class Tree:
     @cached_property
     def stores_inputs_first(self) -> bool:
         """Whether weights of PyTorch's name have their inputs first, as older Haliax does: by roles and widths."""
-        widths = {norm[0] for norm in self.scopes[""].widths if len(norm) == 1}
+        norms = self.scopes[""].widths
         votes: Counter[bool] = Counter()
         for leaf in self.leaves:
             role = roles.side_of(module_of(leaf.path)[1])
-            sides = [size in widths for size in leaf.shape]
+            *stack, _, _ = leaf.shape if len(leaf.shape) > 1 else (0, 0)
+            sides = [(*stack, size) in norms for size in leaf.shape[-2:]]
             if role is not None and sides in ([True, False], [False, True]) and is_torch(leaf.path):
                 votes[sides[0] == (role == "reads")] += 1
         return votes[True] > votes[False]
@@ -169,14 +171,32 @@ class Tree:
                 found[family_of(leaf.path)].append((numbers_in(leaf.path), leaf.shape))
         return {family: sorted(members) for family, members in found.items()}
 
-    def is_first_of_convolutions(self, leaf: NamedLeaf) -> bool:
-        """Whether a later one takes the channels of this one and mixes them in a window."""
-        (first, _), *later = self.families[family_of(leaf.path)]
+    @cached_property
+    def chains(self) -> dict[str, str]:
+        """Of each family of numbered weights in which each takes what the one before gives: ``"io"`` or ``"oi"``."""
+        found: defaultdict[str, list[tuple[list[int], Shape]]] = defaultdict(list)
+        for leaf in self.leaves:
+            if len(leaf.shape) == 2 and leaf.path not in self.vectors and not self.is_table(leaf):
+                found[family_of(leaf.path)].append((numbers_in(leaf.path), leaf.shape))
+        read = {family: _read_in_turn(sorted(members)) for family, members in found.items()}
+        return {family: letters for family, letters in read.items() if letters is not None}
+
+    def is_first_of_convolutions(self, leaf: NamedLeaf, *, in_block: bool = False) -> bool:
+        """Whether a later one, of the same block or of all, takes the channels of this one and mixes them."""
+        own = numbers_in(leaf.path)
+        members = self.families[family_of(leaf.path)]
+        (first, _), *later = [one for one in members if not in_block or one[0][:-1] == own[:-1]]
         outputs, inputs, window = (0, 1, slice(2, None)) if is_torch(leaf.path) else (-1, -2, slice(-2))
-        return first == numbers_in(leaf.path) and any(
+        return first == own and any(
             len(shape) == len(leaf.shape) and shape[inputs] == leaf.shape[outputs] > 1 < math.prod(shape[window])
             for _, shape in later
         )
+
+    def is_repeated_kernel(self, leaf: NamedLeaf) -> bool:
+        """Whether a kernel of this shape lies at the same place of other blocks; a first layer is one of its kind."""
+        own = numbers_in(leaf.path)
+        members = self.families.get(family_of(leaf.path), [])
+        return any(shape == leaf.shape and numbers != own and numbers[-1:] == own[-1:] for numbers, shape in members)
 
     def has_heads(self, leaf: NamedLeaf) -> bool:
         """Whether a query (heads, d, size) lies beside a norm of length d, which no stack has."""
@@ -193,14 +213,28 @@ class Tree:
             may_be_heads |= scope.may_be_heads
             if not may_be_heads:  # shapes farther out say nothing else
                 likely = tuple(stack for stack in scope.likely if stack in likely or not likely) or likely
-            told = scope.told
-            if told.options:
+            told = _narrowed(told, scope.told)
+            if len(told.options) == 1:
                 break
         # Shapes count less than the norms of a stack around them, and more than vectors outside of it.
         if likely and told.options in ((), (UNSTACKED,)):
             told = LayerStacks(likely, "shapes")
         fitting = tuple(stack for stack in told.options if stack.fits(leaf.shape))
         return LayerStacks(fitting or (UNSTACKED,), told.by) if told.options else LayerStacks()
+
+
+def _read_in_turn(members: list[tuple[list[int], Shape]]) -> str | None:
+    """Whether each next layer takes the last axis of the one before, or the first; ``None`` for both or neither."""
+    turns = [(one, other) for (at, one), (then, other) in pairwise(members) if at[:-1] == then[:-1]]
+    inputs_first = all(one[1] == other[0] for one, other in turns)
+    outputs_first = all(one[0] == other[1] for one, other in turns)
+    return None if not turns or inputs_first == outputs_first else "io" if inputs_first else "oi"
+
+
+def _narrowed(told: LayerStacks, farther: LayerStacks) -> LayerStacks:
+    """What the nearest scope that tells allows, and of several stacks those that a scope around it allows too."""
+    both = tuple(stack for stack in told.options if stack in farther.options)
+    return LayerStacks(both, told.by) if both else farther if not told.options else told
 
 
 def _is_b(leaf: NamedLeaf) -> bool:
