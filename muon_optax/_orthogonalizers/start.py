@@ -51,9 +51,10 @@ def start(matrices: jax.Array, dtype: jax.typing.DTypeLike, norm: Norm) -> Start
 
 
 def _almost_orthogonal(X: jax.Array, product: jax.Array) -> Start:
-    # For v and w = v / roots, w^T G w <= sum |G_ij| (w_i^2 + w_j^2) / 2 = v^T v: no singular value is above 1.
+    # For any v and w = factors v, w^T G w <= sum |G_ij| (w_i^2 + w_j^2) / 2 = v^T v: no singular value is above 1.
     squares = jnp.sum(jnp.abs(product), axis=-1, keepdims=True)
-    roots = jnp.sqrt(jnp.where(squares == 0, 1, squares))  # (*batch, n, 1); a row of zeros stays
-    across = jnp.swapaxes(roots, -1, -2)
-    scaled = rounded(X / (roots if is_wide(X) else across), X.dtype)
-    return Start(scaled, product / roots / across, jnp.ones_like(roots[..., :1, :]))
+    # (*batch, n, 1). A row of zeros stays.
+    factors = 1 / jnp.sqrt(jnp.where(squares == 0, 1, squares))
+    across = jnp.swapaxes(factors, -1, -2)
+    scaled = rounded(X * (factors if is_wide(X) else across), X.dtype)
+    return Start(scaled, product * factors * across, jnp.ones_like(factors[..., :1, :]))
