@@ -1,5 +1,6 @@
 """Where an optimizer's state lies: each momentum as its parameter does, or spread further (ZeRO-1)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from muon_optax._mesh.given import as_given
 from muon_optax._mesh.placement import Placement, trimmed
 from muon_optax._mesh.plan import Plan
 from muon_optax._mesh.typed import explicit_axes, inside_shard_map, typed_sharding
+from muon_optax._transforms.momenta.offload_to_host import HOST, on_host
 
 
 def state_shardings(optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None) -> Any:
@@ -22,6 +24,7 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
     of its rows or blocks does so on the axes whose shards hold whole ones. With a plan
     made ``over`` a mesh axis it is spread over that axis too (ZeRO-1): parameters are whole on every device, momentum
     lives once, gradients arrive by reduce-scatter, and the update leaves by an all-gather. Counters are everywhere.
+    What :func:`muon_optax.offload_to_host` keeps has the memory kind ``"pinned_host"``.
 
     Args:
         optimizer: Any Optax transform.
@@ -49,7 +52,16 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
         P('data',)
     """
     placement = _placement(params, shardings)
-    return _places(jax.eval_shape(optimizer.init, params), params, placement)
+    hosted: list[bool] = []
+
+    def init(params: optax.Params) -> optax.OptState:
+        state = optimizer.init(params)
+        # Here, where types tell it: what `eval_shape` returns does not in every JAX.
+        hosted.extend(map(on_host, jax.tree.leaves(state)))
+        return state
+
+    state = jax.eval_shape(init, params)
+    return _places(state, params, placement, hosted)
 
 
 def init_sharded(
@@ -95,7 +107,8 @@ def stay_spread(
         return optimizer
 
     def stay(state: optax.OptState, params: optax.Params) -> optax.OptState:
-        return jax.tree.map(_constrain, state, _places(state, params, _placement(params, shardings)))
+        hosted = list(map(on_host, jax.tree.leaves(state)))
+        return jax.tree.map(_constrain, state, _places(state, params, _placement(params, shardings), hosted))
 
     def init(params: optax.Params) -> optax.OptState:
         return stay(optimizer.init(params), params)
@@ -133,8 +146,11 @@ def _placement(params: Any, shardings: Any) -> Placement:
     return placement
 
 
-def _places(state: Any, params: Any, placement: Placement) -> Any:
-    """For every leaf of a state the sharding of what it belongs to; for others that of being everywhere."""
+def _places(state: Any, params: Any, placement: Placement, hosted: Sequence[bool]) -> Any:
+    """For every leaf of a state the sharding of what it belongs to; for others that of being everywhere.
+
+    Those that are ``hosted`` lie in the host's memory.
+    """
     shapes = {leaf.path: leaf.shape for leaf in named_leaves(params)}
     everywhere = NamedSharding(placement.mesh, PartitionSpec())
 
@@ -148,7 +164,11 @@ def _places(state: Any, params: Any, placement: Placement) -> Any:
             return everywhere
         return _place_of_statistic(leaf, placement.there.get(path, everywhere), shapes[path])
 
-    return jax.tree.unflatten(jax.tree.structure(state), [place(leaf) for leaf in named_leaves(state)])
+    places = [
+        place(leaf).with_memory_kind(HOST) if away else place(leaf)
+        for leaf, away in zip(named_leaves(state), hosted, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(state), places)
 
 
 def _place_of_statistic(leaf: NamedLeaf, own: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
