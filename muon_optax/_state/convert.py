@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from muon_optax._layouts.paths import show
 from muon_optax._state.kept_arrays import Kept
+from muon_optax._transforms.momenta.offload_to_host import to_device
 from muon_optax._transforms.momenta.quantized_trace import Bits, quantized, restored
 
 
@@ -25,6 +26,7 @@ def converted(earlier: Kept, fresh: Kept, momentum: float, block_size: int) -> t
     shape = _whole_shape(earlier, fresh)
     if shape is None:
         return None
+    earlier = earlier._replace(values=to_device(earlier.values))
     array = earlier.values[0]
     if jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key):
         return tuple(map(_placed, earlier.values, fresh.values))

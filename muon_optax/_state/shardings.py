@@ -14,7 +14,7 @@ from muon_optax._mesh.given import as_given
 from muon_optax._mesh.placement import Placement, trimmed
 from muon_optax._mesh.plan import Plan
 from muon_optax._mesh.typed import explicit_axes, inside_shard_map, typed_sharding
-from muon_optax._transforms.momenta.offload_to_host import HOST, on_host
+from muon_optax._transforms.momenta.offload_to_host import HOST, noting_host, on_host
 
 
 def state_shardings(optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None) -> Any:
@@ -53,14 +53,7 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
     """
     placement = _placement(params, shardings)
     hosted: list[bool] = []
-
-    def init(params: optax.Params) -> optax.OptState:
-        state = optimizer.init(params)
-        # Here, where types tell it: what `eval_shape` returns does not in every JAX.
-        hosted.extend(map(on_host, jax.tree.leaves(state)))
-        return state
-
-    state = jax.eval_shape(init, params)
+    state = jax.eval_shape(noting_host(optimizer.init, hosted), params)
     return _places(state, params, placement, hosted)
 
 

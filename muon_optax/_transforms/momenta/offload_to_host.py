@@ -1,6 +1,6 @@
 """A momentum that lies in the host's memory and visits the device batch by batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby, pairwise
 from typing import Any
 
@@ -58,21 +58,22 @@ def offload_to_host(transform: optax.GradientTransformation, *, batches: int = 1
     def init(params: optax.Params) -> optax.OptState:
         _refuse_without_host_memory()
         _refuse_coupled(transform, params)
-        return _moved(transform.init(params), jax.memory.Space.Host)
+        return _to_host(transform.init(params))
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
         done: list[tuple[optax.Updates, optax.OptState]] = []
-        for own in _batches(_sizes(state, updates), batches):
+        # Backward: gradients of the last layers come first, and need not wait for those of the others.
+        for own in reversed(_batches(_sizes(state, updates), batches)):
             held = _part(state, updates, own)
             if done:
                 # A batch comes when the one before has been put back: XLA would fetch all of them at once.
                 held, done[-1] = jax.lax.optimization_barrier((held, done[-1]))
             weights = None if params is None else _part(params, updates, own)
-            moved, after = transform.update(_part(updates, updates, own), _moved(held, jax.memory.Space.Device), weights)
-            done.append((moved, _moved(after, jax.memory.Space.Host)))
-        moved, after = zip(*done, strict=True)
+            moved, after = transform.update(_part(updates, updates, own), to_device(held), weights)
+            done.append((moved, _to_host(after)))
+        moved, after = zip(*reversed(done), strict=True)
         return _joined(moved, updates, updates), _joined(after, state, updates)
 
     return optax.GradientTransformation(init, update)
@@ -80,12 +81,31 @@ def offload_to_host(transform: optax.GradientTransformation, *, batches: int = 1
 
 def on_host(array: Any) -> bool:
     """Whether an array lies in the host's memory, inside jit too."""
-    return getattr(jax.typeof(array), "memory_space", None) == jax.memory.Space.Host
+    return jax.typeof(array).memory_space == jax.memory.Space.Host
 
 
-def _moved(state: Any, space: jax.memory.Space) -> Any:
-    """``state`` with its arrays in one memory; counters stay where they are, on the device."""
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, space) if jnp.ndim(leaf) else leaf, state)
+def noting_host(init: Callable[[Any], Any], hosted: list[bool]) -> Callable[[Any], Any]:
+    """``init`` that writes for each leaf of its state whether it lies in the host's memory.
+
+    Only types tell it: what ``jax.eval_shape`` returns does not in every JAX.
+    """
+
+    def noted(params: Any) -> Any:
+        state = init(params)
+        hosted[:] = map(on_host, jax.tree.leaves(state))
+        return state
+
+    return noted
+
+
+def _to_host(state: Any) -> Any:
+    """``state`` with its arrays in the host's memory; counters stay on the device."""
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, jax.memory.Space.Host) if jnp.ndim(leaf) else leaf, state)
+
+
+def to_device(state: Any) -> Any:
+    """``state`` with its arrays in the device's memory."""
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, jax.memory.Space.Device) if jnp.ndim(leaf) else leaf, state)
 
 
 def _trees(state: Any, like: Any) -> tuple[list[Any], Any, list[bool]]:
