@@ -1,5 +1,6 @@
 """Momentum in the host's memory: the bits of device memory, in every way of running, and nothing else moved there."""
 
+import os
 from functools import cache
 
 import jax
@@ -26,8 +27,9 @@ MOMENTA = {
     "4 bits": lambda: mo.quantized_trace(0.95, bits=4, block_size=8),
     "average": lambda: mo.nesterov_ema(0.95, debias=True),
 }
-# A sum of two products may be rounded once or twice, and either of them may be the one that is not: XLA for CPUs
-# decides it anew in each program.
+# Of a sum of two products XLA for CPUs may round one product or both, and decides it anew in each program. With
+# optimizations it does so in the averages, and (jaxlib 0.12) in the last step of ZeRO-1's updates.
+OPTIMIZED = "--xla_backend_optimization_level=0" not in os.environ.get("XLA_FLAGS", "")
 ROUNDINGS = {"average": 1e-5}
 FIRST = "scheduled_trace"
 
@@ -79,7 +81,10 @@ def kinds(state):
 HOSTED = {"muon": {"pinned_host"}, "adamw": {"device"}, "counters": {"device"}}
 
 
-@pytest.mark.parametrize("momentum", MOMENTA)
+@pytest.mark.parametrize(
+    "momentum",
+    [name if name in (FIRST, "8 bits", "average") else pytest.param(name, marks=pytest.mark.slow) for name in MOMENTA],
+)
 def test_on_one_device_the_bits_are_those_of_device_memory(momentum):
     params, state = train(muon(momentum))
     assert_same_bits((params, state), expected(momentum), ROUNDINGS.get(momentum, 0.0))
@@ -87,7 +92,7 @@ def test_on_one_device_the_bits_are_those_of_device_memory(momentum):
     assert {leaf.sharding.memory_kind for leaf in params.values()} == {"device"}
 
 
-@pytest.mark.parametrize("batches", [1, 2, 100])
+@pytest.mark.parametrize("batches", [1, pytest.param(2, marks=pytest.mark.slow), 100])
 def test_any_number_of_batches_gives_the_same(batches):
     assert_same_bits(train(muon(batches=batches)), expected())
 
@@ -140,7 +145,8 @@ def on_mesh(kind, momentum, batches, over=None):
 def test_on_a_mesh(kind, momentum, over):
     got, before, wanted = on_mesh(kind, momentum, 3, over)
     want, _, plain = on_mesh(kind, momentum, 0, over)
-    assert_same_bits(got, want)
+    assert_same_bits(got[0], want[0], 1e-6 if over and OPTIMIZED else 0.0)
+    assert_same_bits(got[1], want[1])
     assert kinds(got[1]) == HOSTED
     # Init puts it there, updates leave it there, and it is divided as in device memory.
     for leaf, start, place, other in zip(*map(jax.tree.leaves, (got[1], before, wanted, plain)), strict=True):
@@ -204,7 +210,7 @@ def test_a_checkpoint_comes_back_to_the_host(tmp_path):
 
 
 @pytest.mark.parametrize("before, after", [(0, 3), (3, 0)], ids=["to the host", "to the device"])
-@pytest.mark.parametrize("momentum", [FIRST, "bfloat16"])
+@pytest.mark.parametrize("momentum", [FIRST, pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_state_is_carried_over(before, after, momentum):
     """Between memories with nothing lost, and into another dtype on the way."""
     fresh = muon(momentum, after)
