@@ -21,8 +21,8 @@ def offload_to_host(transform: optax.GradientTransformation, *, batches: int = 1
     put back, so that about two batches are on the device. Updates and state are those of ``transform``: the host
     computes nothing, and the device nothing else. Counters stay on the device.
 
-    When to choose it: if momentum does not fit. Each step moves it over the host's link twice, beside the products where
-    XLA finds room, and waits for what the link can't carry meanwhile.
+    When to choose it: if momentum does not fit. Each step moves it over the host's link twice, beside the products
+    where XLA finds room, and waits for what the link can't carry meanwhile.
 
     Args:
         transform: Any that treats each parameter on its own: :func:`muon_optax.scheduled_trace`,
