@@ -41,6 +41,7 @@ from muon_optax._transforms.hold_idle import hold_idle
 from muon_optax._transforms.hold_idle_matrices import hold_idle_matrices
 from muon_optax._transforms.momenta.momentum import Momentum
 from muon_optax._transforms.momenta.nesterov_ema import nesterov_ema
+from muon_optax._transforms.momenta.offload_to_host import offload_to_host
 from muon_optax._transforms.momenta.quantized_trace import QuantizedTraceState, quantized_trace
 from muon_optax._transforms.momenta.scheduled_trace import ScheduledTraceState, scheduled_trace
 from muon_optax._transforms.orthogonalize import orthogonalize, orthogonalize_via_newton_schulz
@@ -91,6 +92,7 @@ __all__ = [
     "muon",
     "nesterov_ema",
     "newton_schulz",
+    "offload_to_host",
     "orthogonalize",
     "orthogonalize_block_periodic",
     "orthogonalize_via_newton_schulz",

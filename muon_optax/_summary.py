@@ -22,6 +22,7 @@ from muon_optax._transforms.by_path.chosen import Chosen, SettingsByPath
 from muon_optax._transforms.by_path.refusals import refuse_idle
 from muon_optax._transforms.by_path.settings import Settings
 from muon_optax._transforms.checks.arguments import check_transform
+from muon_optax._transforms.momenta.offload_to_host import noting_host
 from muon_optax._transforms.scales import Scale, scale_factors
 
 _HEADINGS = ("path", "shape", "layout", "matrices", "label", "why", "scale", "state bytes")
@@ -48,6 +49,7 @@ class Row:
         strength: ``"strong"``, ``"weak"`` or ``"none"``.
         scale: The factor of each block's update; empty for AdamW.
         state_bytes: Bytes of the optimizer's state for this parameter.
+        host_bytes: How many of these lie in the host's memory.
         by_path: The globs of ``by_path`` that match. The settings of the first act.
     """
 
@@ -59,6 +61,7 @@ class Row:
     strength: Strength
     scale: tuple[float, ...]
     state_bytes: int
+    host_bytes: int = 0
     by_path: tuple[str, ...] = ()
 
     @property
@@ -146,7 +149,7 @@ class Summary:
         """Rows that are shown as one: those that differ in the numbers of their paths alone."""
         groups: dict[tuple, list[Row]] = {}
         for row in self.rows:
-            same = (row.shape, row.layout, row.label, row.why, row.scale, row.state_bytes, row.by_path)
+            same = (row.shape, row.layout, row.label, row.why, row.scale, row.state_bytes, row.host_bytes, row.by_path)
             groups.setdefault((row.path if every_row else without_numbers(row.path), same), []).append(row)
         return list(groups.values())
 
@@ -154,12 +157,14 @@ class Summary:
         by_muon, unknown = ([row for row in self.rows if own(row)] for own in (_by_muon, _is_unknown))
         total = _elements(self.rows)
         weak = sum(row.weak for row in self.rows)
+        on_host = sum(row.host_bytes for row in self.rows)
         left = f", {_elements(unknown):,} of them in {len(unknown)} arrays that no rule knows" if unknown else ""
         return (
             f"{len(self.rows)} parameters, {total:,} elements: {_elements(by_muon):,} by Muon ({self.muon_share:.1%}), "
             f"{total - _elements(by_muon):,} by AdamW{left}. "
             + (f"On weak evidence (~): {weak}. " if weak else "")
-            + f"Optimizer state: {sum(row.state_bytes for row in self.rows):,} bytes."
+            + f"Optimizer state: {sum(row.state_bytes for row in self.rows):,} bytes"
+            + (f", {on_host:,} of them in host memory." if on_host else ".")
         )
 
     def _alarms(self) -> list[str]:
@@ -269,10 +274,10 @@ def summarize(
     rows = []
     for leaf in sorted(leaves, key=lambda leaf: natural_order(leaf.path)):
         layout, why, strength = decisions[leaf.path]
-        kept = (1 if layout else 2) * _bytes(leaf) if measured is None else measured[leaf.path]
+        kept, away = ((1 if layout else 2) * _bytes(leaf), 0) if measured is None else measured[leaf.path]
         factors = scale_factors(chosen.at(leaf.path).scale or scale, layout, leaf.shape) if layout else ()
         label, own = "muon" if layout else "adamw", tuple(globs.get(leaf.path, ()))
-        rows.append(Row(leaf.path, leaf.shape, layout, label, why, strength, factors, kept, own))
+        rows.append(Row(leaf.path, leaf.shape, layout, label, why, strength, factors, kept, away, own))
     return Summary(tuple(rows), chosen.by_path)
 
 
@@ -280,15 +285,23 @@ def _bytes(leaf: NamedLeaf) -> int:
     return math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
 
 
-def _state_bytes(optimizer: optax.GradientTransformation, params: Any, leaves: list[NamedLeaf]) -> dict[str, int]:
-    """Bytes of state that belong to each parameter: the state's leaves whose paths end with its path."""
+def _state_bytes(
+    optimizer: optax.GradientTransformation, params: Any, leaves: list[NamedLeaf]
+) -> dict[str, tuple[int, int]]:
+    """Bytes of state that belong to each parameter, and how many of them lie in the host's memory.
+
+    They are those of the state's leaves whose paths end with its path.
+    """
     shapes = {leaf.path: leaf.shape for leaf in leaves}
-    kept = dict.fromkeys(shapes, 0)
-    for leaf in named_leaves(jax.eval_shape(optimizer.init, params)):
+    kept: dict[str, tuple[int, int]] = dict.fromkeys(shapes, (0, 0))
+    hosted: list[bool] = []
+    state = named_leaves(jax.eval_shape(noting_host(optimizer.init, hosted), params))
+    for leaf, away in zip(state, hosted, strict=True):
         # A statistic of a parameter, such as a number for each neuron, has another shape; a counter has none.
         owner = parameter_of(leaf.path, leaf.shape, shapes)
         if owner is None and leaf.shape:
             owner = parameter_of(leaf.path, (), dict.fromkeys(shapes, ()))
         if owner is not None:
-            kept[owner] += _bytes(leaf)
+            size, before = _bytes(leaf), kept[owner]
+            kept[owner] = (before[0] + size, before[1] + size * away)
     return kept

@@ -1,5 +1,6 @@
 """Where an optimizer's state lies: each momentum as its parameter does, or spread further (ZeRO-1)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from muon_optax._mesh.placement import Placement, trimmed
 from muon_optax._mesh.plan import Plan
 from muon_optax._mesh.typed import explicit_axes, inside_shard_map, typed_sharding
 from muon_optax._transforms.checks.arguments import check_transform
+from muon_optax._transforms.momenta.offload_to_host import HOST, noting_host, on_host
 
 
 def state_shardings(optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None) -> Any:
@@ -23,6 +25,7 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
     of its rows or blocks does so on the axes whose shards hold whole ones. With a plan
     made ``over`` a mesh axis it is spread over that axis too (ZeRO-1): parameters are whole on every device, momentum
     lives once, gradients arrive by reduce-scatter, and the update leaves by an all-gather. Counters are everywhere.
+    What :func:`muon_optax.offload_to_host` keeps has the memory kind ``"pinned_host"``.
 
     Args:
         optimizer: Any Optax transform.
@@ -52,7 +55,9 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
     """
     check_transform("optimizer", optimizer)
     placement = _placement(params, shardings)
-    return _places(jax.eval_shape(optimizer.init, params), params, placement)
+    hosted: list[bool] = []
+    state = jax.eval_shape(noting_host(optimizer.init, hosted), params)
+    return _places(state, params, placement, hosted)
 
 
 def init_sharded(
@@ -100,7 +105,8 @@ def stay_spread(
         return optimizer
 
     def stay(state: optax.OptState, params: optax.Params) -> optax.OptState:
-        return jax.tree.map(_constrain, state, _places(state, params, _placement(params, shardings)))
+        hosted = list(map(on_host, jax.tree.leaves(state)))
+        return jax.tree.map(_constrain, state, _places(state, params, _placement(params, shardings), hosted))
 
     def init(params: optax.Params) -> optax.OptState:
         return stay(optimizer.init(params), params)
@@ -138,8 +144,11 @@ def _placement(params: Any, shardings: Any) -> Placement:
     return placement
 
 
-def _places(state: Any, params: Any, placement: Placement) -> Any:
-    """For every leaf of a state the sharding of what it belongs to; for others that of being everywhere."""
+def _places(state: Any, params: Any, placement: Placement, hosted: Sequence[bool]) -> Any:
+    """For every leaf of a state the sharding of what it belongs to; for others that of being everywhere.
+
+    Those that are ``hosted`` lie in the host's memory.
+    """
     shapes = {leaf.path: leaf.shape for leaf in named_leaves(params)}
     everywhere = NamedSharding(placement.mesh, PartitionSpec())
 
@@ -153,7 +162,11 @@ def _places(state: Any, params: Any, placement: Placement) -> Any:
             return everywhere
         return _place_of_statistic(leaf, placement.there.get(path, everywhere), shapes[path])
 
-    return jax.tree.unflatten(jax.tree.structure(state), [place(leaf) for leaf in named_leaves(state)])
+    places = [
+        place(leaf).with_memory_kind(HOST) if away else place(leaf)
+        for leaf, away in zip(named_leaves(state), hosted, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(state), places)
 
 
 def _place_of_statistic(leaf: NamedLeaf, own: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
