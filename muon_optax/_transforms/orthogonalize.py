@@ -17,7 +17,7 @@ from muon_optax._mesh.given import as_given, check_given, plan_in_sight
 from muon_optax._mesh.typed import gather, relocate_like
 from muon_optax._orthogonalizers.batching import map_matrices, map_stacks
 from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients
-from muon_optax._orthogonalizers.newton_schulz import Method, newton_schulz
+from muon_optax._orthogonalizers.newton_schulz import Method, Products, newton_schulz
 from muon_optax._orthogonalizers.start import Norm
 
 MapMatrices = Callable[[Sequence[jax.Array]], list[jax.Array]]
@@ -106,6 +106,7 @@ def orthogonalize_via_newton_schulz(
     dtype: jax.typing.DTypeLike = jnp.bfloat16,
     method: Method = "auto",
     norm: Norm = "frobenius",
+    products: Products = "xla",
     layouts: Layouts = None,
     shardings: Any = None,
 ) -> optax.GradientTransformation:
@@ -116,6 +117,7 @@ def orthogonalize_via_newton_schulz(
         dtype: Of the products.
         method: ``"auto"``, ``"direct"`` or ``"gram"``.
         norm: ``"frobenius"`` or ``"schatten4"``.
+        products: ``"xla"`` or ``"symmetric"``.
         layouts: As in :func:`orthogonalize`.
         shardings: As in :func:`orthogonalize`.
 
@@ -137,7 +139,7 @@ def orthogonalize_via_newton_schulz(
         >>> bool(abs(updates["w"][0, 1] - 1) < 0.4)
         True
     """
-    orthogonalizer = newton_schulz(coefficients, dtype=dtype, method=method, norm=norm)
+    orthogonalizer = newton_schulz(coefficients, dtype=dtype, method=method, norm=norm, products=products)
     return orthogonalize(orthogonalizer, layouts=layouts, shardings=shardings)
 
 
