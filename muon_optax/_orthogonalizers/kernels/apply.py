@@ -43,7 +43,7 @@ def apply(
         return (b, i, j) if wide else (b, j, i)
 
     (result,) = tiles.call(
-        partial(_kernel, wide=wide, whole=whole, blocks=blocks),
+        partial(_kernel, wide=wide, whole=whole, alone=short.tiles == 1, blocks=blocks),
         grid=(len(X), short.tiles, long.tiles, short.tiles),
         prefetched=(scalars,),
         inputs=[
@@ -53,7 +53,8 @@ def apply(
         ],
         outputs=[(tiles.like(X, X.shape, dtype), pl.BlockSpec((None, *tile), own))],
         sums=tile,
-        name="apply",
+        name=("apply_wide" if wide else "apply_tall") + ("_whole" if whole else ""),
+        steps_overlap=short.tiles > 1,
         interpret=interpret,
     )
     return result
@@ -69,11 +70,12 @@ def _kernel(
     *,
     wide: bool,
     whole: bool,
+    alone: bool,
     blocks: tuple[int, int],
 ) -> None:
     batch, i, k = pl.program_id(0), pl.program_id(1), pl.program_id(3)
     add = partial(tiles.add_product, sums, *((B, summed) if wide else (summed, B)), blocks=blocks, first=k == 0)
-    if whole:
+    if whole or alone:
         add(tiles.PLAIN)
     else:
         # B[i, k] is stored where k <= i. For a tall matrix it is B[k, i].
@@ -82,9 +84,8 @@ def _kernel(
 
     @pl.when(k == pl.num_programs(3) - 1)
     def _() -> None:
-        def finish(rows: Any, columns: Any) -> None:
-            total = scalars[batch, 0] * sums[rows, columns]
-            total += scalars[batch, 1] * own[rows, columns].astype(jnp.float32)
-            output[rows, columns] = total.astype(output.dtype)
+        def finish(rows: Any, columns: Any) -> jax.Array:
+            scale, d = scalars[batch, 0], scalars[batch, 1]
+            return scale * sums[rows, columns] + d * own[rows, columns].astype(jnp.float32)
 
-        tiles.for_blocks(sums.shape, blocks, finish)
+        tiles.write([output], blocks, finish)

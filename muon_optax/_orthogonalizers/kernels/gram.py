@@ -38,30 +38,36 @@ def gram(
 
     out = pl.BlockSpec((None, short.tile, short.tile), lower)
     return tiles.call(
-        partial(_kernel, wide=wide, block=short.block, steps=long.tiles),
+        partial(_kernel, wide=wide, block=short.block, steps=long.tiles, alone=short.tiles == 1),
         grid=(len(X), len(rows), long.tiles),
         prefetched=(rows, columns),
         inputs=[(X, panel(0)), (X, panel(1))],
         outputs=[(tiles.like(X, (len(X), short.size, short.size), dtype), out) for dtype in dtypes],
         sums=(short.tile, short.tile),
-        name="gram",
+        name="gram_wide" if wide else "gram_tall",
+        steps_overlap=short.tiles > 1,
         interpret=interpret,
     )
 
 
 def _kernel(
-    rows: Any, columns: Any, left: Any, right: Any, *outputs_and_sums: Any, wide: bool, block: int, steps: int
+    rows: Any,
+    columns: Any,
+    left: Any,
+    right: Any,
+    *outputs_and_sums: Any,
+    wide: bool,
+    block: int,
+    steps: int,
+    alone: bool,
 ) -> None:
     *outputs, sums = outputs_and_sums
     pair, k = pl.program_id(1), pl.program_id(2)
-    diagonal = rows[pair] == columns[pair]
+    # A single tile is known to lie on the diagonal when the kernel is compiled, and needs no other branch.
+    diagonal = True if alone else rows[pair] == columns[pair]
     contraction = tiles.RIGHT_TRANSPOSED if wide else tiles.LEFT_TRANSPOSED
     tiles.add_product(sums, left, right, contraction, (block, block), k == 0, diagonal)
 
     @pl.when(k == steps - 1)
     def _() -> None:
-        def finish(own_rows: Any, own_columns: Any, total: jax.Array, _: Any) -> None:
-            for output in outputs:
-                output[own_rows, own_columns] = total.astype(output.dtype)
-
-        tiles.write_symmetric(sums, block, diagonal, finish)
+        tiles.write_symmetric(outputs, block, diagonal, lambda own_rows, own_columns: sums[own_rows, own_columns])

@@ -52,7 +52,8 @@ def symmetric_product(
         inputs=[(P, stored(0)), (Q, stored(1)), *((term, pl.BlockSpec(tile, lower)) for term in terms)],
         outputs=[(tiles.like(P, P.shape, dtype), pl.BlockSpec(tile, own)) for dtype in dtypes],
         sums=(short.tile, short.tile),
-        name="symmetric_product",
+        name="symmetric_product_whole" if whole else "symmetric_product",
+        steps_overlap=short.tiles > 1,
         interpret=interpret,
     )
 
@@ -72,30 +73,32 @@ def _kernel(
     own_terms, outputs, sums = others[:terms], others[terms:-1], others[-1]
     batch, pair, k = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     i, j = rows[pair], columns[pair]
-    # The product of matrices that commute but for their rounding is not quite symmetric: whole, it is made as it is.
-    mirrored = False if whole else i == j
+    # The product of matrices that commute but for their rounding is not quite symmetric: whole, it is made as it is. A
+    # single tile is known to lie on the diagonal when the kernel is compiled, and needs no other branch.
+    mirrored = not whole and (steps == 1 or i == j)
     add = partial(tiles.add_product, sums, P, Q, blocks=(block, block), first=k == 0, lower=mirrored)
-    # P[i, k] is stored where k <= i, and Q[k, j] where j <= k: else the tile that is there is to be read transposed.
-    # On the diagonal tiles are whole.
-    pl.when(jnp.logical_and(k <= i, k <= j))(partial(add, tiles.RIGHT_TRANSPOSED))
-    pl.when(jnp.logical_and(k <= i, j < k))(partial(add, tiles.PLAIN))
-    pl.when(jnp.logical_and(i < k, j < k))(partial(add, tiles.LEFT_TRANSPOSED))
-    if whole:
-        pl.when(jnp.logical_and(i < k, k <= j))(partial(add, tiles.BOTH_TRANSPOSED))
+    if steps == 1:
+        add(tiles.PLAIN)
+    else:
+        # P[i, k] is stored where k <= i, and Q[k, j] where j <= k: else the tile that is there is to be read
+        # transposed. On the diagonal tiles are whole.
+        pl.when(jnp.logical_and(k <= i, k <= j))(partial(add, tiles.RIGHT_TRANSPOSED))
+        pl.when(jnp.logical_and(k <= i, j < k))(partial(add, tiles.PLAIN))
+        pl.when(jnp.logical_and(i < k, j < k))(partial(add, tiles.LEFT_TRANSPOSED))
+        if whole:
+            pl.when(jnp.logical_and(i < k, k <= j))(partial(add, tiles.BOTH_TRANSPOSED))
 
     @pl.when(k == steps - 1)
     def _() -> None:
-        def finish(own_rows: Any, own_columns: Any, total: jax.Array, diagonal: Any) -> None:
-            result = scalars[batch, 0] * total
+        def finish(own_rows: Any, own_columns: Any) -> jax.Array:
+            result = scalars[batch, 0] * sums[own_rows, own_columns]
             for index, term in enumerate(own_terms):
                 own = term[own_rows, own_columns]
                 if whole:
                     own = jnp.where(i < j, term[own_columns, own_rows].T, own)
                 result += scalars[batch, 2 + index] * own.astype(jnp.float32)
-            identity = jnp.where(jnp.logical_and(i == j, diagonal), scalars[batch, 1], 0.0)
             row, column = (jax.lax.broadcasted_iota(jnp.int32, (block, block), axis) for axis in (0, 1))
-            result += jnp.where(row == column, identity, 0.0)
-            for output in outputs:
-                output[own_rows, own_columns] = result.astype(output.dtype)
+            below = (i - j) * sums.shape[0] + own_rows.start - own_columns.start
+            return result + jnp.where(row + below == column, scalars[batch, 1], 0.0)
 
-        tiles.write_symmetric(sums, block, mirrored, finish)
+        tiles.write_symmetric(outputs, block, mirrored, finish)

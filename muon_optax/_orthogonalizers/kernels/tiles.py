@@ -18,6 +18,7 @@ LEFT_TRANSPOSED = ((0,), (0,))
 BOTH_TRANSPOSED = ((0,), (1,))
 
 Contraction = tuple[tuple[int], tuple[int]]
+Finish = Callable[[Any, Any], jax.Array]
 Interpret = Any  # False, True or pltpu.InterpretParams
 
 
@@ -61,12 +62,13 @@ def for_blocks(
 ) -> None:
     """``body(rows, columns)`` for each block of a tile, or each on and below the diagonal."""
     rows, columns = (size // block for size, block in zip(shape, blocks, strict=True))
+    everything = isinstance(lower, bool) and not lower
 
     def one(number: jax.Array, carry: int) -> int:
         # `//` and `%` would ask which TPU is there.
         row, column = jax.lax.div(number, columns), jax.lax.rem(number, columns)
 
-        @pl.when(jnp.logical_or(jnp.logical_not(lower), row >= column))
+        @pl.when(True if everything else jnp.logical_or(jnp.logical_not(lower), row >= column))
         def _() -> None:
             body(_slice(row, blocks[0]), _slice(column, blocks[1]))
 
@@ -79,25 +81,43 @@ def _slice(number: Any, size: int) -> Any:
     return pl.ds(pl.multiple_of(number * size, size), size)
 
 
-def write_symmetric(sums: Any, block: int, diagonal: Any, finish: Callable[..., None]) -> None:
-    """Hands each block's sum to ``finish(rows, columns, sum, whether it is on the diagonal of its tile)``.
+def write(outputs: Sequence[Any], blocks: tuple[int, int], finish: Finish) -> None:
+    """Each block of the outputs, from ``finish(rows, columns)`` in float32."""
 
-    A tile on the diagonal has sums for its lower blocks only. The others are these transposed, so that who reads the
-    tile finds it whole.
+    def one(rows: Any, columns: Any) -> None:
+        result = finish(rows, columns)
+        for output in outputs:
+            output[rows, columns] = result.astype(output.dtype)
+
+    for_blocks(outputs[0].shape, blocks, one)
+
+
+def write_mirrored(outputs: Sequence[Any], block: int, finish: Finish) -> None:
+    """The same for a tile on the diagonal, of which only lower blocks are finished: the others mirror them.
+
+    So whoever reads the tile finds it whole.
     """
 
     def one(rows: Any, columns: Any) -> None:
-        above = jnp.logical_and(diagonal, rows.start < columns.start)
+        result = finish(rows, columns)
+        for output in outputs:
+            output[rows, columns] = result.astype(output.dtype)
 
-        @pl.when(above)
+        @pl.when(rows.start > columns.start)
         def _() -> None:
-            finish(rows, columns, sums[columns, rows].T, False)
+            for output in outputs:
+                output[columns, rows] = result.T.astype(output.dtype)
 
-        @pl.when(jnp.logical_not(above))
-        def _() -> None:
-            finish(rows, columns, sums[rows, columns], rows.start == columns.start)
+    for_blocks(outputs[0].shape, (block, block), one, lower=True)
 
-    for_blocks(sums.shape, (block, block), one)
+
+def write_symmetric(outputs: Sequence[Any], block: int, diagonal: Any, finish: Finish) -> None:
+    """A tile of a symmetric matrix, which may be known to lie on the diagonal or not."""
+    if isinstance(diagonal, bool):
+        write_mirrored(outputs, block, finish) if diagonal else write(outputs, (block, block), finish)
+        return
+    pl.when(jnp.logical_not(diagonal))(lambda: write(outputs, (block, block), finish))
+    pl.when(diagonal)(lambda: write_mirrored(outputs, block, finish))
 
 
 def lower_pairs(tiles: int) -> tuple[jax.Array, jax.Array]:
@@ -124,9 +144,16 @@ def call(
     outputs: Sequence[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
     sums: tuple[int, int],
     name: str,
+    steps_overlap: bool,
     interpret: Interpret,
 ) -> tuple[jax.Array, ...]:
     """The kernel on a TPU; its grid's last axis is that of the sums."""
+    arrays = [array for array, _ in inputs]
+    if steps_overlap and not interpret:
+        # XLA would keep some in vector memory, from where a step copies its tiles by instructions, 3% to 6% of its
+        # time. From main memory they are fetched meanwhile. But where a kernel has one step or few, nothing is fetched
+        # meanwhile, and those copies are faster.
+        arrays = [pltpu.with_memory_space_constraint(array, pltpu.HBM) for array in arrays]
     results = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -142,7 +169,7 @@ def call(
         ),
         interpret=interpret,
         name=name,
-    )(*prefetched, *(array for array, _ in inputs))
+    )(*prefetched, *arrays)
     return tuple(results)
 
 
