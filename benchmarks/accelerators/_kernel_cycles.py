@@ -15,6 +15,8 @@ from benchmarks.accelerators._schedule import Call, Schedule
 from muon_optax._orthogonalizers.tiling import Tiling, tiling
 
 BYTES = {"bf16": 2, "f32": 4}
+# The loop for tiles (i, k) and (k, j): whether each is stored, or the one that mirrors it.
+_WAYS = {(True, True): 0, (True, False): 1, (False, False): 2, (False, True): 3}
 SKIPPED = 16  # bundles of an iteration for a block that is left out, about
 
 
@@ -111,11 +113,7 @@ def _product_steps(call: Call, whole: bool) -> Iterator[Step]:
             finish = ((products + (i == j and not whole and short.tiles > 1), done, 0),)
             for k in range(short.tiles):
                 last = k == short.tiles - 1
-                way = (
-                    0
-                    if short.tiles == 1
-                    else {(True, True): 0, (True, False): 1, (False, False): 2, (False, True): 3}[k <= i, k <= j]
-                )
+                way = 0 if short.tiles == 1 else _WAYS[k <= i, k <= j]
                 loops = ((way, done, short.block**2 * short.tile),) + finish * last
                 read = {3: (b, max(i, k), min(i, k)), 4: (b, max(j, k), min(j, k))}
                 read |= {term: (b, max(i, j), min(i, j)) for term in terms}
