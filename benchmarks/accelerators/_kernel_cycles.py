@@ -123,7 +123,8 @@ def _product_steps(call: Call, whole: bool) -> Iterator[Step]:
 def _apply_steps(call: Call, wide: bool, whole: bool) -> Iterator[Step]:
     batch, rows, cols = call.operands[-1].sizes
     short, long = (tiling(size) for size in ((rows, cols) if wide else (cols, rows)))
-    blocks = (short.tile // short.block) * (long.tile // long.block)
+    along = long.wide_block if wide else long.block
+    blocks = (short.tile // short.block) * (long.tile // along)
     products = 1 if whole or short.tiles == 1 else 2
     finish = ((products, blocks, 0),)
     for b in range(batch):
@@ -131,7 +132,7 @@ def _apply_steps(call: Call, wide: bool, whole: bool) -> Iterator[Step]:
             for j in range(long.tiles):
                 for k in range(short.tiles):
                     way = 0 if whole or k <= i else 1
-                    loops = ((way, blocks, short.block * long.block * short.tile),) + finish * (k == short.tiles - 1)
+                    loops = ((way, blocks, short.block * along * short.tile),) + finish * (k == short.tiles - 1)
                     factor = (b, i, k) if whole else (b, max(i, k), min(i, k))
                     yield Step(loops, 0, {1: factor, 2: (b, k, j), 3: (b, i, j)}, (b, i, j))
 

@@ -76,13 +76,15 @@ NOTES = [
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument(SCHEDULES, action="store_true", help="compile the kernels alone, as the first process does")
+    options.add_argument("--only", default="", help="the cases that have this in their name")
     given = options.parse_args(arguments)
     cases, sizes = (QUICK, QUICK_PLAIN) if given.quick else (CASES, PLAIN)
+    cases = {case: params for case, params in cases.items() if given.only in case}
     compile_afresh()
     if given.schedules:
         compile_kernels(cases, sizes)
         return
-    known = read_kernels(given.quick)
+    known = read_kernels(["--only", given.only, *["--quick"] * given.quick])
     chip = jax.sharding.SingleDeviceSharding(tpu_compiler.devices_of(TOPOLOGY, "symmetric")[0])
     report = Report("symmetric", "TPU v5e compiler", NOTES, versions=tpu_compiler.versions())
     with Progress(len(sizes) + len(cases) * len(OPTIMIZERS), report.name) as step:
@@ -92,11 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finish(report, given.output)
 
 
-def read_kernels(quick: bool) -> dict[Call, Schedule]:
+def read_kernels(arguments: Sequence[str]) -> dict[Call, Schedule]:
     """The schedules of all kernels, from a process that ends before this one takes the compiler."""
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"LIBTPU_INIT_ARGS": flags(Path(folder)), "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, str(Path(__file__)), SCHEDULES, *["--quick"] * quick]
+        command = [sys.executable, str(Path(__file__)), SCHEDULES, *arguments]
         subprocess.run(command, env=environment, check=True)
         return schedules(Path(folder))
 

@@ -32,6 +32,11 @@ class Tiling(NamedTuple):
         """How many."""
         return self.size // self.tile
 
+    @property
+    def wide_block(self) -> int:
+        """Twice the block, if tiles have room: whatever is done to a left factor serves twice as many columns."""
+        return 2 * self.block if self.tile % (2 * self.block) == 0 else self.block
+
     def of_lower(self) -> float:
         """The share of a symmetric matrix's blocks that are multiplied: those on and below the diagonal."""
         blocks = self.size // self.block

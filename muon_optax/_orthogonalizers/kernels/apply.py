@@ -26,7 +26,8 @@ def apply(
 ) -> jax.Array:
     """As :func:`reference.apply`; of ``B`` no tile above the diagonal is read, unless it is ``whole``."""
     tile = (short.tile, long.tile) if wide else (long.tile, short.tile)
-    blocks = (short.block, long.block) if wide else (long.block, short.block)
+    # For a wide matrix a tile of B that is read transposed stands on the left, which takes the matrix units longer.
+    blocks = (short.block, long.wide_block) if wide else (long.block, short.block)
 
     def factor(b: Any, i: Any, j: Any, k: Any, scalars: Any) -> tuple[Any, ...]:
         del j, scalars
