@@ -3,6 +3,7 @@
     pip install "jax[tpu]"                               # in an environment of its own: brings the compiler, libtpu
     python benchmarks/accelerators/symmetric.py          # a quarter of an hour, 6 GB of temporary files
     python benchmarks/accelerators/symmetric.py --quick  # a small tree
+    python benchmarks/accelerators/symmetric.py --compiles v5p:2x2x1    # whether all kinds of shapes do; v6e:2x2, ...
 
 XLA's estimate knows nothing of kernels. So a first process compiles the updates with a dump of the compiler's static
 schedules, from which `_schedule.py` reads the bundles of its loops. `_kernel_cycles.py` runs through its grid: a step
@@ -52,6 +53,17 @@ TARGETS = {  # of the issue that asked for the kernels: ratios to optax
     ("4 layers of d=1024", "muon, symmetric"): 0.65,
 }
 SCHEDULES = "--schedules"
+# Matrices, with the dtype of products: one tile and several, sides that no tile divides, batches, both orientations.
+SHAPES = [
+    ((512, 512), jnp.bfloat16),
+    ((3, 1000, 1500), jnp.bfloat16),
+    ((1000, 1500), jnp.float32),
+    ((2, 1024, 4096), jnp.bfloat16),
+    ((11008, 4096), jnp.bfloat16),
+    ((16384, 2048), jnp.float32),
+    ((7168, 2048), jnp.bfloat16),
+    ((16384, 16384), jnp.bfloat16),
+]
 
 OPTIMIZERS: dict[str, Callable[[Tree], optax.GradientTransformation]] = {
     REFERENCE: optax_muon,
@@ -77,7 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument(SCHEDULES, action="store_true", help="compile the kernels alone, as the first process does")
     options.add_argument("--only", default="", help="the cases that have this in their name")
+    options.add_argument("--compiles", metavar="TOPOLOGY", help="only compile shapes of all kinds, for this TPU")
     given = options.parse_args(arguments)
+    if given.compiles:
+        compile_shapes(given.compiles, SHAPES[:3] if given.quick else SHAPES)
+        return
     cases, sizes = (QUICK, QUICK_PLAIN) if given.quick else (CASES, PLAIN)
     cases = {case: params for case, params in cases.items() if given.only in case}
     compile_afresh()
@@ -120,6 +136,20 @@ def update_of(optimizer: optax.GradientTransformation, params: Tree) -> tuple[Ca
     """A step and its operands: gradients, state, parameters."""
     state = place(jax.eval_shape(optimizer.init, params), jax.tree.leaves(params)[0].sharding)
     return training_step(optimizer), (params, state, params)
+
+
+def compile_shapes(topology: str, shapes: Sequence[tuple[tuple[int, ...], jax.typing.DTypeLike]]) -> None:
+    """Prints what each takes, by both methods and norms; ends with the compiler's error if one doesn't compile."""
+    chip = jax.sharding.SingleDeviceSharding(tpu_compiler.devices_of(topology, "symmetric --compiles")[0])
+    for shape, dtype in shapes:
+        matrices = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=chip)
+        for method, norm in (("direct", "frobenius"), ("gram", "schatten4")):
+            started = time.process_time()
+            orthogonalizer = mo.newton_schulz(dtype=dtype, method=method, norm=norm, products="symmetric")
+            text = jax.jit(orthogonalizer).lower(matrices).compile().as_text()
+            kernels = sum(times for _, times in kernels_of(text))
+            seconds = time.process_time() - started
+            print(f"{topology}, {shape}, {jnp.dtype(dtype).name}, {method}: {kernels} kernels, {seconds:.1f} CPU s")
 
 
 def plain_operands(size: int, chip: jax.sharding.Sharding) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
