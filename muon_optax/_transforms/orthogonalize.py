@@ -17,7 +17,7 @@ from muon_optax._mesh.given import as_given, check_given, plan_in_sight
 from muon_optax._mesh.typed import gather, relocate_like
 from muon_optax._orthogonalizers.batching import map_matrices, map_stacks
 from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients
-from muon_optax._orthogonalizers.newton_schulz import Method, newton_schulz
+from muon_optax._orthogonalizers.newton_schulz import Method, Products, newton_schulz
 from muon_optax._orthogonalizers.orthogonalizer import MatrixFunction, Orthogonalizers, for_all
 from muon_optax._orthogonalizers.start import Norm
 
@@ -117,6 +117,7 @@ def orthogonalize_via_newton_schulz(
     dtype: jax.typing.DTypeLike = jnp.bfloat16,
     method: Method = "auto",
     norm: Norm = "frobenius",
+    products: Products = "xla",
     layouts: Layouts = None,
     shardings: Any = None,
 ) -> optax.GradientTransformation:
@@ -127,6 +128,7 @@ def orthogonalize_via_newton_schulz(
         dtype: Of the products.
         method: ``"auto"``, ``"direct"`` or ``"gram"``.
         norm: ``"frobenius"``, ``"schatten4"`` or ``"aol"``.
+        products: ``"xla"`` or ``"symmetric"``.
         layouts: As in :func:`orthogonalize`.
         shardings: As in :func:`orthogonalize`.
 
@@ -148,7 +150,7 @@ def orthogonalize_via_newton_schulz(
         >>> bool(abs(updates["w"][0, 1] - 1) < 0.4)
         True
     """
-    orthogonalizer = newton_schulz(coefficients, dtype=dtype, method=method, norm=norm)
+    orthogonalizer = newton_schulz(coefficients, dtype=dtype, method=method, norm=norm, products=products)
     return orthogonalize(orthogonalizer, layouts=layouts, shardings=shardings)
 
 

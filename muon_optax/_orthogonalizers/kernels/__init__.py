@@ -1,0 +1,1 @@
+"""Newton-Schulz on a TPU with symmetric products: of each pair of blocks that mirror each other one is multiplied."""

@@ -1,0 +1,115 @@
+"""Newton-Schulz by the kernels: matrices padded to whole tiles, normalized, iterated on, and cut again."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from muon_optax._orthogonalizers.coefficients import Coefficients
+from muon_optax._orthogonalizers.kernels import iteration, tiles
+from muon_optax._orthogonalizers.kernels.apply import apply
+from muon_optax._orthogonalizers.kernels.gram import gram
+from muon_optax._orthogonalizers.kernels.symmetric_product import symmetric_product
+from muon_optax._orthogonalizers.precision import near_one
+from muon_optax._orthogonalizers.start import Norm
+from muon_optax._orthogonalizers.step import is_wide
+from muon_optax._orthogonalizers.tiling import Iteration, Tiling, tiling
+
+
+class Tilings(NamedTuple):
+    """Both sides of a matrix in tiles."""
+
+    short: Tiling
+    long: Tiling
+
+
+def symmetric_newton_schulz(
+    matrices: jax.Array,
+    coefficients: Coefficients,
+    *,
+    dtype: jax.typing.DTypeLike,
+    method: Iteration,
+    norm: Norm,
+    tilings: Tilings | None = None,
+    interpret: tiles.Interpret = False,
+) -> jax.Array:
+    """Newton-Schulz of ``(*batch, rows, cols)`` on one TPU.
+
+    Args:
+        matrices: Of any real floating dtype, not empty.
+        coefficients: ``(a, b, c)`` per step.
+        dtype: Of the products, bfloat16 or float32.
+        method: ``"direct"`` or ``"gram"``.
+        norm: As in :func:`muon_optax.newton_schulz`.
+        tilings: How both sides are cut; by default as is fastest.
+        interpret: Whether the kernels run as JAX operations, on any device.
+
+    Returns:
+        ``(*batch, rows, cols)`` in the dtype of ``matrices``.
+    """
+
+    # A kernel knows batches as an axis of its grid, so vmap has nothing to do but lengthen that.
+    @jax.custom_batching.custom_vmap
+    def iterate(matrices: jax.Array) -> jax.Array:
+        flat = matrices.reshape(-1, *matrices.shape[-2:])
+        cut = tilings or tilings_of(*matrices.shape[-2:])
+        return _iterated(flat, coefficients, dtype, method, norm, cut, interpret).reshape(matrices.shape)
+
+    @iterate.def_vmap
+    def _(size: int, batched: list[bool], matrices: jax.Array) -> tuple[jax.Array, bool]:
+        del size
+        return iterate(matrices), batched[0]
+
+    return iterate(matrices)
+
+
+def tilings_of(rows: int, cols: int) -> Tilings:
+    """The tiles of a matrix."""
+    return Tilings(tiling(min(rows, cols)), tiling(max(rows, cols)))
+
+
+def _iterated(
+    matrices: jax.Array,
+    coefficients: Coefficients,
+    dtype: jax.typing.DTypeLike,
+    method: Iteration,
+    norm: Norm,
+    tilings: Tilings,
+    interpret: tiles.Interpret,
+) -> jax.Array:
+    wide = is_wide(matrices)
+    products = iteration.Products(
+        partial(gram, wide=wide, **tilings._asdict(), interpret=interpret),
+        partial(symmetric_product, short=tilings.short, interpret=interpret),
+        partial(apply, wide=wide, **tilings._asdict(), interpret=interpret),
+    )
+    _, rows, cols = matrices.shape
+    sides = tilings if wide else tilings[::-1]
+    # Zeros beyond the edges stay zeros and add nothing to a sum: the result is exact.
+    widths = [(0, 0), *((0, side.size - size) for side, size in zip(sides, (rows, cols), strict=True))]
+    X = jnp.pad(near_one(matrices, dtype), widths)
+    begin = _start(products, X, norm, tilings.short, method == "gram")
+    iterate = iteration.gram if method == "gram" else iteration.direct
+    out = matrices.dtype if matrices.dtype == jnp.bfloat16 else jnp.float32
+    return iterate(products, begin, coefficients, out)[:, :rows, :cols].astype(matrices.dtype)
+
+
+def _start(products: iteration.Products, X: jax.Array, norm: Norm, short: Tiling, exact: bool) -> iteration.Begin:
+    """As :func:`start`, but the norm stays apart: it goes into the scalars of the first step."""
+    dtypes = iteration.gram_dtypes(X.dtype) if exact or norm == "schatten4" else (X.dtype,)
+    grams = products.gram(X, dtypes)
+    if norm == "schatten4":
+        square = jnp.sqrt(_sum_of_squares(grams[0], short.tile))
+    else:
+        square = jnp.sum(jnp.square(X.astype(jnp.float32)), axis=(-2, -1))
+    square = jnp.where(square == 0, 1, square)
+    return iteration.Begin(X, grams if exact else grams[-1:], square)
+
+
+def _sum_of_squares(lower: jax.Array, tile: int) -> jax.Array:
+    """Of a symmetric matrix, from its lower tiles: those below the diagonal count twice."""
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, lower.shape[-2:], axis) // tile for axis in (0, 1))
+    # What lies above the diagonal was never written and may be NaN, which a product with zero would keep.
+    square = jnp.where(row < column, 0, jnp.square(lower))
+    return jnp.sum(jnp.where(row > column, 2 * square, square), axis=(-2, -1))
