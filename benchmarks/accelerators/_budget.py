@@ -1,7 +1,8 @@
 """A run that must end in time: contenders side by side while their section's time lasts, failures as rows."""
 
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from benchmarks.shared.report import Report, Row
 
 Run = Callable[[], Any]
 SPENT = "the section's time was spent"
+KNOWN = "an earlier run has it"
 
 
 class Contender(NamedTuple):
@@ -29,8 +31,15 @@ class Budget:
     never interrupted, so a run can last one compilation and its timing longer.
     """
 
-    def __init__(self, report: Report, folder: Path, seconds: float, shares: Mapping[str, float]) -> None:
-        self._report, self._folder, self._failures = report, folder, 0
+    def __init__(
+        self,
+        report: Report,
+        folder: Path,
+        seconds: float,
+        shares: Mapping[str, float],
+        known: Collection[tuple[str, str]] = (),
+    ) -> None:
+        self._report, self._folder, self._failures, self._known = report, folder, 0, known
         began, total, until = time.perf_counter(), sum(shares.values()), 0.0
         self._ends = {}
         for section, share in shares.items():
@@ -47,8 +56,12 @@ class Budget:
     ) -> list[Row]:
         """Compiles, warms up and times the contenders of a case, and writes the report.
 
-        A ratio is the median of the rounds' ratios to ``reference``. What no longer fits is left out and said.
+        A ratio is the median of the rounds' ratios to ``reference``. What no longer fits, or is known, is left out and
+        said.
         """
+        if (section, case) in self._known:
+            self._report.left_out.append(f"{section}, {case}: {KNOWN}")
+            return []
         if time.perf_counter() > self._ends[section]:
             self._report.left_out.append(f"{section}, {case}: {SPENT}")
             return []
@@ -62,7 +75,7 @@ class Budget:
                 contender = prepare()
                 jax.block_until_ready(contender.run())
                 ready[name] = contender
-            except jax.errors.JaxRuntimeError as error:
+            except Exception as error:  # a kernel's compiler has errors of its own, and the others are worth their time
                 results[name] = self._reason(error)
         times: dict[str, list[float]] = {}
         if ready:
@@ -85,7 +98,7 @@ class Budget:
         if "RESOURCE_EXHAUSTED" in str(error):
             return "out of memory"
         self._failures += 1
-        return str(error).splitlines()[0][:100].replace("|", "/")
+        return (str(error).splitlines() or [type(error).__name__])[0][:100].replace("|", "/")
 
 
 def _figures(own: list[float] | None, reference: list[float] | None) -> Row:
@@ -93,3 +106,15 @@ def _figures(own: list[float] | None, reference: list[float] | None) -> Row:
         return {"ms": None, "ratio": None}
     ratio = median(a / b for a, b in zip(own, reference, strict=True)) if reference else None
     return {"ms": median(own), "ratio": ratio}
+
+
+def measured_cases(results: Path) -> set[tuple[str, str]]:
+    """Section and case of all rows of a results file, but for cases of which a contender was left out."""
+    report = json.loads(results.read_text())
+    cases = {(row["section"], row["case"]) for row in report["rows"]}
+    # A case's own words contain commas, so the lines are compared from their beginning.
+    return {
+        (section, case)
+        for section, case in cases
+        if not any(line.startswith((f"{section}, {case}: ", f"{section}, {case}, ")) for line in report["left_out"])
+    }

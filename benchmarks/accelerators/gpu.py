@@ -3,12 +3,14 @@
     python benchmarks/accelerators/gpu.py          # on one GPU; tables in benchmarks/results
     python benchmarks/accelerators/gpu.py --quick  # tiny shapes on any device, under a minute
     python benchmarks/accelerators/gpu.py --sections grouping --seconds 120
+    python benchmarks/accelerators/gpu.py --after benchmarks/results/EARLIER.json --output /tmp/rest
 
-What no longer fits into the time is listed in the tables.
+What no longer fits into the time is listed in the tables. A second run measures that first: --after leaves out the
+cases that earlier runs on the same GPU finished. Files of one day have one name, so it writes elsewhere.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ import jax.numpy as jnp
 import optax
 
 import muon_optax as mo
-from benchmarks.accelerators._budget import Budget, Contender
+from benchmarks.accelerators._budget import Budget, Contender, measured_cases
+from benchmarks.accelerators._contenders import costs, orthogonalizing, updating
 from benchmarks.accelerators._gpt2 import loss_gradient
 from benchmarks.shared.measure import Program, compile_afresh, compile_program
 from benchmarks.shared.optimizers import (
@@ -33,7 +36,7 @@ from benchmarks.shared.optimizers import (
     square_leaves,
     training_step,
 )
-from benchmarks.shared.report import Report, Row, device_name, finish, parser
+from benchmarks.shared.report import Report, device_name, finish, parser
 from benchmarks.shared.updates import REFERENCE, Training, contestants, draw
 from benchmarks.shared.ways_to_run import REFERENCE as ONE_BY_ONE
 from benchmarks.shared.ways_to_run import Case, Way, propose_limits, running, step_with, ways
@@ -69,18 +72,20 @@ GROUPS = [
 UPDATES = {"GPT-2 small": gpt2(12, 768), "GPT-2 medium": gpt2(24, 1024), "6 layers of d=384": layers(6, 384)}
 # Others take half a minute and more to compile; optimizer_step.py has them.
 UPDATERS = ("muon_optax.muon", REFERENCE, "optax.adamw")
+MUON_IN_FOUR = "muon_optax.muon, four steps"
 # Parameters, heads, batch and length of the text.
 MODELS = {"GPT-2 small": (gpt2(12, 768), 12, 8, 1024), "GPT-2 medium": (gpt2(24, 1024), 16, 8, 1024)}
 QUICK_GROUPS = [Case(3, 16, 16)]
 QUICK_UPDATES = {"2 leaves of 16 x 16": square_leaves(2, 16)}
 QUICK_MODELS = {"GPT-2, 1 layer of 16": (gpt2(1, 16, vocabulary=64, context=16), 2, 2, 16)}
 OPTAX, FLOAT32, ALONE = "optax.contrib bfloat16", "auto float32", "forward and backward"
+FOUR_STEPS = "four steps, bfloat16"
 FLOAT32_ELEMENTS = 2**22  # larger ones take the compiler half a minute
 
 NOTES = [
     "ms: median over interleaved rounds after a warm-up; ratio: median of those to the section's reference.",
     "orthogonalization: float32 matrices in and out, KELLER, products in the named dtype (float32 in full precision); "
-    f"the ratio is to {OPTAX}.",
+    f"{FOUR_STEPS}: polar_express(4, 4e-3) by the Schatten 4-norm. The ratio is to {OPTAX}.",
     "grouping: one step of Muon on matrices of one shape, as in grouping.py; the ratio is to one by one.",
     "updates: optimizer.update and optax.apply_updates, as in optimizer_step.py; the ratio is to optax.contrib.muon.",
     "step share: forward and backward on random tokens, the model's products in bfloat16, then the update, in two "
@@ -95,20 +100,15 @@ def orthogonalization(budget: Budget, shapes: Sequence[tuple[int, int]], rounds:
         OPTAX: optax_newton_schulz(mo.KELLER, jnp.bfloat16),
         "direct bfloat16": mo.newton_schulz(method="direct"),
         "gram bfloat16": mo.newton_schulz(method="gram"),
+        FOUR_STEPS: mo.newton_schulz(mo.polar_express(4, 4e-3), norm="schatten4"),
         "auto float16": mo.newton_schulz(dtype=jnp.float16),
         FLOAT32: mo.newton_schulz(dtype=jnp.float32),
     }
     for rows, cols in shapes:
-        prepare = partial(_prepared, shape=(rows, cols))
+        prepare = partial(orthogonalizing, shape=(rows, cols))
         names = [name for name in everyone if name != FLOAT32 or rows * cols <= FLOAT32_ELEMENTS]
         contenders = {name: partial(prepare, everyone[name]) for name in names}
         budget.compare("orthogonalization", f"{rows} x {cols}", contenders, OPTAX, rounds)
-
-
-def _prepared(function: Callable[[jax.Array], jax.Array], shape: tuple[int, int]) -> Contender:
-    program = compile_program(function, jax.ShapeDtypeStruct(shape, jnp.float32))
-    matrix = jax.random.normal(jax.random.key(0), shape)
-    return Contender(partial(program.run, matrix), _costs(program.costs))
 
 
 def grouping(budget: Budget, cases: Sequence[Case], rounds: int) -> _Limits | None:
@@ -124,14 +124,17 @@ def grouping(budget: Budget, cases: Sequence[Case], rounds: int) -> _Limits | No
 def _prepared_group(case: Case, way: Way) -> Contender:
     arrays = [jax.ShapeDtypeStruct((case.rows, case.cols), jnp.float32)] * case.matrices
     program = compile_program(partial(step_with, way), arrays, arrays, arrays, donate=(1, 2))
-    return Contender(running(case, program), _costs(program.costs))
+    return Contender(running(case, program), costs(program.costs))
 
 
 def updates(budget: Budget, trees: dict[str, Tree], rounds: int) -> None:
     """Whole updates beside Optax's."""
     for case, params in trees.items():
-        optimizers = contestants(params)
-        contenders = {name: partial(_prepared_update, optimizers[name], params) for name in UPDATERS}
+        known = contestants(params)
+        optimizers = {name: known[name] for name in UPDATERS} | {
+            MUON_IN_FOUR: muon(mo.newton_schulz(mo.polar_express(4, 4e-3), norm="schatten4"))
+        }
+        contenders = {name: partial(updating, optimizer, params) for name, optimizer in optimizers.items()}
         budget.compare("updates", case, contenders, REFERENCE, rounds)
 
 
@@ -163,7 +166,7 @@ class _Gradient:
 
     def alone(self) -> Contender:
         run = partial(self._program.run, draw(self._params, 0), self._tokens)
-        return Contender(run, _costs(self._program.costs))
+        return Contender(run, costs(self._program.costs))
 
     def with_update(self, optimizer: optax.GradientTransformation) -> Contender:
         gradient, params = self._program, self._params
@@ -175,31 +178,24 @@ class _Gradient:
             return update.run(gradient.run(params, tokens), state, params)
 
         values = draw(params, 0)
-        return Contender(Training(step, self._tokens, optimizer.init(values), values), _costs(update.costs))
-
-
-def _prepared_update(optimizer: optax.GradientTransformation, params: Tree) -> Contender:
-    state = jax.eval_shape(optimizer.init, params)
-    program = compile_program(training_step(optimizer), params, state, params, donate=(1, 2))
-    values = draw(params, 0)
-    return Contender(Training(program.run, draw(params, 1), optimizer.init(values), values), _costs(program.costs))
-
-
-def _costs(costs: Row) -> Row:
-    return {name: costs[name] for name in ("temporary MB", "product GFLOP", "compile s")}
+        return Contender(Training(step, self._tokens, optimizer.init(values), values), costs(update.costs))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--sections", nargs="+", choices=SHARES, default=list(SHARES), help="default: all")
     options.add_argument("--seconds", type=float, default=SECONDS, help="time that the sections share")
+    options.add_argument(
+        "--after", type=Path, nargs="+", default=[], help="results of earlier runs: their cases are left out"
+    )
     given = options.parse_args(arguments)
     compile_afresh()
     quick, rounds = given.quick, 3 if given.quick else 7
 
     report = Report("gpu", device_name(), [*NOTES, f"{rounds} rounds."])
     shares = {section: share for section, share in SHARES.items() if section in given.sections}
-    budget = Budget(report, given.output, given.seconds, shares)
+    known = set().union(*map(measured_cases, given.after))
+    budget = Budget(report, given.output, given.seconds, shares, known)
     if "grouping" in shares:
         limits = grouping(budget, QUICK_GROUPS if quick else GROUPS, rounds)
         report.notes.append(

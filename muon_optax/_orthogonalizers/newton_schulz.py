@@ -13,7 +13,7 @@ from muon_optax._orthogonalizers.gram_newton_schulz import gram_newton_schulz, g
 from muon_optax._orthogonalizers.orthogonalizer import MatrixFunction, Orthogonalizer
 from muon_optax._orthogonalizers.precision import rounded
 from muon_optax._orthogonalizers.start import Norm, Start, start
-from muon_optax._orthogonalizers.step import apply, gram, polynomial
+from muon_optax._orthogonalizers.step import apply, gram, polynomial, polynomial_of_operands
 from muon_optax._orthogonalizers.tiling import Iteration, cheaper_method, direct_cost, gram_cost
 
 Method = Literal["auto", "direct", "gram"]
@@ -32,11 +32,13 @@ def direct_newton_schulz(begin: Start, coefficients: Coefficients) -> jax.Array:
     """
     X, A, norm = begin
     Y = jnp.zeros_like(X)
+    # Equal steps are equal programs as they are.
+    evaluate = polynomial_of_operands if len(set(coefficients)) > 1 else polynomial
     for index, step in enumerate(coefficients):
         if index > 0:
             X = rounded(Y, X.dtype)
             A = gram(X)
-        Y = apply(*polynomial(step, rounded(A, X.dtype)), X)
+        Y = apply(*evaluate(step, rounded(A, X.dtype)), X)
         if index == 0:
             Y = Y / norm
     return Y

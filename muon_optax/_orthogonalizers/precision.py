@@ -55,7 +55,7 @@ def cpu_multiplies_bfloat16() -> bool:
     return "AVX512_SPR" in extensions.get("found", ())
 
 
-def blend(scale: float, matrices: jax.Array, product: jax.Array) -> jax.Array:
+def blend(scale: float | jax.Array, matrices: jax.Array, product: jax.Array) -> jax.Array:
     """``scale * matrices + product`` in the dtype of ``product``, for the caller to round."""
     # JAX would round the Python number to bfloat16 before multiplying (3.4445 becomes 3.4375, an error of 3 to 6% in
     # the update), so the bfloat16 factor is widened first.

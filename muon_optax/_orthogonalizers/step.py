@@ -11,10 +11,14 @@ they would change the update by 3% to 6%. (2) B is centered by a multiple of the
 Rounding B is the largest error of a step and is proportional to B, so this removes a quarter of the error and more.
 """
 
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 
 from muon_optax._orthogonalizers.precision import accumulation_dtype, blend, multiply, rounded
+
+Number: TypeAlias = float | jax.Array
 
 # Squared singular values stay below this from the second step on, in every schedule that ends near 1.
 _LARGEST_SQUARE = 1.3
@@ -39,14 +43,34 @@ def polynomial(coefficients: tuple[float, float, float], A: jax.Array) -> tuple[
     """
     a, b, c = coefficients
     middle = center(b, c)
+    return a + middle, _centered(b, c or None, middle, A)
+
+
+def polynomial_of_operands(coefficients: tuple[float, float, float], A: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """:func:`polynomial` whose numbers a TPU's compiler does not see: it compiles the products of all steps once.
+
+    With constants the kernels of two steps are two, and each takes it one to three seconds. On other platforms the
+    numbers become constants again.
+    """
+    a, b, c = coefficients
+    middle = center(b, c)
+    scalars = tuple(jnp.asarray(number, accumulation_dtype(A.dtype)) for number in (a + middle, b, c, middle))
+    d, *others = jax.lax.platform_dependent(scalars, tpu=jax.lax.optimization_barrier, default=_unchanged)
+    return d, _centered(others[0], others[1] if c else None, others[2], A)
+
+
+def _unchanged(scalars: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return scalars
+
+
+def _centered(b: Number, c: Number | None, middle: Number, A: jax.Array) -> jax.Array:
     wide = accumulation_dtype(A.dtype)
-    square = c * multiply(A, A) if c else jnp.zeros_like(A, wide)
+    square = jnp.zeros_like(A, wide) if c is None else c * multiply(A, A)
     identity = jnp.broadcast_to(jnp.eye(A.shape[-1], dtype=wide), A.shape)
-    B = blend(b, A, square) - middle * identity
-    return a + middle, rounded(B, A.dtype)
+    return rounded(blend(b, A, square) - middle * identity, A.dtype)
 
 
-def apply(d: float, B: jax.Array, X: jax.Array) -> jax.Array:
+def apply(d: Number, B: jax.Array, X: jax.Array) -> jax.Array:
     """``(d I + B) X``, or ``X (d I + B)`` for a tall ``X``, accumulated in float32; rounded by the caller."""
     # A tall matrix is multiplied as it lies: transposing it would cost a copy there and one back.
     return blend(d, X, multiply(B, X) if is_wide(X) else multiply(X, B))

@@ -9,7 +9,7 @@ from tolerances import RTOL
 
 import muon_optax as mo
 from muon_optax._orthogonalizers import step as _step
-from muon_optax._orthogonalizers.step import polynomial
+from muon_optax._orthogonalizers.step import polynomial, polynomial_of_operands
 
 STEPS = {
     "keller": mo.KELLER[0],
@@ -28,6 +28,28 @@ def test_the_parts_sum_to_the_polynomial(step: str) -> None:
     a, b, c = STEPS[step]
     want = a * np.eye(6) + b * A.astype(np.float64) + c * A.astype(np.float64) @ A
     assert oracle.relative_error(d * np.eye(6) + np.asarray(B, np.float64), want) <= RTOL["float32"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("step", STEPS)
+def test_operands_give_the_same_bits_as_constants(step: str, dtype: str) -> None:
+    X = oracle.with_spectrum(np.linspace(1.1, 0.1, 6), 6, 9)
+    A = jnp.asarray(X @ X.T, dtype)
+    d, B = jax.jit(polynomial_of_operands, static_argnums=0)(STEPS[step], A)
+    known, want = jax.jit(polynomial, static_argnums=0)(STEPS[step], A)
+    assert (B.dtype, d.dtype) == (A.dtype, jnp.float32)
+    np.testing.assert_array_equal(B, want)
+    np.testing.assert_array_equal(d, known)
+
+
+@pytest.mark.parametrize("platform, barriers", [("tpu", 5), ("cpu", 0)])
+def test_only_a_tpu_does_not_see_the_numbers_of_unequal_steps(platform: str, barriers: int) -> None:
+    def text(coefficients: mo.Coefficients) -> str:
+        traced = jax.jit(mo.newton_schulz(coefficients)).trace(jnp.ones((8, 8)))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert text(mo.polar_express(5)).count("stablehlo.optimization_barrier") == barriers
+    assert "stablehlo.optimization_barrier" not in text(mo.KELLER)
 
 
 def test_each_matrix_of_a_batch_has_its_own_polynomial() -> None:
