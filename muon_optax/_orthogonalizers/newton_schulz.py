@@ -134,6 +134,8 @@ def newton_schulz(
             f'products="symmetric" does not multiply in dtype={dtype.name}: use jnp.bfloat16 or jnp.float32, or '
             'products="xla".'
         )
+    if products == "symmetric" and norm == "aol":
+        raise ValueError('products="symmetric" does not rescale rows: use another norm than "aol", or products="xla".')
 
     return _NewtonSchulz(coefficients, dtype, method, norm, products)
 

@@ -239,6 +239,11 @@ def test_other_dtypes_are_refused(dtype: str) -> None:
         mo.newton_schulz(dtype=jnp.dtype(dtype), products="symmetric")
 
 
+def test_rescaled_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match='products="symmetric" does not rescale rows: use another norm'):
+        mo.newton_schulz(norm="aol", products="symmetric")
+
+
 def test_unknown_products_are_refused() -> None:
     with pytest.raises(ValueError, match="products='triton' is not allowed: use one of 'xla', 'symmetric'"):
         mo.newton_schulz(products="triton")
