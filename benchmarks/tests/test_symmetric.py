@@ -41,12 +41,17 @@ ENTRY %main (x: bf16[1,2048,2048]) -> f32[1,2048,2048] {
 GRAM = Call(
     "gram_wide",
     (Array("f32", (1, 2048, 2048), False),),
-    (Array("s32", (3,), True), Array("bf16", (1, 2048, 2048), False)),
+    (Array("s32", (3,), False), Array("bf16", (1, 2048, 2048), False)),
 )
 
 
 def test_bundles_are_counted_loop_by_loop() -> None:
     assert read_schedule(BUNDLES) == Schedule(once=3, step=4, loops=(2, 3))
+
+
+def test_a_grid_of_one_step_is_no_loop() -> None:
+    text = "\n".join(line for line in BUNDLES.splitlines() if ": > " not in line).replace(">>", ">")
+    assert read_schedule(text) == Schedule(once=4, step=0, loops=(2, 3))
 
 
 def test_a_loop_in_a_loop_of_a_step_is_refused() -> None:
