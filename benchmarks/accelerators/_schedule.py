@@ -35,7 +35,10 @@ class Array(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A kernel in a compiled program: equal ones are compiled once."""
+    """A kernel in a compiled program: equal ones are compiled once.
+
+    Of what it is given only stacks of matrices are told: scalars that it has no use for are not in its schedule.
+    """
 
     name: str
     results: tuple[Array, ...]
@@ -64,7 +67,7 @@ def call_of(line: str, types: Mapping[str, str]) -> Call | None:
     return Call(
         called["name"],
         tuple(map(_array, _ARRAY.finditer(called["results"]))),
-        tuple(_array(_ARRAY.search(types[name])) for name in operands),
+        tuple(array for name in operands if len((array := _array(_ARRAY.search(types[name]))).sizes) == 3),
     )
 
 
@@ -103,7 +106,7 @@ def _given(text: str, kind: str) -> tuple[Array, ...]:
         for match in _GIVEN.finditer(text)
         if match["kind"] == kind
     }
-    return tuple(found[index] for index in sorted(found))
+    return tuple(found[index] for index in sorted(found) if len(found[index].sizes) == 3)
 
 
 def read_schedule(text: str) -> Schedule:
