@@ -99,13 +99,13 @@ def _gram_steps(call: Call, wide: bool) -> Iterator[Step]:
             for k in range(long.tiles):
                 last = k == long.tiles - 1
                 loops = ((0, done, short.block**2 * long.tile),) + finish * last
-                yield Step(loops, skipped * (1 + last), {2: (b, i, k), 3: (b, j, k)}, (b, i, j))
+                yield Step(loops, skipped * (1 + last), {0: (b, i, k), 1: (b, j, k)}, (b, i, j))
 
 
 def _product_steps(call: Call, whole: bool) -> Iterator[Step]:
     batch, size, _ = call.operands[-1].sizes
     short = tiling(size)
-    terms = range(5, len(call.operands))
+    terms = range(2, len(call.operands))
     for b in range(batch):
         for i, j in _pair_steps(short, whole):
             done, skipped = _multiplied(short, i == j and not whole)
@@ -115,7 +115,7 @@ def _product_steps(call: Call, whole: bool) -> Iterator[Step]:
                 last = k == short.tiles - 1
                 way = 0 if short.tiles == 1 else _WAYS[k <= i, k <= j]
                 loops = ((way, done, short.block**2 * short.tile),) + finish * last
-                read = {3: (b, max(i, k), min(i, k)), 4: (b, max(j, k), min(j, k))}
+                read = {0: (b, max(i, k), min(i, k)), 1: (b, max(j, k), min(j, k))}
                 read |= {term: (b, max(i, j), min(i, j)) for term in terms}
                 yield Step(loops, skipped * (1 + last), read, (b, i, j))
 
@@ -134,7 +134,7 @@ def _apply_steps(call: Call, wide: bool, whole: bool) -> Iterator[Step]:
                     way = 0 if whole or k <= i else 1
                     loops = ((way, blocks, short.block * along * short.tile),) + finish * (k == short.tiles - 1)
                     factor = (b, i, k) if whole else (b, max(i, k), min(i, k))
-                    yield Step(loops, 0, {1: factor, 2: (b, k, j), 3: (b, i, j)}, (b, i, j))
+                    yield Step(loops, 0, {0: factor, 1: (b, k, j), 2: (b, i, j)}, (b, i, j))
 
 
 def _tile_bytes(call: Call) -> dict[int, int]:
@@ -143,5 +143,4 @@ def _tile_bytes(call: Call) -> dict[int, int]:
     return {
         place: BYTES[array.dtype] * math.prod(tiling(size).tile for size in array.sizes[1:]) * (not array.is_near)
         for place, array in arrays.items()
-        if len(array.sizes) == 3
     }

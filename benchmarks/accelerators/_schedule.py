@@ -31,11 +31,14 @@ class Array(NamedTuple):
 
     dtype: str
     sizes: tuple[int, ...]
-    is_near: bool  # In vector memory, and not in main memory.
+    is_near: bool  # In vector memory, and not in main memory; said of matrices only.
 
 
 class Call(NamedTuple):
-    """A kernel in a compiled program: equal ones are compiled once."""
+    """A kernel in a compiled program: equal ones are compiled once.
+
+    Of what it is given only stacks of matrices are told: scalars that it has no use for are not in its schedule.
+    """
 
     name: str
     results: tuple[Array, ...]
@@ -64,18 +67,19 @@ def call_of(line: str, types: Mapping[str, str]) -> Call | None:
     return Call(
         called["name"],
         tuple(map(_array, _ARRAY.finditer(called["results"]))),
-        tuple(_array(_ARRAY.search(types[name])) for name in operands),
+        tuple(array for name in operands if len((array := _array(_ARRAY.search(types[name]))).sizes) == 3),
     )
 
 
 def _array(found: re.Match[str] | None) -> Array:
     if found is None:
         raise ValueError("this operand of a kernel is no array.")
-    return Array(found["dtype"], _sizes(found["sizes"]), "S(1)" in (found["layout"] or ""))
+    return _placed(found, "S(1)" in (found["layout"] or ""))
 
 
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in text.split(",") if size)
+def _placed(found: re.Match[str], is_near: bool) -> Array:
+    sizes = tuple(int(size) for size in found["sizes"].split(",") if size)
+    return Array(found["dtype"], sizes, is_near and len(sizes) == 3)
 
 
 def schedules(folder: Path) -> dict[Call, Schedule]:
@@ -98,34 +102,32 @@ def _schedules(folder: Path) -> Iterator[tuple[Call, Schedule]]:
 def _given(text: str, kind: str) -> tuple[Array, ...]:
     """A kernel's operands (``"input"``) or results (``"output"``)."""
     found = {
-        int(match["index"]): Array(match["dtype"], _sizes(match["sizes"]), match["space"] == "vmem")
+        int(match["index"]): _placed(match, match["space"] == "vmem")
         for match in _GIVEN.finditer(text)
         if match["kind"] == kind
     }
-    return tuple(found[index] for index in sorted(found))
+    return tuple(found[index] for index in sorted(found) if len(found[index].sizes) == 3)
 
 
 def read_schedule(text: str) -> Schedule:
-    """Of the text of a kernel's bundles.
+    """Of the text of a kernel's bundles. A grid of one step is no loop: its own loops are the outermost then.
 
     Raises:
         ValueError: If there is a loop within a loop of a step.
     """
-    once, step, loops, depth = 0, 0, [], 0
-    for line in text.splitlines():
-        found = _BUNDLE.match(line)
-        if found is None:
-            continue
+    bundles = [found for line in text.splitlines() if (found := _BUNDLE.match(line))]
+    deepest = max((len(found["depth"]) for found in bundles), default=0)
+    starts = [len(found["depth"]) for found in bundles if found["label"] == "LB"]
+    if deepest > 2:
+        raise ValueError("a loop within a loop of a step: its iterations are not known.")
+    counts, loops, depth = [0, 0], [], 0
+    for found in bundles:
         # A wait carries no depth: it belongs to what stands before it.
         depth = depth if found["wait"] else len(found["depth"])
-        if found["label"] == "LB" and depth == 2:
+        if found["label"] == "LB" and depth == deepest:
             loops.append(0)
-        if depth > 2:
-            raise ValueError("a loop within a loop of a step: its iterations are not known.")
-        if depth == 2:
+        if depth == deepest and starts:
             loops[-1] += 1
-        elif depth == 1:
-            step += 1
         else:
-            once += 1
-    return Schedule(once, step, tuple(loops))
+            counts[depth] += 1
+    return Schedule(counts[0], counts[1], tuple(loops))

@@ -41,12 +41,17 @@ ENTRY %main (x: bf16[1,2048,2048]) -> f32[1,2048,2048] {
 GRAM = Call(
     "gram_wide",
     (Array("f32", (1, 2048, 2048), False),),
-    (Array("s32", (3,), True), Array("bf16", (1, 2048, 2048), False)),
+    (Array("bf16", (1, 2048, 2048), False),),
 )
 
 
 def test_bundles_are_counted_loop_by_loop() -> None:
     assert read_schedule(BUNDLES) == Schedule(once=3, step=4, loops=(2, 3))
+
+
+def test_a_grid_of_one_step_is_no_loop() -> None:
+    text = "\n".join(line for line in BUNDLES.splitlines() if ": > " not in line).replace(">>", ">")
+    assert read_schedule(text) == Schedule(once=4, step=0, loops=(2, 3))
 
 
 def test_a_loop_in_a_loop_of_a_step_is_refused() -> None:
@@ -66,8 +71,7 @@ def test_a_call_has_the_schedule_of_its_kernel(tmp_path: Path) -> None:
 
 def gram(size: int) -> Call:
     X = Array("bf16", (1, size, size), False)
-    pairs = Array("s32", (3,), True)
-    return Call("gram_wide", (X,), (pairs, pairs, X, X))
+    return Call("gram_wide", (X,), (X, X))
 
 
 def test_a_step_takes_what_takes_longest() -> None:
@@ -90,8 +94,7 @@ def test_a_step_takes_what_takes_longest() -> None:
 def test_each_product_of_tiles_is_made_once(name: str, products: int) -> None:
     """Whatever way it is read: with one bundle an iteration the cycles are the blocks that are multiplied."""
     X = Array("bf16", (2, 3072, 3072), True)
-    scalars = Array("s32", (6,), True)
-    call = Call(name, (X,), (*[scalars] * 3, X, X, X))
+    call = Call(name, (X,), (X, X, X))
     schedule = Schedule(0, 0, (1,) * products + (0, 0))
     multiplied = 3 * (9 * 16 if "whole" in name else 3 * 16 + 3 * 10)
     skipped = 0 if "whole" in name else 3 * (3 + 1) * 6 * 16
@@ -102,7 +105,7 @@ def test_each_product_of_tiles_is_made_once(name: str, products: int) -> None:
 def test_each_tile_of_a_long_matrix_meets_its_row(name: str) -> None:
     shape = (1, 4096, 2048) if "tall" in name else (1, 2048, 4096)
     B, X = Array("bf16", (1, 2048, 2048), True), Array("bf16", shape, True)
-    call = Call(name, (X,), (Array("f32", (1, 2), True), B, X, X))
+    call = Call(name, (X,), (B, X, X))
     schedule = Schedule(0, 0, (1, 0) if "whole" in name else (1, 1, 0))
     # A block of a wide matrix is 256 x 512, one of a tall matrix 256 x 256.
     assert cycles(call, schedule, Chip(2**40, 1.0)) == 2 * 4 * 2 * (16 if "tall" in name else 8)
