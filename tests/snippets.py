@@ -34,6 +34,7 @@ def run(parts: list[Snippet], page: Path) -> dict:
     for part in parts:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile("\n" * (part.line - 1) + part.code, str(page), "exec"), namespace)
+        print(printed.getvalue(), end="")
         if part.output is not None:
             shown, seen = (
                 [line.rstrip() for line in text.strip().splitlines()] for text in (part.output, printed.getvalue())
