@@ -23,7 +23,7 @@ def layouts_to_json(layouts: Mapping[str, Layout | str | None]) -> str:
 
     Raises:
         ValueError: For a layout that :class:`muon_optax.Layout` refuses.
-        TypeError: For what is no mapping.
+        TypeError: If it is not a mapping.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
@@ -56,7 +56,7 @@ def layouts_from_json(text: str) -> dict[str, Layout | None]:
 
     Raises:
         ValueError: If the text is not such JSON, with the path where one entry is wrong.
-        TypeError: If it is no text.
+        TypeError: If it is not text.
 
     Example:
         >>> import muon_optax as mo

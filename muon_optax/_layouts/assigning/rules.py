@@ -135,7 +135,7 @@ def _by_stacks(leaf: NamedLeaf, tree: Tree) -> Decision:
         stacks = LayerStacks()  # a bias of each head looks like one of each layer
     decisions = {_by_rules(leaf, tree, stack, stacks.by) for stack in stacks.options or (UNSTACKED,)}
     if stacks.by == "shapes":
-        # Shapes alone are weak: what the whole array says is worth as much, and more where its evidence is strong.
+        # Shapes alone are weak. A reading of the whole array counts as much, and more where its evidence is strong.
         whole = _by_rules(leaf, tree, UNSTACKED, "")
         if whole.strength == "strong" and whole.layout is not None:
             agree = is_expert(leaf) or whole.layout in {decision.layout for decision in decisions}

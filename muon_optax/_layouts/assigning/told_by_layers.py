@@ -16,7 +16,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 class Known(NamedTuple):
-    """What a layer says of one of its arrays: the layout, and the shape without stacks of layers, if it is told."""
+    """The layout that a layer's type gives to one of its arrays, and its shape without stacked layers, if known."""
 
     layout: Layout | None
     shape: Shape = ()

@@ -1,4 +1,4 @@
-"""A bias beside the weight: it has the shape of the output axes."""
+"""A bias beside the weight, which has the shape of the output axes."""
 
 from muon_optax._layouts.evidence.convolutions import is_transposed, looks_like_convolution
 from muon_optax._layouts.evidence.experts import is_expert
@@ -7,7 +7,7 @@ from muon_optax._layouts.tree.seen import Reading, Seen
 
 
 def by_bias(seen: Seen) -> Reading | None:
-    """Reads the outputs off the bias, for three or more axes."""
+    """For three or more axes, the output axes are those that have the shape of the bias."""
     core, bias = seen.core, seen.bias
     if bias is None or not 1 <= len(bias) < len(core) or len(core) < 3:
         return None

@@ -1,4 +1,4 @@
-"""All leaves together: their shapes by path, their biases and norms, the scopes they lie in."""
+"""All leaves together, with their shapes by path, their biases and norms, and the scopes they lie in."""
 
 import math
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ from muon_optax._layouts.tree.windows import has_trailing_window
 
 
 class Tree:
-    """What all leaves together tell of each."""
+    """All leaves of a model, and what they show about each other."""
 
     def __init__(self, leaves: Sequence[NamedLeaf], hidden: frozenset[str] = frozenset()) -> None:
         self.leaves = leaves
@@ -216,7 +216,7 @@ class Tree:
             told = _narrowed(told, scope.told)
             if len(told.options) == 1:
                 break
-        # Shapes count less than the norms of a stack around them, and more than vectors outside of it.
+        # A stacked norm in an outer scope overrules shapes; an unstacked one does not.
         if likely and told.options in ((), (UNSTACKED,)):
             told = LayerStacks(likely, "shapes")
         fitting = tuple(stack for stack in told.options if stack.fits(leaf.shape))
