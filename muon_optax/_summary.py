@@ -42,7 +42,7 @@ class Row:
 
     Args:
         path: The tree path, joined by ``/``.
-        shape: Of the parameter.
+        shape: The parameter's shape.
         layout: How its axes are read; ``None`` for AdamW.
         label: ``"muon"`` or ``"adamw"``.
         why: The evidence in a few words, that for a stack of layers first; ``"given"`` by the user.
@@ -134,7 +134,7 @@ class Summary:
         return [(*cells, own) for cells, own in zip(lines, globs, strict=True)]
 
     def _notes(self) -> list[str]:
-        """What stands below the rows."""
+        """The lines below the rows."""
         return [_LEGEND, *self._settings(), self._totals(), *self._alarms()]
 
     def _settings(self) -> list[str]:
@@ -245,7 +245,7 @@ def summarize(
     Raises:
         ValueError: As :func:`muon_optax.assign_layouts`, for an unknown scale, and for settings by path that
             :func:`muon_optax.muon` refuses.
-        TypeError: For an ``optimizer`` that is no transform.
+        TypeError: If ``optimizer`` is not a transform.
 
     Warns:
         MuonWarning: As :func:`muon_optax.assign_layouts`.

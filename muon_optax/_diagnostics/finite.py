@@ -25,7 +25,7 @@ def nonfinite_counts(tree: Any) -> dict[str, jax.Array]:
     """How many elements of each leaf are NaN or infinite. For use inside ``jit``.
 
     Args:
-        tree: Parameters, gradients, updates, activations: any tree. Leaves that are no floating or complex numbers
+        tree: Any tree of parameters, gradients, updates or activations. Leaves that aren't floating or complex numbers
             (integers, booleans, random keys, functions) are left out, and so are ``None`` and masked leaves.
 
     Returns:
@@ -51,14 +51,14 @@ def raise_if_nonfinite(tree: Any, name: str = "tree", step: Any = None) -> None:
 
     Args:
         tree: Any tree; leaves are left out as in :func:`nonfinite_counts`.
-        name: What the tree is, for the message: ``"gradients"``.
-        step: Where training is, for the message.
+        name: A name for the tree in the message, such as ``"gradients"``.
+        step: The training step, for the message.
 
     Raises:
         FloatingPointError: With the step, the first leaf that holds such elements, how many, the index of the first of
             them, and the counts of other leaves.
-        TypeError: For a ``name`` that is no text. Inside ``jit``, where values are not known: use
-            :func:`nonfinite_counts` there.
+        TypeError: If ``name`` is not text; inside ``jit``, where values are not known. Use :func:`nonfinite_counts`
+            there.
 
     Returns:
         ``None``, if all is finite.

@@ -49,10 +49,10 @@ def before_step(
     """The values of ``BEFORE``, float32, and the vectors of the power iteration.
 
     Args:
-        leaf: Which.
+        leaf: The leaf's static properties.
         first: Whether nothing has been measured yet.
         initial: The parameter's root mean square when the recorder began.
-        vectors: Of the last measurement, flat; empty for a leaf without a layout.
+        vectors: The vectors of the last measurement, flat; empty for a leaf without a layout.
         *arrays: The gradient, the parameter and, where there is one, the momentum.
     """
     if leaf.layout is None:

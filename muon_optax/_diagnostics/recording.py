@@ -29,8 +29,8 @@ class Recording:
        least 20%) from that of its peers: the same matrix of repeated layers where there are five, else all matrices.
 
     Args:
-        steps: Of the measurements, oldest first.
-        paths: Of the leaves, in natural order.
+        steps: The steps of the measurements, oldest first.
+        paths: The paths of the leaves, in natural order.
         matrices: Which of the leaves have a layout.
         values: ``(measurements in time, leaves, names)`` float32, the names in the order of ``Recording.names``.
     """

@@ -62,7 +62,7 @@ def findings_of(values: np.ndarray, paths: Sequence[str], matrices: Sequence[boo
 
     Args:
         values: ``(measurements in time, leaves, names)``, at least one measurement.
-        paths: Of the leaves.
+        paths: The paths of the leaves.
         matrices: Which of them have a layout.
     """
     measured = {name: values[-1, :, column] for column, name in enumerate(MEASUREMENTS)}

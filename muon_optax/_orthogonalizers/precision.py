@@ -88,7 +88,7 @@ def near_one(matrices: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
 
     Args:
         matrices: ``(*batch, rows, cols)``, not empty, any floating dtype.
-        dtype: Of the result.
+        dtype: The dtype of the result.
 
     Returns:
         ``(*batch, rows, cols)``; the largest entry of each matrix is in [1, 2]. Zero stays zero and NaN stays NaN.

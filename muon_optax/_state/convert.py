@@ -16,10 +16,10 @@ def converted(earlier: Kept, fresh: Kept, momentum: float, block_size: int) -> t
     """The values of ``earlier`` as those of ``fresh``; ``None`` if they are of another shape.
 
     Args:
-        earlier: What the earlier state keeps.
-        fresh: What takes its place.
+        earlier: An entry of the earlier state.
+        fresh: The entry that replaces it.
         momentum: An average of the gradients is ``1 - momentum`` times their sum.
-        block_size: Of momentum in codes.
+        block_size: The block size of momentum in codes.
     """
     if [*map(_type, earlier.values)] == [*map(_type, fresh.values)] and earlier.way == fresh.way:
         return tuple(map(placed, earlier.values, fresh.values))

@@ -26,10 +26,10 @@ def counters_of(
     """Each counter of ``fresh`` with its value.
 
     Args:
-        earlier: What the earlier state keeps.
-        fresh: What the fresh state keeps.
+        earlier: The entries of the earlier state.
+        fresh: The entries of the fresh state.
         carried: The numbers of the fresh leaves that were carried.
-        step: How many steps the run has taken; ``None`` for what the earlier state says.
+        step: The number of steps that the run has taken; ``None`` reads it from the earlier state.
     """
     counters = [kept for kept in earlier if kept.counts]
     found = []

@@ -14,7 +14,7 @@ MaskFunction: TypeAlias = Callable[[Any], Any]
 
 
 def decay_mask(params: Any) -> Any:
-    """The default of the AdamW branch: ``True`` for every leaf of two or more axes that is no bias and no norm's.
+    """The default mask of AdamW's decay: ``True`` for every leaf of two or more axes, except biases and norms.
 
     An ``adamw`` of your own decays biases and norms too, unless you give it this mask.
 

@@ -17,11 +17,11 @@ def hold_idle(
 ) -> optax.GradientTransformationExtraArgs:
     """Holds every parameter still at the steps where its gradient is exactly zero: no step, no decay, no momentum.
 
-    A gradient of zero is a gradient: decay shrinks the parameter, momentum moves it on, and Muon gives whatever is left
-    of a momentum full size. Under this transform a parameter with a gradient of zeros gets an update of zeros, and what
-    ``inner`` keeps of it (momentum, moments, codes, statistics) stays as it is, to the bit. Counters go on. So
-    ``jax.lax.stop_gradient`` around a part of a model freezes it, and its training goes on where it was when the
-    gradient comes back.
+    To an optimizer a gradient of zero is a gradient. Decay shrinks the parameter, momentum moves it on, and Muon brings
+    the rest of a momentum to full size. Under this transform a parameter with a gradient of zeros gets an update of
+    zeros, and its state in ``inner`` (momentum, moments, codes, statistics) stays as it is, to the bit. Counters go on.
+    ``jax.lax.stop_gradient`` around a part of a model therefore freezes it, and its training goes on from there when
+    the gradient comes back.
 
     :func:`muon_optax.hold_idle_matrices` holds the matrices of a stack one by one, does nothing for other parameters,
     and lets momentum fade.
@@ -37,7 +37,7 @@ def hold_idle(
 
     Raises:
         ValueError: At ``init``, for a glob that matches no parameter with axes.
-        TypeError: For ``per_row`` that is a string or no sequence, and for an ``inner`` that is no transform.
+        TypeError: If ``per_row`` is a string or not a sequence, or if ``inner`` is not a transform.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo

@@ -125,7 +125,7 @@ def orthogonalize_via_newton_schulz(
 
     Args:
         coefficients: One ``(a, b, c)`` per step.
-        dtype: Of the products.
+        dtype: The dtype of the products.
         method: ``"auto"``, ``"direct"`` or ``"gram"``.
         norm: ``"frobenius"``, ``"schatten4"`` or ``"aol"``.
         products: ``"xla"`` or ``"symmetric"``.

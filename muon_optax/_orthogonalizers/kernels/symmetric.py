@@ -37,9 +37,9 @@ def symmetric_newton_schulz(
     """Newton-Schulz of ``(*batch, rows, cols)`` on one TPU.
 
     Args:
-        matrices: Of any real floating dtype, not empty.
+        matrices: ``(*batch, rows, cols)`` in any real floating dtype, not empty.
         coefficients: ``(a, b, c)`` per step.
-        dtype: Of the products, bfloat16 or float32.
+        dtype: The dtype of the products, bfloat16 or float32.
         method: ``"direct"`` or ``"gram"``.
         norm: As in :func:`muon_optax.newton_schulz`.
         tilings: How both sides are cut; by default as is fastest.

@@ -143,7 +143,7 @@ def _part(tree: Any, like: Any, numbers: range) -> Any:
 
 
 def _joined(parts: Sequence[Any], whole: Any, like: Any) -> Any:
-    """The inverse of :func:`_part`: of what is no tree like ``like``, such as a counter, the last."""
+    """The inverse of :func:`_part`. Of values that aren't trees like ``like``, such as counters, it takes the last."""
     nodes, outer, alike = _trees(whole, like)
     held = [outer.flatten_up_to(part) for part in parts]
     joined = []

@@ -127,7 +127,7 @@ def quantized(momentum: jax.Array, bits: Bits, block_size: int) -> tuple[jax.Arr
     finite = jnp.isfinite(blocks)
     scales = jnp.max(jnp.where(finite, jnp.abs(blocks), 0), axis=-1, keepdims=True, initial=0) / limit
     ratios = jnp.round(jnp.where(finite, blocks, 0) / jnp.where(scales == 0, 1, scales))
-    # The one code that symmetry leaves over stands for what is not finite; a scale of NaN would spoil the whole block.
+    # Symmetry leaves one code over, which means "not finite". A scale of NaN would spoil the whole block.
     codes = jnp.where(finite, ratios, -limit - 1).astype(jnp.int8)
     codes = relocate_like(_out_of_blocks(codes, momentum.shape), momentum)
     return (codes if bits == 8 else _packed(codes)), scales[..., 0]

@@ -34,8 +34,8 @@ def refuse_other_arrays(given: list[Part], made: list[Part], leaves: list[NamedL
     Args:
         given: The parts of the state.
         made: The parts of what ``init`` makes.
-        leaves: Of the updates.
-        layouts: Of every leaf.
+        leaves: The leaves of the updates.
+        layouts: The layout of every leaf.
 
     Raises:
         ValueError: If routes, layouts, masks or the tree of the parameters have changed, naming a path.
