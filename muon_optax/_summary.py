@@ -87,7 +87,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """The table of :func:`muon_optax.summarize`; ``print`` it, or read its rows.
+    """The table that :func:`muon_optax.summarize` makes. ``print`` it, or read its rows.
 
     Args:
         rows: One for each parameter, in natural order of their paths.
@@ -224,7 +224,7 @@ def summarize(
     strict: bool = False,
     by_path: SettingsByPath = None,
 ) -> Summary:
-    """A table of which parameter goes where, seen as which matrices, scaled by what, and why.
+    """A table of all parameters: who trains each, as which matrices, with which scale, and why.
 
     Args:
         params: Any tree of arrays or ``ShapeDtypeStruct``; nothing is computed on them.

@@ -22,7 +22,7 @@ Results = TypeVar("Results")
 
 
 def nonfinite_counts(tree: Any) -> dict[str, jax.Array]:
-    """How many elements of each leaf are NaN or infinite. For use inside ``jit``.
+    """Counts the elements of each leaf that are NaN or infinite. For use inside ``jit``.
 
     Args:
         tree: Any tree of parameters, gradients, updates or activations. Leaves that aren't floating or complex numbers
@@ -92,7 +92,7 @@ def raise_if_nonfinite(tree: Any, name: str = "tree", step: Any = None) -> None:
 def finite_or_raise(
     function: Callable[..., Results], name: str | None = None, first_step: int = 0
 ) -> Callable[..., Results]:
-    """``function`` with :func:`raise_if_nonfinite` of its arguments and of its results. For use outside ``jit``.
+    """Wraps ``function`` in :func:`raise_if_nonfinite` of its arguments and its results. For use outside ``jit``.
 
     Around a jitted training step, whose arguments may be donated, or around ``optimizer.update``: the error says
     whether the values came in or began here. Each call waits for its results, so the device idles between steps.

@@ -19,7 +19,7 @@ _LISTED = 8  # leaves that a message names
 def moved_without_gradient(
     optimizer: optax.GradientTransformation, state: optax.OptState, params: optax.Params, **extra_args: Any
 ) -> dict[str, float]:
-    """Parameters that never got a gradient and yet move: decay shrinks them. For use outside ``jit``, once.
+    """Finds parameters that never got a gradient and yet move, since decay shrinks them. For use outside ``jit``, once.
 
     A parameter behind ``stop_gradient``, a layer that the loss does not reach, a table that no batch reads: all get
     gradients of zeros, which an optimizer takes for gradients. Call this after the first steps. A parameter is found if

@@ -17,7 +17,7 @@ _NUMBERS = range(1, len(MEASUREMENTS) + 1)
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """The measurements of :func:`record`, as :func:`recorded` reads them; ``print`` it, or read its values.
+    """The measurements of :func:`record`, as :func:`recorded` returns them. ``print`` it, or read its values.
 
     The table begins with the leaves that stand out, the surest first:
 

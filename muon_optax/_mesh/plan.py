@@ -19,7 +19,7 @@ from muon_optax._mesh.stacks import Stack
 
 @dataclass(frozen=True)
 class Plan:
-    """What :func:`muon_optax.plan` returns: ``print`` it, or give it to ``muon(shardings=...)``.
+    """The plan of an update on a mesh, from :func:`muon_optax.plan`. ``print`` it, or give it to ``muon(shardings=)``.
 
     Its figures are predictions, and tests compare them with compiled programs.
 

@@ -29,7 +29,7 @@ def carry_over(
     block_size: int = 128,
     strict: bool = False,
 ) -> tuple[Any, CarryReport]:
-    """A state that goes on where ``earlier`` was, for the optimizer that made ``fresh``, and a report of what was lost.
+    """Carries the state ``earlier`` over to the optimizer that made ``fresh``, and reports what was lost.
 
     Momentum, moments and whatever else both states keep of a parameter go on by its path, whatever chains, partitions,
     masks and wrappers are around. A momentum may change its way (a sum of gradients, an average, codes of 8 or 4 bits)

@@ -27,7 +27,7 @@ class CarryRow:
 
 @dataclass(frozen=True)
 class CarryReport:
-    """The table of :func:`muon_optax.carry_over`; ``print`` it, or read its rows.
+    """The report of :func:`muon_optax.carry_over` on what went over and what was lost. ``print`` it, or read its rows.
 
     Args:
         rows: Each leaf of the earlier state and of the fresh one is in exactly one of them: ``outcome`` ("carried",

@@ -19,7 +19,7 @@ from muon_optax._transforms.momenta.offload_to_host import HOST, noting_host, on
 
 
 def state_shardings(optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None) -> Any:
-    """A ``NamedSharding`` for every leaf of ``optimizer``'s state, to give to ``jax.jit`` or to a checkpoint.
+    """The ``NamedSharding`` of every leaf of ``optimizer``'s state, for ``jax.jit`` or for a checkpoint.
 
     Arrays with a parameter's shape (momentum, AdamW's moments) have the parameter's sharding. Statistics of its rows or
     blocks have it on the axes whose shards hold whole ones. With a plan made ``over`` a mesh axis they are spread over

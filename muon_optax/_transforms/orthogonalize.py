@@ -121,7 +121,7 @@ def orthogonalize_via_newton_schulz(
     layouts: Layouts = None,
     shardings: Any = None,
 ) -> optax.GradientTransformation:
-    """:func:`orthogonalize` with :func:`muon_optax.newton_schulz`: the heart of Muon.
+    """Orthogonalizes every matrix of the updates by :func:`muon_optax.newton_schulz`, which is the heart of Muon.
 
     Args:
         coefficients: One ``(a, b, c)`` per step.

@@ -19,7 +19,7 @@ _LISTED = 12  # groups that a warning names
 
 
 class MuonWarning(UserWarning):
-    """What muon_optax warns of; ``warnings.simplefilter("error", muon_optax.MuonWarning)`` makes it an error."""
+    """The class of all warnings of muon_optax. ``warnings.simplefilter("error", MuonWarning)`` raises them."""
 
 
 def is_trainable(leaf: NamedLeaf) -> bool:

@@ -10,7 +10,7 @@ from muon_optax._layouts.tree.roles import HEADS, role_of
 
 
 def per_head(params: Any) -> dict[str, Layout | None]:
-    """The default layouts, with queries, keys and values taken head by head: for ``layouts=muon_optax.per_head``.
+    """The default layouts with queries, keys and values head by head, for ``layouts=muon_optax.per_head``.
 
     A kernel ``(embed, heads, head_dim)`` is ``heads`` matrices ``embed x head_dim`` in place of one: ``"ibo"`` in place
     of ``"ioo"``, ``"bio"`` of Gemma's ``"oio"``, ``"bboi"`` of Levanter's ``"oooi"``. The up-projections of multi-head

@@ -68,7 +68,7 @@ RULES: tuple[tuple[Callable[[Seen], Reading | None], str], ...] = (
 
 
 def default_layouts(params: Any) -> dict[str, Layout | None]:
-    """The layout of every leaf, by the default rules; ``None`` for what goes to AdamW.
+    """The layout of every leaf by the default rules, which is ``None`` for leaves that AdamW trains.
 
     The rules reason from evidence, the strongest first: a layer's type, a bias, norms, siblings, names. Biases, norms,
     embeddings, heads, depthwise convolutions and everything of fewer than two axes get ``None``. So does what no rule

@@ -16,7 +16,7 @@ OF_MATRICES = ("momentum", "scale", "orthogonalizer")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the parameters of a path glob have of their own, in ``muon(by_path={glob: Settings(...)})``.
+    """Settings for the parameters of one path glob, in ``muon(by_path={glob: Settings(...)})``.
 
     ``None`` leaves a setting as it is everywhere. ``Settings()`` takes parameters out of a wider glob after it.
 

@@ -13,7 +13,7 @@ from muon_optax._transforms.checks.arguments import check_number
 def nesterov_ema(
     decay: optax.ScalarOrSchedule, *, debias: bool = False, momentum_dtype: jax.typing.DTypeLike | None = None
 ) -> optax.GradientTransformation:
-    """``optax.ema`` with Nesterov momentum: the average of gradients that other Muons keep.
+    """Momentum as an average of gradients, with Nesterov: ``optax.ema`` as other Muons use it.
 
     ``m <- decay m + (1 - decay) g``; the update is ``decay m + (1 - decay) g``. It is ``1 - decay`` times what
     ``optax.trace(decay, nesterov=True)`` keeps and gives, so after an orthogonalizer the two differ in rounding only.

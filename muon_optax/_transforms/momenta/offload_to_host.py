@@ -15,7 +15,7 @@ HOST = "pinned_host"  # as JAX names the memory
 
 
 def offload_to_host(transform: optax.GradientTransformation, *, batches: int = 16) -> optax.GradientTransformation:
-    """``transform`` with its state in the host's memory (``pinned_host``): the device holds a part of it at a time.
+    """Keeps the state of ``transform`` in the host's memory (``pinned_host``). The device holds a part of it at a time.
 
     The parameters are cut into batches of about equal bytes. One after another their momenta are fetched, updated and
     put back, so that about two batches are on the device. Updates and state are those of ``transform``: the host

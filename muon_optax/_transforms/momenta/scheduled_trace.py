@@ -20,7 +20,7 @@ class ScheduledTraceState(NamedTuple):
 def scheduled_trace(
     decay: optax.ScalarOrSchedule, nesterov: bool = False, momentum_dtype: jax.typing.DTypeLike | None = None
 ) -> optax.GradientTransformation:
-    """``optax.trace`` that counts its steps, with a decay that may be read from a schedule at each of them.
+    """Momentum like ``optax.trace`` that counts its steps, with a number or a schedule as its decay.
 
     ``m <- decay(step) m + g``; the update is ``m``, or ``g + decay(step) m`` with Nesterov, where ``step`` counts from
     zero. :func:`muon_optax.muon` uses it for numbers and for schedules, so one may replace the other in a run, which
