@@ -76,7 +76,7 @@ class Row:
 
     @property
     def unknown(self) -> bool:
-        """Whether no evidence decides, so that AdamW gets the parameter."""
+        """Whether no evidence decides. AdamW then gets the parameter."""
         return self.strength == "none"
 
     @property

@@ -16,7 +16,7 @@ class Limit(NamedTuple):
     says: str  # with the value for {}
 
 
-# Exact Newton-Schulz ranges end below 1.3, and weight decay adds its part. The other two tell a rate that is too high:
+# Exact Newton-Schulz ranges end below 1.3, and weight decay adds its part. The other two show a rate that is too high:
 # in tests/diagnostics/test_recording.py good rates stay below 0.05 and above -0.05, rates ten times as high do not.
 LIMITS = {
     "update_size": Limit(1.5, "the update is {:.3g} times as large as predicted"),

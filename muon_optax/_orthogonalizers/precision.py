@@ -49,7 +49,7 @@ def _multiply_widened_on_cpu(left: jax.Array, right: jax.Array) -> jax.Array:
 def cpu_multiplies_bfloat16() -> bool:
     """Whether this machine's CPU is known to have instructions for it.
 
-    Of the sets of instructions that NumPy tells apart, only that of Sapphire Rapids is sure to hold them.
+    Among the instruction sets that NumPy distinguishes, only that of Sapphire Rapids is sure to hold them.
     """
     extensions = np.show_config(mode="dicts").get("SIMD Extensions", {})
     return "AVX512_SPR" in extensions.get("found", ())

@@ -49,7 +49,7 @@ def _scale(earlier: Kept, fresh: Kept, momentum: float) -> float:
 
 
 def whole_shape(kept: Kept) -> tuple[int, ...]:
-    """The shape of the parameter, as far as the codes of a momentum tell it: with 4 bits an odd size is one less."""
+    """The shape of the parameter, as far as a momentum's codes show it. With 4 bits an odd size appears as one less."""
     *rest, last = kept.shape or (1,)
     return (*rest, 2 * last) if kept.way == "codes" and _bits(kept) == 4 else kept.shape
 

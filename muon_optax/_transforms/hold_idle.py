@@ -29,8 +29,8 @@ def hold_idle(
     Args:
         inner: Any transform of the whole tree, such as :func:`muon_optax.muon` or ``optax.adamw``.
         per_row: Path globs of parameters that are held index by index of their first axis: tables, of which a batch
-            uses few rows, and stacks of experts. Of what ``inner`` keeps, an array with as many rows is held by rows,
-            and any other only while the whole parameter is idle.
+            uses few rows, and stacks of experts. An array in the state of ``inner`` with as many rows is held by rows,
+            any other only while the whole parameter is idle.
 
     Returns:
         A transform with the state of ``inner``.

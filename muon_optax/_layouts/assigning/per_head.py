@@ -17,7 +17,7 @@ def per_head(params: Any) -> dict[str, Layout | None]:
     latent attention split alike. The output projection stays whole. To change more,
     ``layouts=lambda params: muon_optax.per_head(params) | {"router/kernel": None}``.
 
-    Kernels of two axes do not tell their heads: give each as a split,
+    Kernels of two axes do not show their heads. Give each as a split,
     ``{"*/q_proj/kernel": Layout("io", split=(head_dim,) * heads)}``.
 
     When to choose it: heads learn different things, and a whole matrix mixes their singular vectors. The evidence is

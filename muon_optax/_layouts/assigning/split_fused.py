@@ -115,7 +115,7 @@ def _split(leaf: NamedLeaf, layout: Layout | None, blocks: Blocks) -> Layout:
 
 
 def _told(leaf: NamedLeaf, leaves: Sequence[NamedLeaf], layouts: Mapping[str, Layout | None]) -> tuple[int, ...] | None:
-    """The sizes of a fused kernel's blocks as its name and its siblings tell them, ``None`` if it is not fused."""
+    """The sizes of a fused kernel's blocks, from its name and its siblings; ``None`` if it is not fused."""
     (scope, name), layout = module_of(leaf.path), layouts[leaf.path]
     outputs = 0 if layout is None else layout.fan_out(leaf.shape)
     if roles.role_of(name) in roles.HALVES and outputs % 2 == 0:

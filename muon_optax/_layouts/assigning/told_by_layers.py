@@ -91,7 +91,7 @@ def einsum_layout(equation: str) -> Layout | None:
 def convolution_layout(
     window: int, groups: int, features: int, channels: int, transposed: bool = False
 ) -> Layout | None:
-    """Of a kernel (window, channels of a group, features): each group is a matrix, unless it has one channel."""
+    """Reads each group of a kernel (window, channels of a group, features) as a matrix, unless it has one channel."""
     if groups > 1 and channels == 1:
         return None
     split = (features // groups,) * groups if groups > 1 else None

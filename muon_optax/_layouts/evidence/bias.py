@@ -23,7 +23,7 @@ def by_bias(seen: Seen) -> Reading | None:
             return Reading("o" * outputs + "i" * (axes - outputs), "its bias", weak=weak)
         return Reading("i" * (axes - outputs) + "o" * outputs, "its bias") if bias == core[-outputs:] else None
     if is_transposed(seen) and core[-1] == core[-2]:
-        return None  # the bias fits both; the name tells
+        return None  # the bias fits both, and the name decides
     if core[-outputs:] == bias:
         return Reading("i" * (axes - outputs) + "o" * outputs, "its bias")
     if len(core) == 3 and core[0] > 1 < core[-1] and bias == (core[0] * core[-1],):

@@ -55,7 +55,7 @@ def by_depthwise(seen: Seen) -> Reading | None:
         return None
     if not looks_like_convolution(seen):
         return _filters_by_bias(seen)
-    # Patches of a gray image or a spectrogram have a single channel, and no later convolution to tell.
+    # Patches of a gray image or a spectrogram have a single channel, and no later convolution shows it.
     patches = any("patch" in part for part in seen.leaf.path.lower().split("/")[-3:])
     if core[-2] == 1 and math.prod(core[:-2]) > 1 and not is_transposed(seen) and not patches:
         return None if seen.tree.is_first_of_convolutions(seen.leaf) else Reading(None, "depthwise")

@@ -206,7 +206,7 @@ class Tree:
         return any(leaf.shape[1:2] in scope.widths for scope in self.chain(scope)[:2])
 
     def stacks(self, leaf: NamedLeaf) -> LayerStacks:
-        """The stacks that the nearest scope which tells allows; empty where none tells."""
+        """The stacks that the nearest scope with evidence allows; empty if no scope has any."""
         likely: tuple[LayerStack, ...] = ()
         told, may_be_heads = LayerStacks(), False
         for scope in self.chain(leaf.path.rpartition("/")[0]):
@@ -232,7 +232,7 @@ def _read_in_turn(members: list[tuple[list[int], Shape]]) -> str | None:
 
 
 def _narrowed(told: LayerStacks, farther: LayerStacks) -> LayerStacks:
-    """What the nearest scope that tells allows, and of several stacks those that a scope around it allows too."""
+    """The stacks that the nearest scope with evidence allows; of several, those that a scope around it allows too."""
     both = tuple(stack for stack in told.options if stack in farther.options)
     return LayerStacks(both, told.by) if both else farther if not told.options else told
 

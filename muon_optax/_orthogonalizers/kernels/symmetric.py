@@ -108,7 +108,7 @@ def _start(products: iteration.Products, X: jax.Array, norm: Norm, short: Tiling
 
 
 def _sum_of_squares(lower: jax.Array, tile: int) -> jax.Array:
-    """Of a symmetric matrix, from its lower tiles: those below the diagonal count twice."""
+    """The squared norm of a symmetric matrix, from its lower tiles. Those below the diagonal count twice."""
     row, column = (jax.lax.broadcasted_iota(jnp.int32, lower.shape[-2:], axis) // tile for axis in (0, 1))
     # What lies above the diagonal was never written and may be NaN, which a product with zero would keep.
     square = jnp.where(row < column, 0, jnp.square(lower))

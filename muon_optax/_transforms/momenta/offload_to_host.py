@@ -87,7 +87,7 @@ def on_host(array: Any) -> bool:
 def noting_host(init: Callable[[Any], Any], hosted: list[bool]) -> Callable[[Any], Any]:
     """``init`` that writes for each leaf of its state whether it lies in the host's memory.
 
-    Only types tell it: what ``jax.eval_shape`` returns does not in every JAX.
+    Only types show it. In some versions of JAX the results of ``jax.eval_shape`` do not.
     """
 
     def noted(params: Any) -> Any:
