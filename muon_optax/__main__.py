@@ -37,7 +37,7 @@ class Check(NamedTuple):
 
 
 def checks(singular_values: np.ndarray) -> list[Check]:
-    """What is checked here: Newton-Schulz in every dtype, and the polar factor.
+    """Makes the checks of Newton-Schulz in every dtype, and of the polar factor.
 
     Args:
         singular_values: The matrix's singular values.

@@ -1,4 +1,4 @@
-"""What ``muon`` and every recipe are built on: checked numbers, decay and rate, the default AdamW, a spread state."""
+"""The parts of ``muon`` and of every recipe: checked numbers, decay and rate, the default AdamW, a spread state."""
 
 from functools import partial
 from typing import Any, TypeAlias

@@ -1,4 +1,4 @@
-"""The table a person reads before training: which parameter goes where, seen as which matrices, and why."""
+"""The table that a person reads before training: who trains each parameter, as which matrices, and why."""
 
 import html
 import math
@@ -168,7 +168,7 @@ class Summary:
         )
 
     def _alarms(self) -> list[str]:
-        """What a person should not overlook."""
+        """The lines that a person should not overlook."""
         alarms = []
         unknown = [row for row in self.rows if _is_unknown(row)]
         candidates = [row for row in self.rows if _by_muon(row) or _is_unknown(row)]

@@ -105,7 +105,7 @@ class Muon(keras.optimizers.Optimizer):
             variable.assign(variable.value + (rate * updates[variable.path]).astype(variable.value.dtype))
 
     def get_config(self) -> dict[str, Any]:
-        """What a file needs to make the same optimizer."""
+        """The arguments from which a file makes the same optimizer."""
         config = super().get_config() | self._arguments
         layouts = config["layouts"]
         if isinstance(layouts, Mapping):

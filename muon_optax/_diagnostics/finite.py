@@ -1,4 +1,4 @@
-"""What is NaN or infinite, and where."""
+"""Counts and reports of NaN and infinity, by leaf."""
 
 import inspect
 import itertools

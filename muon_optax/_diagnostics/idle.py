@@ -1,4 +1,4 @@
-"""What moves without ever having had a gradient."""
+"""Parameters that move without ever having had a gradient."""
 
 import warnings
 from typing import Any

@@ -140,7 +140,7 @@ def _arrays(tree: Any) -> dict[str, jax.Array]:
 
 
 def _leaves(tree: Any, layouts: Layouts, scale: Scale) -> tuple[list[Leaf], dict[str, jax.Array]]:
-    """What is static about the floating leaves, in the order of their sorted paths, and their arrays."""
+    """The static properties of the floating leaves, in the order of their sorted paths, and their arrays."""
     resolved, _ = resolve(tree, named_leaves(tree), layouts)
     arrays = _arrays(tree)
     leaves = []

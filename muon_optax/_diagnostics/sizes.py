@@ -1,4 +1,4 @@
-"""How large updates are, and how large they should be."""
+"""The sizes of updates, measured and predicted."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which leaves stand out: what can't be right comes first, then what is far from its peers."""
+"""The search for leaves that stand out. Impossible values come first, then values far from their peers."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -28,7 +28,7 @@ NEVER_MISSING = ("gradient_rms", "weight_rms", "update_rms")  # in the order of 
 
 
 class Scale(NamedTuple):
-    """How a measurement is compared with the same one of the leaf's peers."""
+    """The comparison of a measurement with the same one of the leaf's peers."""
 
     logarithmic: bool
     least_spread: float  # Where peers agree closely, a small difference is still a small one.

@@ -1,4 +1,4 @@
-"""A layout: how the axes of a parameter are read as matrices."""
+"""The layout, which says how the axes of a parameter are read as matrices."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Which matrices run together: small ones of one shape as one batch, large ones one by one."""
+"""The batching of matrices. Small ones of one shape run as one batch, large ones one by one."""
 
 import math
 from collections import defaultdict
@@ -13,7 +13,7 @@ from muon_optax._orthogonalizers.orthogonalizer import MatrixFunction
 
 
 class _Limits(NamedTuple):
-    """How matrices of one shape are run on a platform; sizes are numbers of elements."""
+    """The limits for batches of matrices on a platform. Sizes are numbers of elements."""
 
     matrix: int  # Larger matrices run one by one.
     batch: int  # A batch has no more: the intermediate results of all its matrices are in memory at once.

@@ -1,4 +1,4 @@
-"""What an orthogonalizer is: a function of matrices that may say what it costs and in which dtype it multiplies."""
+"""The protocol of an orthogonalizer, a function of matrices that may state its cost and the dtype of its products."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable

@@ -49,7 +49,7 @@ def counters_of(
 
 
 def run_step(counters: Sequence[Kept]) -> int | None:
-    """How many steps a run has taken. The largest count: a part that skips steps stays behind."""
+    """The steps that a run has taken, by the largest count, since a part that skips steps stays behind."""
     # A wrapper may count calls, of which several make a step.
     inner = [kept for kept in counters if not kept.node.wraps] or counters
     return max((int(kept.values[0]) for kept in inner), default=None)

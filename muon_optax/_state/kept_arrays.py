@@ -39,7 +39,7 @@ class Node(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a state keeps of one parameter, or a value of the transform's own, whose path is empty."""
+    """A state's entry for one parameter, or a value of the transform's own, whose path is empty."""
 
     path: str
     what: str  # "momentum", or the class and the field

@@ -1,4 +1,4 @@
-"""Where an optimizer's state lies: each momentum as its parameter does, or spread further (ZeRO-1)."""
+"""The shardings of an optimizer's state. Momentum lies as its parameter does, or spread further (ZeRO-1)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -132,7 +132,7 @@ def _constrain(array: Any, place: NamedSharding) -> Any:
 
 
 def _placement(params: Any, shardings: Any) -> Placement:
-    """How parameters and their state lie, as given, or as the parameters themselves say."""
+    """The placement of parameters and their state, as given, or from the parameters themselves."""
     given = as_given(params if shardings is None else shardings) or refuse_no_mesh("state_shardings")
     placement = given.placement if isinstance(given, Plan) else given
     leaves = named_leaves(params)

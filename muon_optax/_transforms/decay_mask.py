@@ -1,4 +1,4 @@
-"""Which parameters decay: the default of the AdamW branch, and masks that a user gives."""
+"""The parameters that decay, by the default of the AdamW branch or by a user's mask."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias

@@ -1,4 +1,4 @@
-"""The wrapper that freezes whatever has a gradient of exactly zero: parameters and what is kept of them."""
+"""The wrapper that freezes parameters with a gradient of exactly zero, and their state."""
 
 import fnmatch
 from collections.abc import Mapping, Sequence

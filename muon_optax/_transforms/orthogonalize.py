@@ -1,4 +1,4 @@
-"""The orthogonalizing transform: every matrix of the updates is replaced by its nearest orthogonal one."""
+"""The orthogonalizing transform, which replaces every matrix of the updates by its nearest orthogonal one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

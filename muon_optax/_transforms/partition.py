@@ -1,4 +1,4 @@
-"""The label-based partition: matrices to one transform, everything else to another."""
+"""The label-based partition, which sends matrices to one transform and everything else to another."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce

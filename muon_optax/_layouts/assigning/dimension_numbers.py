@@ -18,7 +18,7 @@ _LETTERS = (str, Layout)
 
 
 class _Entry:
-    """What a tree says at a path, as a leaf: JAX would dissolve dimension numbers, and drop ``None``."""
+    """A tree's entry at a path, wrapped as a leaf, since JAX would dissolve dimension numbers and drop ``None``."""
 
     def __init__(self, said: Any) -> None:
         self.said = said

@@ -74,7 +74,7 @@ def _checked_globs(layouts: Any) -> LayoutsByPath:
 
 
 def _in_place_of_rules(layouts: Any, tree: Any, leaves: list[NamedLeaf]) -> dict[str, Decision]:
-    """What a tree or a function says, which must be something of every leaf."""
+    """The layouts of a tree or a function, which must cover every leaf."""
     given = layouts if is_dimension_tree(layouts) else layouts(tree)
     if is_dimension_tree(given):
         given = layouts_of_dimensions(given, leaves)

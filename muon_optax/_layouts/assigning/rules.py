@@ -115,7 +115,7 @@ def _decide(leaf: NamedLeaf, tree: Tree) -> Decision:
 
 
 def _as_matrix(leaf: NamedLeaf, tree: Tree) -> Decision:
-    """What the layer's type says, else the rules."""
+    """The decision by the layer's type, else by the rules."""
     if layer_type_of(leaf) is not None:
         return _without_vectors(leaf, Decision(layout_by_type(leaf), "layer type"))
     return _without_vectors(leaf, _by_stacks(leaf, tree))
@@ -129,7 +129,7 @@ def _without_vectors(leaf: NamedLeaf, decision: Decision) -> Decision:
 
 
 def _by_stacks(leaf: NamedLeaf, tree: Tree) -> Decision:
-    """What the rules say of one layer, if they say the same however layers may be stacked."""
+    """The decision of the rules on one layer, if it is the same for every stack that is possible."""
     stacks = tree.stacks(leaf)
     if stacks.by == "biases" and tree.has_heads(leaf):
         stacks = LayerStacks()  # a bias of each head looks like one of each layer

@@ -66,7 +66,7 @@ class Edges:
             self.alike[min(shape), max(shape)][fan_in] += 1
 
     def takers(self, leaf: NamedLeaf, inputs: int, size: int) -> int:
-        """How many other leaves have ``size`` as a side, but for tables and parallel layers of the leaf's own shape."""
+        """Counts other leaves with ``size`` as a side, without tables and parallel layers of the leaf's own shape."""
         alike = self.alike[min(leaf.shape), max(leaf.shape)]
         return self.sides[size] - alike.total() + alike[size] - (inputs == size)
 
@@ -76,7 +76,7 @@ class Edges:
         return inputs != size and self.sides[size] == alike.total()
 
     def repetitions(self, leaf: NamedLeaf) -> int:
-        """How many modules of this name lie in scopes that differ in their numbers only."""
+        """Counts the modules of this name in scopes that differ in their numbers only."""
         scope, module = module_of(leaf.path)
         family = family_of(scope)
         # In lists of lists every layer would be one of a family.

@@ -1,4 +1,4 @@
-"""What names mean, whole components of a path at a time."""
+"""The meaning of names, which are whole components of a path."""
 
 import re
 from functools import cache

@@ -173,7 +173,7 @@ class Tree:
 
     @cached_property
     def chains(self) -> dict[str, str]:
-        """Of each family of numbered weights in which each takes what the one before gives: ``"io"`` or ``"oi"``."""
+        """``"io"`` or ``"oi"`` for each family of numbered weights in which each takes the one before's outputs."""
         found: defaultdict[str, list[tuple[list[int], Shape]]] = defaultdict(list)
         for leaf in self.leaves:
             if len(leaf.shape) == 2 and leaf.path not in self.vectors and not self.is_table(leaf):

@@ -1,4 +1,4 @@
-"""Where the kernels run: on a TPU that has the matrices for itself."""
+"""The test for where the kernels run, which is a TPU that has the matrices for itself."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What is refused of settings by path, once the whole tree is in sight: globs and settings that do nothing."""
+"""Refusals of settings by path, once the whole tree is in sight: globs and settings that do nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a group of parameters may have of its own: a record, checked where it is written."""
+"""The record of a group's own settings, checked where it is written."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields

@@ -31,7 +31,7 @@ class BlockPeriodicState(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """What a device holds of a parameter: seen as which matrices, each times its factor."""
+    """A device's part of a parameter, with its layout as matrices and a factor for each."""
 
     layout: Layout
     factors: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""Momentum that follows a schedule: a warm-up, a cool-down."""
+"""Momentum that follows a schedule, such as a warm-up."""
 
 from typing import Any, NamedTuple
 

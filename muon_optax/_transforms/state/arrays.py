@@ -48,7 +48,7 @@ def refuse_other_arrays(given: list[Part], made: list[Part], leaves: list[NamedL
 
 
 def _kept(parts: list[Part], shapes: Mapping[str, tuple[int, ...]]) -> list[Kept]:
-    """What parts keep in trees like the parameters; a wrapper's own values are none."""
+    """The arrays that parts keep in trees like the parameters, without a wrapper's own values."""
     found = []
     for part in parts:
         for leaf in part.leaves:

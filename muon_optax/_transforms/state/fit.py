@@ -11,7 +11,7 @@ from muon_optax._transforms.state.kept import Part, is_counter, key_of
 
 
 class Fit(NamedTuple):
-    """How the leaves of a given state become those of the wanted one.
+    """The mapping from the leaves of a given state to those of the wanted one.
 
     Counters may be missing or left over. An optimizer with a number where a schedule was needs fewer, and states of
     version 0.1's first commits have them for schedules only.
