@@ -12,37 +12,40 @@ HEADER = """\
 
 This page is written by `docs/_rules_page.py` from the rules themselves.
 
-The rules ask for evidence in the order of these tables, and the first kind that answers decides. Axes that stack
-layers are found first, in front (`(layers, in, out)`) or behind the first axis as MaxText has them
-(`(in, layers, out)`): norms and biases in the same scope have them too. The rules then judge the axes of one layer.
-Last, the edge of the model is judged: outputs that no layer takes are a head's or a table's.
-What no rule knows goes to AdamW, and one warning names it. Weak evidence is marked `~` in `summarize`.
+The rules look for evidence in the order of these tables, and the first that applies decides.
+
+1. Axes that stack layers are found first. They come in front, `(layers, in, out)`, or second as in MaxText,
+   `(in, layers, out)`. Norms and biases in the same scope have them too.
+2. The rules then read the axes of one layer.
+3. Last, they look at the edge of the model. A matrix whose outputs no layer takes is a head or a table.
+
+Arrays that no rule knows go to AdamW, and one warning names them. `summarize` marks weak evidence with `~`.
 """
 
 LIMITS = """\
 ## Limits
 
-- A flat list of arrays has no names and no scopes. Its matrices are not guessed but named in the warning.
-- Where all sizes agree (as many layers as heads, and as wide), nothing tells a stack in front from one on axis 1.
-- Attention with its heads first, without a norm near, looks like stacked layers. It is unknown.
+- A flat list of arrays has no names and no scopes. Its matrices are unknown, and the warning names them.
+- If all sizes are equal (as many layers as heads, and as wide), a stack in front looks like a stack on axis 1.
+- Attention with its heads first looks like stacked layers. Without a norm near, it is unknown.
 - Queries and keys whose output is masked away are known only if their heads fill the width, or differ in number.
-- A stack of layers without norms and biases is told by its shapes alone. It is marked weak.
+- A stack of layers without norms and biases shows in its shapes alone. It is marked weak.
 - A last layer with a part or a multiple of another layer's size stays with Muon, marked weak. So does a last
   convolution.
-- An array that PyTorch calls `X_weight` may have either axis first. Without a bias or numbered layers in turn it
-  is marked weak.
-- A gated layer whose hidden width is the model's reads the same both ways, and gets the same update.
-- The scale of a spline or a mask with the shape of the weight beside it looks like a weight. It is marked weak where
-  its name says nothing.
+- An array that PyTorch calls `X_weight` may have either axis first. It is marked weak unless a bias or a chain of
+  numbered layers shows which.
+- If a gated layer is as wide inside as the model, both readings fit. They give the same update.
+- The scale of a spline, or a mask, with the shape of the weight beside it looks like a weight. It is marked weak
+  unless its name is a weight's.
 
-Wrong without a mark are mostly these. Give them a layout of their own:
+The rules are wrong without a mark mostly in these cases. Give such parameters a layout of their own:
 
-- Weights called `weight` that have their inputs first, beside norms or biases that don't tell. They are read as
-  PyTorch's, outputs first. Roles (`up`, `linear1`, `wo`) with a width, or numbered layers in turn, tell otherwise.
-  Without any norm and bias in the tree they are marked weak.
-- A head with as many classes as some other layer has inputs, or as the features of a norm. It stays with Muon.
-- A table called `weight` with a number of rows that another layer takes, unless its name says that it is a table.
-- A square weight without a bias is read by its name alone.
+- Weights called `weight` that store their inputs first. They are read as PyTorch's, outputs first, unless a bias, a
+  role (`up`, `linear1`, `wo`) together with a norm, or a chain of numbered layers shows otherwise. In a tree without
+  any norm and bias they are marked weak.
+- A head with as many classes as another layer has inputs, or a norm has features. It stays with Muon.
+- A table called `weight` with as many rows as another layer has inputs, unless its name is a table's.
+- A square weight without a bias, which is read by its name alone.
 """
 
 
@@ -52,7 +55,7 @@ def page() -> str:
     rules = [f"| {' '.join((rule.__doc__ or '').split())} | {layouts} |" for rule, layouts in RULES]
     patterns = {
         "heads": names.HEAD,
-        "heads, if nothing takes what they give": names.LAST,
+        "heads, if no layer takes their outputs": names.LAST,
         "embeddings": names.EMBEDDING,
         "arrays of embeddings": names.EMBEDDING_ARRAY,
         "biases": names.BIAS,
@@ -66,7 +69,7 @@ def page() -> str:
     return "\n".join(
         [
             HEADER,
-            "## Before the axes are read\n\n| what | how it is told |\n|---|---|",
+            "## Before the axes are read\n\n| what | how it is recognized |\n|---|---|",
             *known,
             "\n## The axes of one layer\n\n| evidence | layouts |\n|---|---|",
             *rules,

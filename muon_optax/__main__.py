@@ -37,10 +37,10 @@ class Check(NamedTuple):
 
 
 def checks(singular_values: np.ndarray) -> list[Check]:
-    """What is checked here: Newton-Schulz in every dtype, and the polar factor.
+    """Makes the checks of Newton-Schulz in every dtype, and of the polar factor.
 
     Args:
-        singular_values: Of the matrix.
+        singular_values: The matrix's singular values.
     """
     length = float(np.linalg.norm(singular_values))
     low, high = coefficient_range(KELLER, singular_values.min() / length, singular_values.max() / length)

@@ -1,4 +1,4 @@
-"""What ``muon`` and every recipe are built on: checked numbers, decay and rate, the default AdamW, a spread state."""
+"""The parts of ``muon`` and of every recipe: checked numbers, decay and rate, the default AdamW, a spread state."""
 
 from functools import partial
 from typing import Any, TypeAlias
@@ -71,15 +71,15 @@ def assemble(
     mask: MaskFunction | None = None,
     own_adamw: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """The partition of a chain for matrices and a transform for all else, whose state stays where a plan spreads it.
+    """The partition of a chain for matrices and a transform for the rest, whose state stays where a plan spreads it.
 
     Args:
         matrices: The chain for matrices.
-        others: For all else.
+        others: The transform for all other leaves.
         layouts: As a user gives them.
         shardings: As a user gives them.
         chosen: The settings by path, which the parts already follow.
-        mask: Of the decay.
+        mask: The mask of the decay.
         own_adamw: Whether ``others`` is the user's, and follows none.
     """
     refuse_injected_array("layouts", layouts)

@@ -40,16 +40,16 @@ def muon(
     For a matrix ``W`` with gradient ``g``: ``m <- momentum m + g``; ``O = orthogonalizer(g + momentum m)``;
     ``W <- W - learning_rate (scale O + weight_decay W)``. Embeddings, heads, biases and norms go to AdamW. It is
     :func:`muon_optax.partition_by_layout` of ``optax.chain(optax.trace, orthogonalize, scale_by_shape,
-    optax.add_decayed_weights, optax.scale_by_learning_rate)`` and ``optax.adamw``, with the step counted in each: a
+    optax.add_decayed_weights, optax.scale_by_learning_rate)`` and ``optax.adamw``. Each of them counts the step, so a
     number may become a schedule in the middle of a run. To change more than the arguments below, chain the parts
     yourself.
 
     Args:
         learning_rate: Step size, for both branches: a number >= 0, a scalar array or an Optax schedule. With the
-            default scale begin at AdamW's learning rate, then try two and four times that: in our runs of 0.3M to 3M
+            default scale begin at AdamW's learning rate, then try two and four times that. In our runs of 0.3M to 3M
             parameters the best was two to five times AdamW's.
         weight_decay: Decoupled decay, for both branches: a number >= 0, a scalar array or a schedule. Multiplied by the
-            learning rate, not by the scale. Default 0.1, what the large published runs with AdamW and Muon used.
+            learning rate, not by the scale. Default 0.1, as in the large published runs with AdamW and Muon.
         weight_decay_mask: A tree of booleans like the parameters, or a function from parameters to one, for both
             branches: decay where ``True``. Default: all matrices, and of AdamW's leaves those of two or more axes
             that are neither biases nor norms.
@@ -58,23 +58,23 @@ def muon(
             Default 0.95, as in Keller Jordan's and PyTorch's Muon. Under ``optax.inject_hyperparams`` Optax evaluates
             the schedule and rounds the value to the parameters' dtype; ``static_args=("momentum",)`` keeps it float32.
         nesterov: Whether to orthogonalize ``g + momentum m`` (default) or ``m``.
-        momentum_dtype: Of the stored momentum; ``None`` for each parameter's own.
+        momentum_dtype: The dtype in which momentum is stored; ``None`` for each parameter's own.
         scale: As ``variant`` in :func:`muon_optax.scale_by_shape`.
-        orthogonalizer: From matrices ``(*batch, rows, cols)`` to matrices of the same shape. ``None`` for
+        orthogonalizer: A function from matrices ``(*batch, rows, cols)`` to matrices of the same shape. ``None`` for
             :func:`muon_optax.newton_schulz` with its defaults.
-        layouts: Which leaves are matrices, and how: as in :func:`muon_optax.assign_layouts`.
+        layouts: How leaves are read as matrices, as in :func:`muon_optax.assign_layouts`.
         adamw_learning_rate: For the AdamW branch alone, with the same decay and mask: a number >= 0, a scalar array or
             a schedule. ``None`` for ``learning_rate``. Not together with ``adamw``.
         adamw: Any transform, for the leaves without a layout, in place of ``optax.adamw(adamw_learning_rate, b1=0.9,
             b2=0.95, eps=1e-8, weight_decay=weight_decay, mask=...)``; it brings its own learning rate, sign and decay.
-            To differentiate through the optimizer (MAML) pass ``optax.adamw(learning_rate, eps_root=1e-8)``: at a
-            gradient of zero the square root has no finite derivative otherwise.
+            To differentiate through the optimizer (MAML) pass ``optax.adamw(learning_rate, eps_root=1e-8)``. Otherwise
+            the square root has no finite derivative at a gradient of zero.
         shardings: How the parameters lie on a mesh, as in :func:`muon_optax.orthogonalize`: a tree like them of
             ``NamedSharding``, or of arrays that carry one, or a :func:`muon_optax.plan`. Only needed where the mesh
             has Auto axes. With a plan made ``over`` a mesh axis the state stays spread over it (ZeRO-1).
         by_path: A mapping from path glob to :class:`muon_optax.Settings` for groups of parameters with a rate, decay,
             momentum, scale or orthogonalizer of their own. As with ``layouts``, a leaf's exact path counts first, then
-            the first glob that matches. It leaves no trace in the state: a run may change it.
+            the first glob that matches. The state does not depend on it, so a run may change it.
 
     Returns:
         A transform whose state holds one momentum for each matrix, AdamW's two for each other parameter, and counters.
@@ -85,7 +85,7 @@ def muon(
             shardings on several meshes, or ``adamw_learning_rate`` beside ``adamw``; at ``init``, for layouts or
             shardings that do not fit, globs of ``by_path`` that match nothing or never act, settings that can act on
             none of a glob's parameters, and for leaves that can't be trained; at ``update``, without ``params``, with
-            another tree, or with a state that keeps something else: what changed is named. Paths are named.
+            another tree, or with a state that keeps something else. Messages name the path and what changed.
         TypeError: At ``init``, for a leaf that is not an array; at construction, for an argument of another Muon, with
             what to write in its place, and for an argument of another type, also where ``optax.inject_hyperparams``
             called it as a schedule because ``static_args`` does not name it.

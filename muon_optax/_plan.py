@@ -24,7 +24,7 @@ def plan(
     over: str | None = None,
     by_path: SettingsByPath = None,
 ) -> Plan:
-    """Who orthogonalizes what on a mesh, how matrices get there and back, and what it costs.
+    """Plans an update on a mesh: the owner of each matrix, the way there and back, and the cost.
 
     Every matrix is orthogonalized once, by one device, its owner. Devices that hold pieces of a matrix send them to the
     owner in one all-to-all and get pieces of the result in another. Parameters that every device holds whole need only
@@ -67,7 +67,7 @@ def plan(
         travel: 0.4588 MB sent by a device, 2 all-to-all, 1 batch
         memory: 1.049 MB of stacks on a device at once
     """
-    # All that can be refused is refused before anything is planned.
+    # Every refusal comes before anything is planned.
     placement = given_placement(params if shardings is None else shardings) or checks.refuse_no_mesh("plan")
     resolved, leaves = assign_layouts(params, layouts), named_leaves(params)
     checks.refuse_other_paths(placement.back, leaves, whole=True)

@@ -1,4 +1,4 @@
-"""The table a person reads before training: which parameter goes where, seen as which matrices, and why."""
+"""The table that a person reads before training: who trains each parameter, as which matrices, and why."""
 
 import html
 import math
@@ -42,7 +42,7 @@ class Row:
 
     Args:
         path: The tree path, joined by ``/``.
-        shape: Of the parameter.
+        shape: The parameter's shape.
         layout: How its axes are read; ``None`` for AdamW.
         label: ``"muon"`` or ``"adamw"``.
         why: The evidence in a few words, that for a stack of layers first; ``"given"`` by the user.
@@ -76,7 +76,7 @@ class Row:
 
     @property
     def unknown(self) -> bool:
-        """Whether no evidence decides, so that AdamW gets the parameter."""
+        """Whether no evidence decides. AdamW then gets the parameter."""
         return self.strength == "none"
 
     @property
@@ -87,7 +87,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """The table of :func:`muon_optax.summarize`; ``print`` it, or read its rows.
+    """The table that :func:`muon_optax.summarize` makes. ``print`` it, or read its rows.
 
     Args:
         rows: One for each parameter, in natural order of their paths.
@@ -134,7 +134,7 @@ class Summary:
         return [(*cells, own) for cells, own in zip(lines, globs, strict=True)]
 
     def _notes(self) -> list[str]:
-        """What stands below the rows."""
+        """The lines below the rows."""
         return [_LEGEND, *self._settings(), self._totals(), *self._alarms()]
 
     def _settings(self) -> list[str]:
@@ -168,7 +168,7 @@ class Summary:
         )
 
     def _alarms(self) -> list[str]:
-        """What a person should not overlook."""
+        """The lines that a person should not overlook."""
         alarms = []
         unknown = [row for row in self.rows if _is_unknown(row)]
         candidates = [row for row in self.rows if _by_muon(row) or _is_unknown(row)]
@@ -224,7 +224,7 @@ def summarize(
     strict: bool = False,
     by_path: SettingsByPath = None,
 ) -> Summary:
-    """A table of which parameter goes where, seen as which matrices, scaled by what, and why.
+    """A table of all parameters: who trains each, as which matrices, with which scale, and why.
 
     Args:
         params: Any tree of arrays or ``ShapeDtypeStruct``; nothing is computed on them.
@@ -245,7 +245,7 @@ def summarize(
     Raises:
         ValueError: As :func:`muon_optax.assign_layouts`, for an unknown scale, and for settings by path that
             :func:`muon_optax.muon` refuses.
-        TypeError: For an ``optimizer`` that is no transform.
+        TypeError: If ``optimizer`` is not a transform.
 
     Warns:
         MuonWarning: As :func:`muon_optax.assign_layouts`.

@@ -20,7 +20,7 @@ _TO_SAVE = (bool, int, float, str, type(None))
 
 @keras.saving.register_keras_serializable(package="muon_optax")
 class Muon(keras.optimizers.Optimizer):
-    """:func:`muon_optax.muon` as a Keras optimizer: Muon for the matrices of a model, AdamW for all else.
+    """:func:`muon_optax.muon` as a Keras optimizer: Muon for the matrices of a model, AdamW for everything else.
 
     The learning rate is Keras's own, so its schedules and callbacks work, and so do gradient accumulation, clipping,
     averages of weights and loss scaling. The optimizer's state is saved and loaded with the model.
@@ -35,7 +35,7 @@ class Muon(keras.optimizers.Optimizer):
         orthogonalizer: As in :func:`muon_optax.muon`.
         layouts: As in :func:`muon_optax.muon`; paths are those of the model's variables, such as
             ``"sequential/dense/kernel"``.
-        name: Of the optimizer.
+        name: The optimizer's name.
         **keras_arguments: Those of ``keras.optimizers.Optimizer``, such as ``global_clipnorm``.
 
     Raises:
@@ -105,7 +105,7 @@ class Muon(keras.optimizers.Optimizer):
             variable.assign(variable.value + (rate * updates[variable.path]).astype(variable.value.dtype))
 
     def get_config(self) -> dict[str, Any]:
-        """What a file needs to make the same optimizer."""
+        """The arguments from which a file makes the same optimizer."""
         config = super().get_config() | self._arguments
         layouts = config["layouts"]
         if isinstance(layouts, Mapping):

@@ -69,6 +69,6 @@ def heat_map(recording: Recording, measurement: str, *, grouped: bool = False, a
 
 
 def _norm(drawn: np.ma.MaskedArray) -> LogNorm | None:
-    # Of one value there is no scale of factors; Matplotlib finds a range around it.
+    # A single value gives no scale of factors, so Matplotlib finds a range around it.
     least, most = drawn.min(), drawn.max()
     return LogNorm(least, most) if least is not np.ma.masked and least < most else None

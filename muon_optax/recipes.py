@@ -49,10 +49,10 @@ def normuon(
     shardings: Any = None,
     by_path: SettingsByPath = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """:func:`muon_optax.muon` with :func:`muon_optax.scale_by_normuon`, the paper's NorMuon; AdamW for the rest.
+    """NorMuon, as in its paper: :func:`muon_optax.muon` with :func:`muon_optax.scale_by_normuon`.
 
     Args:
-        learning_rate: As in :func:`muon_optax.muon`: AdamW's.
+        learning_rate: As in :func:`muon_optax.muon`.
         weight_decay: As in :func:`muon_optax.muon`.
         momentum: As in :func:`muon_optax.muon`.
         b2: As in :func:`muon_optax.scale_by_normuon`.
@@ -105,13 +105,13 @@ def muon_clip(
     """MuonClip, as Kimi K2 was trained: :func:`muon_optax.muon`, then :func:`muon_optax.clip_qk`.
 
     Args:
-        learning_rate: As in :func:`muon_optax.muon`: AdamW's.
+        learning_rate: As in :func:`muon_optax.muon`.
         threshold: As in :func:`muon_optax.clip_qk`.
         weight_decay: As in :func:`muon_optax.muon`.
         layouts: As in :func:`muon_optax.assign_layouts`.
         adamw_learning_rate: As in :func:`muon_optax.muon`.
         shardings: As in :func:`muon_optax.muon`.
-        by_path: As in :func:`muon_optax.muon`. Clipping is the same for all.
+        by_path: As in :func:`muon_optax.muon`. Clipping is the same for all parameters.
 
     Returns:
         A transform whose ``update`` needs ``params`` and ``max_logits``, as :func:`muon_optax.clip_qk` says.
@@ -164,8 +164,8 @@ def muon_h(
     Matrices take orthogonalized Nesterov momentum to their spheres, the head Adam's steps to its own. Nothing decays.
 
     Args:
-        learning_rate: Of the matrices, relative to their norms, as in :func:`muon_optax.scale_by_hyperball`.
-        adamw_learning_rate: Of Adam, and of the head relative to its norm.
+        learning_rate: The rate of the matrices, relative to their norms, as in :func:`muon_optax.scale_by_hyperball`.
+        adamw_learning_rate: The rate of Adam, and that of the head relative to its norm.
         heads: Path globs of the heads among the parameters that Muon does not train. ``None`` for ``*head/kernel``,
             ``*head/weight`` and ``*head/w``, where there are any.
         momentum: As in :func:`muon_optax.muon`.
@@ -178,7 +178,7 @@ def muon_h(
     Raises:
         ValueError: As :func:`muon_optax.muon`; at ``init``, also for a matrix or head of zeros, with its path, and for
             a glob of ``heads`` that matches no parameter, or one that Muon trains.
-        TypeError: As :func:`muon_optax.muon`, and for ``heads`` that is no sequence of globs.
+        TypeError: As :func:`muon_optax.muon`, and if ``heads`` is not a sequence of globs.
 
     References:
         Kaiyue Wen et al., "Fantastic Pretraining Optimizers and Where to Find Them II: Hyperball Optimization",
@@ -226,27 +226,27 @@ def muon_speedrun(
     layouts: Layouts = None,
     shardings: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The matrices' optimizer of the NanoGPT speed runs of 2026: four parts that each took a record.
+    """Muon as in the NanoGPT speed runs of 2026, of four parts that each took a record.
 
-    Polar Express, :func:`muon_optax.scale_by_normuon` along the longer axis,
+    The parts are Polar Express, :func:`muon_optax.scale_by_normuon` along the longer axis,
     :func:`muon_optax.add_cautious_decayed_weights` that falls with the square of the learning rate, and a momentum that
-    warms up. Proven at 0.1B parameters and a few minutes of training.
+    warms up. They are proven at 0.1B parameters and a few minutes of training.
 
-    The update is the record's of August 2026, but for these differences. Figures are shares of the way that a 6 x 10
-    matrix comes in 20 steps of random gradients.
+    The update is the record's of August 2026, except for these differences. Figures are shares of the distance that a
+    6 x 10 matrix moves in 20 steps of random gradients.
 
-    1. Momentum is a sum of gradients, as everywhere here, and there an average. While it warms up the two differ, by
-       1.4%. ``momentum=muon_optax.nesterov_ema(optax.linear_schedule(0.85, 0.95, 300))`` is the record's.
-    2. The record takes the momentum back to 0.85 over its last 50 steps, which is 5% after 400 steps. Give a schedule
-       that knows your last step.
-    3. The record adds 1e-6 to a gradient's norm before it divides: 2e-6 where gradients are near 1, and all of the
-       update where they are far below 1e-6. Here the scale of a gradient does not count.
+    1. Momentum is a sum of gradients, as everywhere here; the record keeps an average. During the warm-up the two
+       differ by 1.4%. ``momentum=muon_optax.nesterov_ema(optax.linear_schedule(0.85, 0.95, 300))`` is the record's.
+    2. The record takes the momentum back to 0.85 over its last 50 steps, which is 5% after 400 steps. For that, give a
+       schedule that knows your last step.
+    3. The record adds 1e-6 to a gradient's norm before it divides. This changes 2e-6 if gradients are near 1, and the
+       whole update if they are far below 1e-6. Here the scale of a gradient does not matter.
     4. The record doubles the rate of the MLP's second matrices. Here one rate holds for all.
     5. All other parameters get AdamW with one rate; the record has tables of rates, betas and decays for them.
 
     Args:
-        learning_rate: Of the matrices, with Keller Jordan's scale: near 0.02.
-        adamw_learning_rate: Of AdamW for everything else.
+        learning_rate: The rate of the matrices, with Keller Jordan's scale. Begin near 0.02.
+        adamw_learning_rate: The rate of AdamW for everything else.
         weight_decay: Times the learning rate, it is the decay of the matrices before their scale ``s``:
             ``s * weight_decay * learning_rate^2 * W`` a step. A number >= 0, a scalar array or a schedule. Default 1.2,
             the speed runs'.
@@ -291,5 +291,5 @@ def muon_speedrun(
 
 
 def _whole(params: Any) -> dict[str, Layout]:
-    """Each leaf as one matrix: only its norm is asked for, which does not tell inputs from outputs."""
+    """Reads each leaf as one matrix. Only its norm is used, which is the same for any choice of inputs and outputs."""
     return {leaf.path: Layout("i" + "o" * (len(leaf.shape) - 1)) for leaf in named_leaves(params)}

@@ -1,4 +1,4 @@
-"""What is NaN or infinite, and where."""
+"""Counts and reports of NaN and infinity, by leaf."""
 
 import inspect
 import itertools
@@ -22,10 +22,10 @@ Results = TypeVar("Results")
 
 
 def nonfinite_counts(tree: Any) -> dict[str, jax.Array]:
-    """How many elements of each leaf are NaN or infinite. For use inside ``jit``.
+    """Counts the elements of each leaf that are NaN or infinite. For use inside ``jit``.
 
     Args:
-        tree: Parameters, gradients, updates, activations: any tree. Leaves that are no floating or complex numbers
+        tree: Any tree of parameters, gradients, updates or activations. Leaves that aren't floating or complex numbers
             (integers, booleans, random keys, functions) are left out, and so are ``None`` and masked leaves.
 
     Returns:
@@ -51,14 +51,14 @@ def raise_if_nonfinite(tree: Any, name: str = "tree", step: Any = None) -> None:
 
     Args:
         tree: Any tree; leaves are left out as in :func:`nonfinite_counts`.
-        name: What the tree is, for the message: ``"gradients"``.
-        step: Where training is, for the message.
+        name: A name for the tree in the message, such as ``"gradients"``.
+        step: The training step, for the message.
 
     Raises:
         FloatingPointError: With the step, the first leaf that holds such elements, how many, the index of the first of
             them, and the counts of other leaves.
-        TypeError: For a ``name`` that is no text. Inside ``jit``, where values are not known: use
-            :func:`nonfinite_counts` there.
+        TypeError: If ``name`` is not text; inside ``jit``, where values are not known. Use :func:`nonfinite_counts`
+            there.
 
     Returns:
         ``None``, if all is finite.
@@ -92,7 +92,7 @@ def raise_if_nonfinite(tree: Any, name: str = "tree", step: Any = None) -> None:
 def finite_or_raise(
     function: Callable[..., Results], name: str | None = None, first_step: int = 0
 ) -> Callable[..., Results]:
-    """``function`` with :func:`raise_if_nonfinite` of its arguments and of its results. For use outside ``jit``.
+    """Wraps ``function`` in :func:`raise_if_nonfinite` of its arguments and its results. For use outside ``jit``.
 
     Around a jitted training step, whose arguments may be donated, or around ``optimizer.update``: the error says
     whether the values came in or began here. Each call waits for its results, so the device idles between steps.

@@ -1,4 +1,4 @@
-"""What moves without ever having had a gradient."""
+"""Parameters that move without ever having had a gradient."""
 
 import warnings
 from typing import Any
@@ -19,11 +19,11 @@ _LISTED = 8  # leaves that a message names
 def moved_without_gradient(
     optimizer: optax.GradientTransformation, state: optax.OptState, params: optax.Params, **extra_args: Any
 ) -> dict[str, float]:
-    """Parameters that never got a gradient and yet move: decay shrinks them. For use outside ``jit``, once.
+    """Finds parameters that never got a gradient and yet move, since decay shrinks them. For use outside ``jit``, once.
 
     A parameter behind ``stop_gradient``, a layer that the loss does not reach, a table that no batch reads: all get
-    gradients of zeros, which an optimizer takes for gradients. Ask after the first steps. That none came is read from
-    ``state``: all that is kept of the parameter (momentum, moments) is zero.
+    gradients of zeros, which an optimizer takes for gradients. Call this after the first steps. A parameter is found if
+    everything that ``state`` keeps of it (momentum, moments) is zero.
 
     Args:
         optimizer: The run's.
@@ -35,7 +35,7 @@ def moved_without_gradient(
         A mapping from the paths of these parameters to the share of its norm by which each moves in a step.
 
     Raises:
-        TypeError: For an ``optimizer`` that is no transform, and a ``state`` that is none.
+        TypeError: If ``optimizer`` is not a transform, or ``state`` not a state.
 
     Warns:
         MuonWarning: With the paths, if there are any.

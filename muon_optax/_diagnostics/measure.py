@@ -1,4 +1,4 @@
-"""What a recorder measures of one leaf, before the optimizer takes a step and after it."""
+"""The measurements of one leaf, before the optimizer takes a step and after it."""
 
 import math
 from functools import partial
@@ -25,7 +25,7 @@ _FIRST_ITERATIONS, _ITERATIONS = 24, 3
 
 
 class Leaf(NamedTuple):
-    """What is static about a leaf."""
+    """The static properties of a leaf."""
 
     path: str
     layout: Layout | None
@@ -39,7 +39,7 @@ class Leaf(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """How many numbers the power iterations of its matrices go on from."""
+        """The number of values from which the power iterations of its matrices go on."""
         return math.prod(self.batch) * self.layout.fan_out(self.shape) if self.layout else 0
 
 
@@ -49,10 +49,10 @@ def before_step(
     """The values of ``BEFORE``, float32, and the vectors of the power iteration.
 
     Args:
-        leaf: Which.
+        leaf: The leaf's static properties.
         first: Whether nothing has been measured yet.
         initial: The parameter's root mean square when the recorder began.
-        vectors: Of the last measurement, flat; empty for a leaf without a layout.
+        vectors: The vectors of the last measurement, flat; empty for a leaf without a layout.
         *arrays: The gradient, the parameter and, where there is one, the momentum.
     """
     if leaf.layout is None:
@@ -93,7 +93,7 @@ def _sizes(
 
 
 def _over(size: jax.Array, whole: jax.Array) -> jax.Array:
-    """NaN over zero: a bias or an adapter that began at zero has grown from nothing."""
+    """A ratio that is NaN over zero, since a bias or an adapter that began at zero has grown from nothing."""
     return size / jnp.where(whole == 0, jnp.nan, whole)
 
 
@@ -113,7 +113,7 @@ def _cosine(gradient: jax.Array, momentum: jax.Array) -> jax.Array:
 
 
 def _unit(array: jax.Array) -> jax.Array:
-    """A flat ``array`` over its root mean square: squares of it neither overflow nor underflow."""
+    """A flat ``array`` over its root mean square, so its squares neither overflow nor underflow."""
     real = accumulation_dtype(jnp.abs(array).dtype)
     wide = array.astype(jnp.result_type(real, array.dtype)).reshape(-1)
     return wide / root_mean_square(wide)

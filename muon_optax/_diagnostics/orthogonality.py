@@ -1,4 +1,4 @@
-"""How near updates are to orthogonal matrices."""
+"""The distance of updates from orthogonal matrices."""
 
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from muon_optax._orthogonalizers.step import gram
 
 
 def orthogonality_error(updates: Any, layouts: Layouts = None) -> dict[str, jax.Array]:
-    """How far each leaf's matrices are from having equal singular values. For use inside ``jit``.
+    """Measures how far each leaf's matrices are from having equal singular values. For use inside ``jit``.
 
     With ``G`` the smaller of ``X X^T`` and ``X^T X``, of size ``n``, and ``mu = trace(G) / n``, the error is
     ``||G / mu - I|| / sqrt(n)`` (Frobenius): the standard deviation of the squared singular values, divided by their

@@ -23,7 +23,7 @@ from muon_optax._transforms.scales import Scale, scale_function
 
 
 class RecordState(NamedTuple):
-    """The state of :func:`record`: the optimizer's, and the last measurements, which :func:`recorded` reads."""
+    """The state of :func:`record`: the optimizer's own, and the last measurements, which :func:`recorded` reads."""
 
     inner_state: Any
     step: jax.Array  # () int32
@@ -43,7 +43,7 @@ def record(
     layouts: Layouts = None,
     keep: int = 32,
 ) -> optax.GradientTransformationExtraArgs:
-    """``optimizer``, measuring itself every ``every`` steps; :func:`recorded` reads the measurements from its state.
+    """Makes ``optimizer`` measure itself every ``every`` steps. :func:`recorded` reads the measurements from its state.
 
     Gradients and updates are hidden inside ``flax.nnx.Optimizer`` and ``TrainState``, and inside ``scan``. A recorder
     sees them there. It works on a mesh, under donation and in wrappers such as ``optax.MultiSteps``; the updates are
@@ -140,7 +140,7 @@ def _arrays(tree: Any) -> dict[str, jax.Array]:
 
 
 def _leaves(tree: Any, layouts: Layouts, scale: Scale) -> tuple[list[Leaf], dict[str, jax.Array]]:
-    """What is static about the floating leaves, in the order of their sorted paths, and their arrays."""
+    """The static properties of the floating leaves, in the order of their sorted paths, and their arrays."""
     resolved, _ = resolve(tree, named_leaves(tree), layouts)
     arrays = _arrays(tree)
     leaves = []

@@ -1,4 +1,4 @@
-"""What a recorder has measured, on the host: a table that ranks, rows for metric writers, histories for plots."""
+"""A recorder's measurements on the host, as a ranking table, rows for metric writers, and histories for plots."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _NUMBERS = range(1, len(MEASUREMENTS) + 1)
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """The measurements of :func:`record`, as :func:`recorded` reads them; ``print`` it, or read its values.
+    """The measurements of :func:`record`, as :func:`recorded` returns them. ``print`` it, or read its values.
 
     The table begins with the leaves that stand out, the surest first:
 
@@ -29,8 +29,8 @@ class Recording:
        least 20%) from that of its peers: the same matrix of repeated layers where there are five, else all matrices.
 
     Args:
-        steps: Of the measurements, oldest first.
-        paths: Of the leaves, in natural order.
+        steps: The steps of the measurements, oldest first.
+        paths: The paths of the leaves, in natural order.
         matrices: Which of the leaves have a layout.
         values: ``(measurements in time, leaves, names)`` float32, the names in the order of ``Recording.names``.
     """
@@ -55,7 +55,7 @@ class Recording:
         return {path: float(value) for path, value in zip(paths, values[:, -1], strict=True) if not np.isnan(value)}
 
     def history(self, measurement: str, grouped: bool = False) -> tuple[tuple[int, ...], tuple[str, ...], np.ndarray]:
-        """Steps, paths and values ``(leaves, steps)`` of one measurement: what a heat map draws.
+        """Steps, paths and values ``(leaves, steps)`` of one measurement, as a heat map draws them.
 
         Args:
             measurement: One of ``Recording.names``.
@@ -76,7 +76,7 @@ class Recording:
         return self.steps, tuple(map(self._name, groups)), np.array(medians).reshape(len(groups), len(self.steps))
 
     def scalars(self, grouped: bool = False) -> dict[str, float]:
-        """All latest values as ``{"growth/decoder/up/kernel": 1.2}``: what metric writers take.
+        """All latest values as ``{"growth/decoder/up/kernel": 1.2}``, for metric writers.
 
         Args:
             grouped: As in :meth:`last`; a model of many layers then has few series.
@@ -89,7 +89,7 @@ class Recording:
         return [(path, own[0].measurement, own[0].why) for own, path in found]
 
     def table(self, every_row: bool = False) -> str:
-        """The latest values in columns: first the leaves that stand out, then the others.
+        """The latest values in columns, with the leaves that stand out first.
 
         Args:
             every_row: Whether repeated layers that do not stand out have a row each. By default they share their

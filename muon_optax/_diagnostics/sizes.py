@@ -1,4 +1,4 @@
-"""How large updates are, and how large they should be."""
+"""The sizes of updates, measured and predicted."""
 
 import math
 from typing import Any
@@ -47,7 +47,7 @@ def predicted_update_rms(
     scale: Scale = "moonlight",
     learning_rate: jax.typing.ArrayLike = 1.0,
 ) -> dict[str, jax.typing.ArrayLike]:
-    """The root mean square that an exactly orthogonal update has, for each leaf that is seen as matrices.
+    """The root mean square that an exactly orthogonal update has, for each leaf with a layout.
 
     A ``fan_in x fan_out`` matrix with all singular values 1 has the Frobenius norm ``sqrt(min(fan_in, fan_out))``, so
     the leaf's RMS is ``learning_rate * factor / sqrt(max(fan_in, fan_out))``: with moonlight, 0.2 times the learning

@@ -1,4 +1,4 @@
-"""Which leaves stand out: what can't be right comes first, then what is far from its peers."""
+"""The search for leaves that stand out. Impossible values come first, then values far from their peers."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Limit(NamedTuple):
     says: str  # with the value for {}
 
 
-# Exact Newton-Schulz ranges end below 1.3, and weight decay adds its part. The other two tell a rate that is too high:
+# Exact Newton-Schulz ranges end below 1.3, and weight decay adds its part. The other two show a rate that is too high:
 # in tests/diagnostics/test_recording.py good rates stay below 0.05 and above -0.05, rates ten times as high do not.
 LIMITS = {
     "update_size": Limit(1.5, "the update is {:.3g} times as large as predicted"),
@@ -28,7 +28,7 @@ NEVER_MISSING = ("gradient_rms", "weight_rms", "update_rms")  # in the order of 
 
 
 class Scale(NamedTuple):
-    """How a measurement is compared with the same one of the leaf's peers."""
+    """The comparison of a measurement with the same one of the leaf's peers."""
 
     logarithmic: bool
     least_spread: float  # Where peers agree closely, a small difference is still a small one.
@@ -62,7 +62,7 @@ def findings_of(values: np.ndarray, paths: Sequence[str], matrices: Sequence[boo
 
     Args:
         values: ``(measurements in time, leaves, names)``, at least one measurement.
-        paths: Of the leaves.
+        paths: The paths of the leaves.
         matrices: Which of them have a layout.
     """
     measured = {name: values[-1, :, column] for column, name in enumerate(MEASUREMENTS)}

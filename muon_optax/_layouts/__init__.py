@@ -1,1 +1,1 @@
-"""How a parameter is seen as matrices: layouts, leaf paths, the default rules, assignment and labels."""
+"""Layouts, which read parameters as matrices: leaf paths, the default rules, assignment and labels."""

@@ -1,4 +1,4 @@
-"""What is decided of one leaf, and how strong the evidence is."""
+"""The decision on one leaf, and the strength of its evidence."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, TypeAlias

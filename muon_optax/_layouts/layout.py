@@ -1,4 +1,4 @@
-"""A layout: how the axes of a parameter are read as matrices."""
+"""The layout, which says how the axes of a parameter are read as matrices."""
 
 import math
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from muon_optax._layouts.paths import brief
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Layout:
-    """How a parameter is seen as matrices: one letter an axis, ``i`` input, ``o`` output, ``b`` batch.
+    """How a parameter is read as matrices, with one letter for each axis: ``i`` input, ``o`` output, ``b`` batch.
 
     A parameter of shape ``(d, heads, head_dim)`` with ``"ioo"`` is one ``d x (heads head_dim)`` matrix; with
     ``"ibo"`` it is ``heads`` matrices of ``d x head_dim``. Wherever a layout is expected the string alone will

@@ -26,7 +26,7 @@ def pattern(paths: Sequence[str], several: str | None = None) -> str:
 
     Args:
         paths: At least one.
-        several: What stands for numbers that differ; all else is escaped for use as a glob.
+        several: The text in place of numbers that differ; everything else is escaped for use as a glob.
     """
     numbers = [sorted(set(map(int, column))) for column in zip(*map(_NUMBER.findall, paths), strict=True)]
     first, *texts = _NUMBER.split(paths[0])

@@ -143,7 +143,7 @@ def named_leaves(tree: Any) -> list[NamedLeaf]:
 
 
 def brief(value: Any, most: int = 80) -> str:
-    """What an error shows of what it was given: a whole tree of arrays would hide the message."""
+    """A short form of a value for an error, since a whole tree of arrays would hide the message."""
     text = getattr(value, "__name__", None) if callable(value) else None
     text = " ".join((text or repr(value)).split())
     return text if len(text) <= most else f"{text[: most - 3]}..."

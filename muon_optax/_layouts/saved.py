@@ -9,7 +9,7 @@ from muon_optax._layouts.paths import brief, show
 
 
 def layouts_to_json(layouts: Mapping[str, Layout | str | None]) -> str:
-    """``layouts`` as JSON text, one line a path; :func:`muon_optax.layouts_from_json` reads it.
+    """Writes ``layouts`` as JSON text, one line for each path. :func:`muon_optax.layouts_from_json` reads it.
 
     The default rules improve from version to version, and a leaf that changes sides loses its momentum. Write down what
     a run began with, and give it to every later one.
@@ -23,7 +23,7 @@ def layouts_to_json(layouts: Mapping[str, Layout | str | None]) -> str:
 
     Raises:
         ValueError: For a layout that :class:`muon_optax.Layout` refuses.
-        TypeError: For what is no mapping.
+        TypeError: If it is not a mapping.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
@@ -46,7 +46,7 @@ def layouts_to_json(layouts: Mapping[str, Layout | str | None]) -> str:
 
 
 def layouts_from_json(text: str) -> dict[str, Layout | None]:
-    """The layouts that :func:`muon_optax.layouts_to_json` wrote, for ``layouts=``.
+    """Reads the layouts that :func:`muon_optax.layouts_to_json` wrote, for ``layouts=``.
 
     Args:
         text: JSON, an object from path to layout.
@@ -56,7 +56,7 @@ def layouts_from_json(text: str) -> dict[str, Layout | None]:
 
     Raises:
         ValueError: If the text is not such JSON, with the path where one entry is wrong.
-        TypeError: If it is no text.
+        TypeError: If it is not text.
 
     Example:
         >>> import muon_optax as mo

@@ -1,4 +1,4 @@
-"""What is refused on a mesh, by functions that run before the work. Messages name the parameter's path."""
+"""Refusals on a mesh, which run before the work. Messages name the parameter's path."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from muon_optax._layouts.paths import NamedLeaf, show
 
 
 class Use(NamedTuple):
-    """What a plan was made for, of one parameter: an update must agree."""
+    """The properties of one parameter for which a plan was made. An update must have the same."""
 
     shape: tuple[int, ...]
     layout: Layout
@@ -101,7 +101,7 @@ def refuse_off_mesh(typed: Mapping[str, NamedSharding], leaves: Sequence[NamedLe
 
 def refuse_other_mesh(mesh: Any, leaves: Sequence[NamedLeaf]) -> None:
     """Refuses leaves whose types name another mesh."""
-    # Not by identity: a plan made on an abstract mesh of the same axes serves as well.
+    # Meshes are not compared by identity, since a plan made on an abstract mesh of the same axes serves as well.
     for leaf in leaves:
         here = jax.typeof(leaf.value).sharding.mesh
         if not here.empty and _brief(here) != _brief(mesh):

@@ -1,4 +1,4 @@
-"""For each axis of an array, the mesh axes that divide it."""
+"""The mesh axes that divide each axis of an array."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,12 +13,12 @@ Sizes: TypeAlias = Mapping[str, int]  # devices along each mesh axis, in the ord
 
 
 def count(axes: Iterable[str], sizes: Sizes) -> int:
-    """Devices along several mesh axes together."""
+    """The number of devices along several mesh axes together."""
     return math.prod(sizes[axis] for axis in axes)
 
 
 def dims_of(path: str, sharding: NamedSharding, ndim: int) -> Dims:
-    """The mesh axes of each of ``ndim`` array axes, major first; mesh axes of one device divide nothing."""
+    """The mesh axes of each of ``ndim`` array axes, major first, without mesh axes of one device."""
     refuse_unusable_spec(path, sharding, ndim)
     sizes = sharding.mesh.shape
     parts = [names(part) for part in sharding.spec][:ndim]
@@ -37,11 +37,11 @@ def spec_of(dims: Dims) -> PartitionSpec:
 
 
 def local_shape(shape: tuple[int, ...], dims: Dims, sizes: Sizes) -> tuple[int, ...]:
-    """The part of an array that one device holds."""
+    """The shape of the part of an array that one device holds."""
     return tuple(size // count(part, sizes) for size, part in zip(shape, dims, strict=True))
 
 
 def padded_shape(shape: tuple[int, ...], dims: Dims, sizes: Sizes) -> tuple[int, ...]:
-    """``shape`` with every axis rounded up to a multiple of the devices that divide it."""
+    """Rounds every axis of ``shape`` up to a multiple of the devices that divide it."""
     parts = [count(part, sizes) for part in dims]
     return tuple(-(-size // part) * part for size, part in zip(shape, parts, strict=True))

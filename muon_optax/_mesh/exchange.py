@@ -1,4 +1,4 @@
-"""Send and return: pieces travel to their owners, whole matrices are orthogonalized, pieces travel back."""
+"""Send and return. Pieces travel to their owners, whole matrices are orthogonalized, pieces travel back."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,12 +23,12 @@ Numbered: TypeAlias = Mapping[int, jax.Array]  # by the number of a leaf
 
 
 def exchange(plan: Plan, map_stacks: MapStacks) -> Callable[[Arrays], dict[str, jax.Array]]:
-    """A function from the updates of ``plan``'s matrices, by path, to their orthogonalized counterparts.
+    """Makes a function from the updates of ``plan``'s matrices, by path, to their orthogonalized counterparts.
 
     Args:
-        plan: Who orthogonalizes what.
-        map_stacks: From stacks ``(matrices, rows, cols)`` on one device, and the name of the orthogonalizer of each, to
-            the same, orthogonalized.
+        plan: The plan, which gives each matrix its owner.
+        map_stacks: A function that orthogonalizes stacks ``(matrices, rows, cols)`` on one device, given the name of
+            the orthogonalizer of each.
     """
     # Arrays without elements stay: beside others in a `shard_map` they crash XLA (jaxlib 0.11.2).
     filled = {number: leaf for number, leaf in enumerate(plan.leaves) if math.prod(leaf.shape)}
@@ -82,7 +82,7 @@ def _on_each_device(plan: Plan, map_stacks: MapStacks, arrays: Numbered) -> Numb
 
 
 def _send(leaves: Sequence[Leaf], stack: Stack, arrays: Numbered) -> jax.Array:
-    """``(senders, rows, width)``: from each device that holds another piece its pieces of this owner's matrices."""
+    """Sends a stack. The result ``(senders, rows, width)`` has every sender's pieces of this owner's matrices."""
     way = stack.there
     # A device knows its place in the mesh only when it runs, so every copy's program is written out.
     packers = [partial(_pack, leaves, stack, owners, arrays) for owners in way.owners]
@@ -92,7 +92,7 @@ def _send(leaves: Sequence[Leaf], stack: Stack, arrays: Numbered) -> jax.Array:
 
 
 def _pack(leaves: Sequence[Leaf], stack: Stack, owners: Sequence[int], arrays: Numbered) -> jax.Array:
-    """This device's pieces of the matrices of some owners, ``(owners, rows, width)``."""
+    """Packs this device's pieces of the matrices of some owners, ``(owners, rows, width)``."""
     packed = []
     for held, alike in stack.alike(owners):
         runs = [(kind, stack.runs(kind, turns, alike)) for kind, turns in stack.contents(held)]
@@ -106,12 +106,12 @@ def _pieces(leaves: Sequence[Leaf], arrays: Numbered, kind: Kind, first: Matrix 
     if first is None:
         return jnp.zeros((many, *kind.there.shape), kind.dtype)
     number, start = first
-    # In the dtype of the products from here on: half the bytes to copy, not only to send.
+    # The dtype of the products begins here, so copies halve their bytes too.
     return leaves[number].pieces_of(arrays[number])[start : start + many].astype(kind.dtype)
 
 
 def _work(stacks: Sequence[Stack], received: Sequence[jax.Array], map_stacks: MapStacks) -> list[jax.Array]:
-    """An owner's work: the rows to return, ``(receivers, rows, width)`` for each stack."""
+    """Orthogonalizes what an owner received. The results are the rows ``(receivers, rows, width)`` of each stack."""
     by_mixed: dict[bool, Iterator[jax.Array]] = {}
     for mixed, orthogonalize in ((False, _in_common), (True, _in_branches)):
         own = [pair for pair in zip(stacks, received, strict=True) if pair[0].mixed == mixed]
@@ -120,16 +120,16 @@ def _work(stacks: Sequence[Stack], received: Sequence[jax.Array], map_stacks: Ma
 
 
 def _in_common(stacks: Sequence[Stack], map_stacks: MapStacks, received: Sequence[jax.Array]) -> list[jax.Array]:
-    """The work that is the same for all devices."""
+    """Does the work that is the same for all devices."""
     return _orthogonalized(stacks, map_stacks, [stack.held[0] for stack in stacks], received)
 
 
 def _in_branches(stacks: Sequence[Stack], map_stacks: MapStacks, received: Sequence[jax.Array]) -> list[jax.Array]:
-    """The work in mixed stacks, in one branch for all of them: between two, devices would wait for each other."""
+    """Does the work in mixed stacks, in one branch for all. Between two branches devices would wait for each other."""
     if not stacks:
         return []
     held = list(zip(*(stack.held_by_device() for stack in stacks), strict=True))
-    # Devices that hold the same numbers share a branch: compiling is what many devices cost.
+    # Devices that hold the same numbers share a branch, since each branch costs time to compile.
     programs = list(dict.fromkeys(held))
     branches = [partial(_orthogonalized, stacks, map_stacks, program) for program in programs]
     chosen = jnp.asarray([programs.index(own) for own in held])
@@ -139,8 +139,8 @@ def _in_branches(stacks: Sequence[Stack], map_stacks: MapStacks, received: Seque
 def _orthogonalized(
     stacks: Sequence[Stack], map_stacks: MapStacks, held: Sequence[Held], received: Sequence[jax.Array]
 ) -> list[jax.Array]:
-    """The rows to return of owners that hold these numbers in each stack."""
-    # All at once: small matrices of several kinds and stacks share one product.
+    """Makes the rows that owners return if they hold these numbers in each stack."""
+    # All at once, so that small matrices of several kinds and stacks share one product.
     blocks = chain.from_iterable(map(open_rows, stacks, held, received))
     names = [
         kind.orthogonalizer
@@ -153,7 +153,7 @@ def _orthogonalized(
 
 
 def _return(stack: Stack, made: jax.Array) -> dict[Matrix, jax.Array]:
-    """This device's pieces of the results ``(receivers, rows, width)``, by the first matrix of each run."""
+    """Returns a stack. The result has this device's pieces of the results, by the first matrix of each run."""
     way = stack.back
     if way.divided:
         made = jax.lax.all_to_all(made, way.divided, 0, 0, tiled=True)
@@ -165,7 +165,7 @@ def _return(stack: Stack, made: jax.Array) -> dict[Matrix, jax.Array]:
         start += len(alike)
         for (kind, turns), pieces in zip(stack.contents(held), read(stack, way, held, rows), strict=True):
             end = 0
-            # Slices of one leaf's neighbors, and no gather by index: XLA joins a slice with what uses it.
+            # Slices of one leaf's neighbors, not a gather by index, since XLA fuses a slice with its use.
             for first, many in stack.runs(kind, turns, alike):
                 end += many
                 if first is not None:

@@ -1,4 +1,4 @@
-"""What a transform was given as ``shardings``, and the plan that its updates follow."""
+"""The argument ``shardings`` of a transform, and the plan that its updates follow."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ Given: TypeAlias = Plan | Placement | None
 
 
 def as_given(shardings: Any) -> Given:
-    """A plan, or the placement that shardings say; ``None`` without any, as under Explicit axes."""
+    """The plan that was given, or the placement in the given shardings; ``None`` without any, as on Explicit axes."""
     return shardings if isinstance(shardings, Plan) else given_placement(shardings)
 
 
@@ -24,7 +24,7 @@ def check_given(given: Given, params: Any) -> None:
     """Refuses at ``init`` what :func:`plan_in_sight` would refuse, as far as the leaves are in sight."""
     if given is None:
         return
-    # Behind a mask only a part of the tree is in sight: what is missing shows, and what is too much does not.
+    # Behind a mask only a part of the tree is in sight. A missing sharding can be seen, a superfluous one can't.
     hidden = has_hidden(params)
     _refuse_others(given, named_leaves(params), whole=not hidden)
 
@@ -37,7 +37,7 @@ def _refuse_others(given: Given, leaves: Sequence[NamedLeaf], whole: bool) -> No
 
 
 def placement_in_sight(given: Given, leaves: Sequence[NamedLeaf], params: Any) -> Placement | None:
-    """How the arrays of an update lie: as given, or else as their types say. ``None`` off a mesh."""
+    """The given placement of an update's arrays, or else the one in their types. ``None`` off a mesh."""
     if inside_shard_map():
         return None
     return given.placement if isinstance(given, Plan) else given or typed_placement(leaves, params)
@@ -46,9 +46,9 @@ def placement_in_sight(given: Given, leaves: Sequence[NamedLeaf], params: Any) -
 def plan_in_sight(
     given: Given, matrices: Sequence[tuple[NamedLeaf, Layout]], params: Any, orthogonalizers: Orthogonalizers
 ) -> Plan | None:
-    """The plan that an update follows: the one given, or one for the placement in sight.
+    """The plan that an update follows, which is the given one or one for the placement in sight.
 
-    ``None`` where there is nothing to share out: inside ``shard_map``, off a mesh, or on one that no type tells of.
+    ``None`` if there is nothing to share out: inside ``shard_map``, off a mesh, or on one that no type shows.
     """
     leaves = [leaf for leaf, _ in matrices]
     placement = placement_in_sight(given, leaves, params)

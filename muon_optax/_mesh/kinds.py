@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from muon_optax._layouts.layout import Layout
 from muon_optax._mesh.dims import Dims, Sizes, local_shape
 
-Matrix: TypeAlias = tuple[int, int]  # the number of its leaf, and its position in what a device holds of that
+Matrix: TypeAlias = tuple[int, int]  # (leaf index, index among that leaf's matrices on one device)
 
 
 class Leaf(NamedTuple):
-    """A parameter, or one block of a fused projection; its update comes as ``there`` says and leaves as ``back``."""
+    """A parameter, or one block of a fused projection. Its update comes as ``there`` and leaves as ``back``."""
 
     path: str
     start: int  # of the block, along the parameter's output axis
@@ -27,20 +27,20 @@ class Leaf(NamedTuple):
     orthogonalizer: str = ""  # its name
 
     def of_batch(self, values: Sequence) -> tuple:
-        """Of one value an axis, those of the batch axes."""
+        """Picks from one value for each axis those of the batch axes."""
         return tuple(value for value, letter in zip(values, self.layout.axes, strict=True) if letter == "b")
 
     def of_matrix(self, values: Sequence) -> tuple:
-        """Of one value an axis, all others."""
+        """Picks from one value for each axis those of the other axes."""
         return tuple(value for value, letter in zip(values, self.layout.axes, strict=True) if letter != "b")
 
     def pieces_of(self, array: jax.Array) -> jax.Array:
-        """What one device holds of the leaf, as pieces ``(matrices, *piece)``."""
+        """Turns one device's part of the leaf into pieces ``(matrices, *piece)``."""
         batch = self.of_batch(range(array.ndim))
         return jnp.moveaxis(array, batch, range(len(batch))).reshape(-1, *self.of_matrix(array.shape))
 
     def array_of(self, pieces: jax.Array, before: jax.Array) -> jax.Array:
-        """What one device holds of the leaf after the update, from its pieces; ``before`` is what it held before."""
+        """Turns pieces into one device's part of the updated leaf. ``before`` is its part of the leaf before."""
         batch = self.of_batch(range(before.ndim))
         array = pieces.reshape(*self.of_batch(before.shape), *pieces.shape[1:])
         return jnp.moveaxis(array, range(len(batch)), batch).astype(before.dtype)
@@ -57,7 +57,7 @@ class Piece(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What matrices must agree on to travel together, which is all that an owner has to know of them."""
+    """The properties that matrices must share to travel together. An owner needs to know no others."""
 
     layout: Layout  # of one matrix, without batch axes
     shape: tuple[int, ...]
@@ -93,7 +93,7 @@ def kind_of(leaf: Leaf, sizes: Sizes) -> Kind:
 
 
 def matrices_by_kind(leaves: Sequence[Leaf], sizes: Sizes) -> dict[Kind, list[Matrix]]:
-    """All matrices that one device holds pieces of. Arrays without elements have none."""
+    """All matrices of which one device holds pieces, by kind. Arrays without elements have none."""
     found: dict[Kind, list[Matrix]] = {}
     for number, leaf in enumerate(leaves):
         if math.prod(leaf.shape):

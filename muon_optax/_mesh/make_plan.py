@@ -1,4 +1,4 @@
-"""Plans are made: who orthogonalizes what. It is known before a step runs, from shapes and shardings alone."""
+"""The making of plans, before a step runs, from shapes and shardings alone."""
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
@@ -17,14 +17,14 @@ from muon_optax._mesh.plan import Plan
 from muon_optax._mesh.stacks import make_batches, make_stacks
 from muon_optax._orthogonalizers.orthogonalizer import MatrixFunction, Orthogonalizers
 
-# Bytes of matrices that travel at once in any case. More is cut into batches, to bound memory.
+# Up to these bytes of matrices travel at once. More are cut into batches, to bound memory.
 BATCH_BYTES = 2**28
 
 
 def make_plan(
     matrices: Sequence[tuple[NamedLeaf, Layout]], placement: Placement, orthogonalizers: Orthogonalizers
 ) -> Plan:
-    """The plan for the leaves that have a layout."""
+    """Makes the plan for the leaves that have a layout."""
     sizes = placement.sizes
     # A mesh of one device has nothing to warn of.
     if sizes:
@@ -45,7 +45,7 @@ def make_plan(
 
 
 def uses_of(matrices: Sequence[tuple[NamedLeaf, Layout]], orthogonalizers: Orthogonalizers) -> dict[str, checks.Use]:
-    """What an update has in common with its plan, by path."""
+    """The properties in which an update must agree with its plan, by path."""
     found = {}
     for leaf, layout in matrices:
         name = orthogonalizers.name_of(leaf.path)
@@ -55,14 +55,14 @@ def uses_of(matrices: Sequence[tuple[NamedLeaf, Layout]], orthogonalizers: Ortho
 
 
 def _leaves_of(leaf: NamedLeaf, layout: Layout, placement: Placement, use: checks.Use) -> Iterator[Leaf]:
-    """The blocks of one parameter, with all that a plan has to know of each."""
+    """The blocks of one parameter, each with the properties that a plan needs."""
     sizes = placement.sizes
     came, left = (dims_of(leaf.path, lies[leaf.path], len(leaf.shape)) for lies in (placement.there, placement.back))
     for start, shape, block in _blocks(layout, leaf.shape, came, left):
         there, back = _travelable(block, shape, came, left, sizes)
         padded = padded_shape(padded_shape(shape, there, sizes), back, sizes)
         among = {axis for part, letter in zip(there, block.axes, strict=True) if letter == "b" for axis in part}
-        # Where a device has whole matrices to itself nothing travels, so nothing is rounded for the way.
+        # If a device has whole matrices to itself, nothing travels, so nothing is rounded.
         dtype = jnp.dtype(leaf.dtype).name if among == set(sizes) else use.dtype
         yield Leaf(leaf.path, start, shape, padded, block, there, back, dtype, use.orthogonalizer)
 
@@ -70,10 +70,10 @@ def _leaves_of(leaf: NamedLeaf, layout: Layout, placement: Placement, use: check
 def _blocks(
     layout: Layout, shape: tuple[int, ...], there: Dims, back: Dims
 ) -> list[tuple[int, tuple[int, ...], Layout]]:
-    """The blocks of a fused projection, each with owners of its own: where it starts, its shape, its layout."""
+    """The blocks of a fused projection, each with owners of its own, as (start, shape, layout)."""
     output = layout.axes.index("o")
     # Smaller matrices even out better, and padding one block would shift the next.
-    # Where the output axis is divided, a piece holds parts of several blocks, and one owner takes all.
+    # If the output axis is divided, a piece holds parts of several blocks, and one owner takes all.
     if layout.split is None or there[output] or back[output]:
         return [(0, shape, layout)]
     edges = pairwise(accumulate(layout.split, initial=0))
@@ -82,7 +82,7 @@ def _blocks(
 
 
 def _travelable(layout: Layout, shape: tuple[int, ...], there: Dims, back: Dims, sizes: Sizes) -> tuple[Dims, Dims]:
-    """How a block can come and leave; XLA moves it there from where it is, if that is elsewhere."""
+    """The divisions in which a block can come and leave. XLA moves it there if it lies elsewhere."""
     batch = [axis for axis, letter in enumerate(layout.axes) if letter == "b"]
     # Experts and layers stay among the devices that hold their part, and an empty array goes nowhere.
     if any(there[axis] != back[axis] for axis in batch) or 0 in shape:
@@ -102,13 +102,13 @@ def _wire_dtype(dtype: Any, orthogonalizer: MatrixFunction) -> str:
     products = getattr(orthogonalizer, "dtype", None)
     if products is None:
         return jnp.dtype(dtype).name
-    # float16 holds fewer magnitudes than bfloat16: a gradient must not overflow on the way.
+    # float16 has a smaller range than bfloat16, and a gradient must not overflow on the way.
     narrow, wide = jnp.finfo(products), jnp.finfo(dtype)
     fits = narrow.bits < wide.bits and narrow.maxexp >= wide.maxexp and narrow.minexp <= wide.minexp
     return jnp.dtype(products if fits else dtype).name
 
 
 def _assumed_flops(rows: int, columns: int) -> float:
-    # Five steps of the direct method. All that counts is how the matrices of one tree compare.
+    # Five steps of the direct method. Only the ratios between matrices of one tree matter.
     short, long = sorted((rows, columns))
     return 10.0 * short * short * (2 * long + short)

@@ -1,4 +1,4 @@
-"""Owners: which device orthogonalizes which matrix."""
+"""The choice of owners, the devices that orthogonalize the matrices."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -16,16 +16,16 @@ def give_away(
 ) -> dict[Kind, Owned]:
     """Gives every matrix an owner, with no device having more than an even share of the weights and one matrix.
 
-    Pools of few mesh axes come first, and of one pool the kinds whose matrices weigh most. In each round every owner
-    gets one matrix, the one with the least weight first; a round goes on from kind to kind.
+    Pools of few mesh axes come first, and within a pool the kinds with the heaviest matrices. In each round every owner
+    gets one matrix, the owner with the least weight first. A round continues from kind to kind.
 
     Args:
-        matrices: Of every kind.
-        weights: Of one matrix of every kind. A plan weighs by FLOPs, and nothing here depends on that.
-        sizes: Of the mesh axes.
+        matrices: The matrices of every kind.
+        weights: The weight of one matrix of every kind. A plan weighs by FLOPs, but nothing here depends on that.
+        sizes: The devices along each mesh axis.
 
     Returns:
-        Of every kind its owners' matrices.
+        For every kind, the matrices of each owner.
     """
     load, owned = np.zeros(tuple(sizes.values())), {}
     # Matrices that stay among few devices choose first. The others even out what those leave.
@@ -39,8 +39,8 @@ def give_away(
                 idlest = idlest or np.argsort(own.round(6), kind="stable").tolist()
                 numbers[idlest[0]] += 1
                 own[idlest.pop(0)] += weights[kind]
-            # Only how many matrices an owner has affects the cost, so which ones is free within a kind.
-            # Neighbors go to one owner: of scanned layers they are one slice.
+            # Only the number of matrices per owner affects cost, so the assignment within a kind is free.
+            # Neighbors go to one owner, because neighbors among scanned layers are one slice.
             ends = np.cumsum(numbers)
             owned[kind] = tuple(tuple(matrices[kind][end - n : end]) for end, n in zip(ends, numbers, strict=True))
         load = load + (own.reshape(before.shape) - before)
@@ -48,7 +48,7 @@ def give_away(
 
 
 def flops_by_device(owned: Mapping[Kind, Owned], flops: Mapping[Kind, float], sizes: Sizes) -> np.ndarray:
-    """FLOPs of each device of the mesh, from those of one matrix of every kind; zeros are not counted."""
+    """The FLOPs of each device, from the FLOPs of one matrix of every kind. Zeros are not counted."""
     total = np.zeros(tuple(sizes.values()))
     for kind, owners in owned.items():
         numbers = [sum(matrix is not None for matrix in own) for own in owners]
@@ -57,6 +57,6 @@ def flops_by_device(owned: Mapping[Kind, Owned], flops: Mapping[Kind, float], si
 
 
 def by_device(values: Sequence[int] | np.ndarray, pool: Sequence[str], sizes: Sizes) -> np.ndarray:
-    """One number for each device of the mesh, from one for each owner: along axes outside the pool they are alike."""
+    """Spreads one number for each owner over all devices. Devices along axes outside the pool get the same number."""
     shape = [size if axis in pool else 1 for axis, size in sizes.items()]
     return np.broadcast_to(np.reshape(values, shape), tuple(sizes.values()))

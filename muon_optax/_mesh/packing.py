@@ -13,7 +13,7 @@ from muon_optax._mesh.stacks import Held, Stack, Way
 
 
 def open_rows(stack: Stack, held: Held, rows: jax.Array) -> list[jax.Array]:
-    """The blocks ``(matrices, rows, cols)`` of an owner's matrices, whole, from all senders' rows."""
+    """Puts an owner's matrices together from all senders' rows, as whole blocks ``(matrices, rows, cols)``."""
     blocks = []
     for (kind, turns), pieces in zip(stack.contents(held), read(stack, stack.there, held, rows), strict=True):
         by_sender = pieces.reshape(-1, turns.stop - turns.start, *kind.there.shape)
@@ -34,7 +34,7 @@ def close_rows(stack: Stack, held: Held, blocks: Iterator[jax.Array]) -> jax.Arr
 
 
 def write(stack: Stack, way: Way, held: Held, pieces: Sequence[jax.Array], lead: int) -> jax.Array:
-    """Pieces ``(lead times matrices, *piece)`` of each kind, one below the other: ``(lead, rows, width)``."""
+    """Writes the pieces ``(lead times matrices, *piece)`` of each kind below each other, as ``(lead, rows, width)``."""
     rows = []
     for (kind, _), own in zip(stack.contents(held), pieces, strict=True):
         columns = way.pieces[kind].columns
@@ -43,7 +43,7 @@ def write(stack: Stack, way: Way, held: Held, pieces: Sequence[jax.Array], lead:
             flat = own.reshape(len(own), -1)
             own = jnp.pad(flat, [(0, 0), (0, -flat.shape[-1] % way.width)])
         else:
-            # Panels of columns, and no transposition: a TPU's registers hold 8 x 128 elements of them as they are.
+            # Panels of columns need no transposition, since a TPU's registers hold 8 x 128 of their elements as is.
             panels = jnp.split(own.reshape(len(own), -1, columns), columns // way.width, axis=2)
             own = jnp.concatenate(panels, axis=1)
         rows.append(own.reshape(lead, -1, way.width))
@@ -69,7 +69,7 @@ def read(stack: Stack, way: Way, held: Held, rows: jax.Array) -> list[jax.Array]
 
 
 def join(pieces: jax.Array, dims: Dims, sizes: Sizes) -> jax.Array:
-    """Pieces ``(devices, *piece)``, devices in the order of the mesh, as the whole that they are divided from."""
+    """Joins the pieces ``(devices, *piece)`` of an array, with devices in the order of the mesh."""
     # Collectives see devices in the order of the mesh; an axis may be divided in another, such as ("model", "data").
     outer, inner = _axes(dims, sizes)
     shape = [size * count(part, sizes) for size, part in zip(pieces.shape[1:], dims, strict=True)]
@@ -86,6 +86,6 @@ def divide(whole: jax.Array, dims: Dims, sizes: Sizes) -> jax.Array:
 
 
 def _axes(dims: Dims, sizes: Sizes) -> tuple[list[str], list[str | int]]:
-    """The mesh axes that divide an array, in the order of the mesh; and where they stand among the array's own axes."""
+    """The mesh axes that divide an array, in the order of the mesh, and their places among the array's own axes."""
     inner = [axis for number, part in enumerate(dims) for axis in (*part, number)]
     return [axis for axis in sizes if axis in inner], inner

@@ -1,4 +1,4 @@
-"""How the arrays of an update lie on a mesh: the record that plan, exchange and state read, and where it comes from."""
+"""The record of how the arrays of an update lie on a mesh, which plan, exchange and state read, and how it is made."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +20,12 @@ AnyMesh: TypeAlias = Mesh | jax.sharding.AbstractMesh
 
 @dataclass(frozen=True)
 class Placement:
-    """How arrays come to an update and leave it, by path.
+    """A mesh, and how arrays come to an update and leave it, by path.
 
     Args:
         mesh: The mesh that all of them lie on.
-        there: How updates come, and momentum lies.
-        back: How updates leave, which is how parameters lie.
+        there: The shardings in which updates come, which are those of momentum.
+        back: The shardings in which updates leave, which are those of the parameters.
         over: The mesh axis over which momentum is spread, though parameters are not (ZeRO-1).
     """
 
@@ -36,12 +36,12 @@ class Placement:
 
     @cached_property
     def sizes(self) -> Sizes:
-        """Devices along each mesh axis that has several. The others divide nothing."""
+        """The devices along each mesh axis that has several. The others divide nothing."""
         return {axis: size for axis, size in self.mesh.shape.items() if size > 1}
 
 
 def given_placement(shardings: Any) -> Placement | None:
-    """What a tree of ``NamedSharding``, or of arrays that carry one, says; ``None`` if no leaf lies on a mesh.
+    """The placement that a tree of ``NamedSharding``, or of arrays with one, gives; ``None`` if no leaf is on a mesh.
 
     Raises:
         ValueError: If only some leaves lie on a mesh, or they lie on several meshes; paths are named.
@@ -56,7 +56,7 @@ def given_placement(shardings: Any) -> Placement | None:
 
 
 def typed_placement(updates: Sequence[NamedLeaf], params: Any) -> Placement | None:
-    """What the types of arrays say, where all mesh axes are Explicit; ``None`` elsewhere."""
+    """The placement that the types of arrays give if all mesh axes are Explicit, else ``None``."""
     there = _typed(updates)
     refuse_off_mesh(there, updates)
     if not there:
@@ -74,7 +74,7 @@ def _typed(leaves: Sequence[NamedLeaf]) -> dict[str, NamedSharding]:
 def spread_momentum(
     placement: Placement, over: str, leaves: Sequence[NamedLeaf], layouts: Mapping[str, Layout | None]
 ) -> Placement:
-    """``placement`` with the momentum of every leaf spread over one more mesh axis (ZeRO-1)."""
+    """Spreads the momentum of every leaf over one more mesh axis (ZeRO-1)."""
     there = {}
     for leaf in leaves:
         layout = layouts[leaf.path]
@@ -85,9 +85,9 @@ def spread_momentum(
 
 
 def spread(sharding: NamedSharding, path: str, shape: tuple[int, ...], over: str, letters: str = "") -> NamedSharding:
-    """``sharding`` with one array axis divided over the mesh axis ``over`` too: the longest that it divides evenly.
+    """Adds the mesh axis ``over`` to the longest array axis that it divides evenly.
 
-    Unchanged if ``over`` is in use, or divides no array axis but those with the letter ``b`` in ``letters``.
+    The sharding is unchanged if ``over`` is in use, or divides only axes with the letter ``b`` in ``letters``.
     """
     sizes, dims = sharding.mesh.shape, dims_of(path, sharding, len(shape))
     if any(over in part for part in dims) or sizes[over] == 1 or 0 in shape:
@@ -105,7 +105,7 @@ def spread(sharding: NamedSharding, path: str, shape: tuple[int, ...], over: str
         return sharding
     longest = max(fitting, key=lambda axis: (local[axis], -axis))
     spec[longest] = (*names(spec[longest]), over)
-    # As `jit` writes it: a step must find its state as it left it, or it is compiled again.
+    # Written as `jit` writes it, since a step that finds its state otherwise than it left it is compiled again.
     return NamedSharding(sharding.mesh, trimmed(spec))
 
 

@@ -19,16 +19,16 @@ from muon_optax._mesh.stacks import Stack
 
 @dataclass(frozen=True)
 class Plan:
-    """What :func:`muon_optax.plan` returns: ``print`` it, or give it to ``muon(shardings=...)``.
+    """The plan of an update on a mesh, from :func:`muon_optax.plan`. ``print`` it, or give it to ``muon(shardings=)``.
 
     Its figures are predictions, and tests compare them with compiled programs.
 
     Args:
-        placement: How updates come and leave, by path.
+        placement: The shardings in which updates come and leave, by path.
         uses: Shape, layout, dtype and orthogonalizer of every parameter that is a matrix, by path.
         leaves: The same parameters, with fused projections cut into blocks.
-        owned: Of every kind its owners' matrices.
-        loads: Of every device what its matrices cost, in multiplications and additions.
+        owned: For every kind, the matrices of each owner.
+        loads: The cost of every device's matrices, in multiplications and additions.
         batches: The stacks that travel together.
     """
 
@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def shardings(self) -> Mapping[str, NamedSharding]:
-        """How the parameters lie, by path."""
+        """The shardings of the parameters, by path."""
         return self.placement.back
 
     @property
@@ -56,12 +56,12 @@ class Plan:
 
     @property
     def devices(self) -> int:
-        """Devices of the mesh."""
+        """The number of devices of the mesh."""
         return self.loads.size
 
     @cached_property
     def flops(self) -> float:
-        """Multiplications and additions of matrix products on the device that does most, within 2% for zeros."""
+        """Multiplications and additions of matrix products on the busiest device, within 2% for zeros."""
         return float(self.loads.max())
 
     @cached_property
@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def flops_over_ideal(self) -> float:
-        """1 if no device waits for another."""
+        """The work of the busiest device over an even share, which is 1 if no device waits for another."""
         return self.flops / self.ideal_flops if self.ideal_flops else 1.0
 
     @property
@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def collectives(self) -> dict[str, int]:
-        """How many collectives of each sort one update makes, whatever the number of Newton-Schulz steps."""
+        """The collectives of one update, by name. The number of Newton-Schulz steps does not change them."""
         return dict(Counter(name for name, _ in self._collectives))
 
     @cached_property
@@ -89,7 +89,7 @@ class Plan:
         found = []
         for stack in chain.from_iterable(self.batches):
             for way in (stack.there, stack.back):
-                # An owner keeps its own part; of an all-gather along a ring it passes on all parts but one.
+                # An owner keeps its own part. In an all-gather along a ring it passes on all parts but one.
                 if way.devices > 1:
                     found.append(("all-to-all", way.bytes * (way.devices - 1) / way.devices))
             if stack.back.copies > 1:
@@ -102,7 +102,7 @@ class Plan:
         held = []
         for batch in self.batches:
             ways = [(stack.there, stack.back) for stack in batch if stack.pool]
-            # What returns is gathered from all copies; what is sent each device packs for its own copy only.
+            # Results are gathered from all copies. On the way there, each device packs for its own copy only.
             held.append(sum(2 * there.bytes + (1 + back.copies) * back.bytes for there, back in ways))
         return max(held, default=0)
 
@@ -122,7 +122,7 @@ class Plan:
 
     def _line(self, kind: Kind) -> str:
         numbers = [len(own) for own in self.owned[kind]]
-        # Every part of the experts or layers has owners of its own, along the mesh axes outside the pool.
+        # Along mesh axes outside the pool, every part of the experts or layers has owners of its own.
         total = sum(numbers) * self.devices // len(numbers)
         # A fused projection is orthogonalized in blocks, which have shapes of their own.
         shapes = " + ".join(f"{rows} x {columns}" for rows, columns in kind.layout.matrix_shapes(kind.shape))

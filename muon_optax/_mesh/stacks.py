@@ -1,4 +1,4 @@
-"""Stacks: the arrays in which matrices travel to their owners and back, and the batches of stacks in memory at once."""
+"""The stacks in which matrices travel to their owners and back, and the batches of stacks in memory at once."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,18 +12,18 @@ from muon_optax._mesh.dims import Sizes, count
 from muon_optax._mesh.kinds import Kind, Matrix, Piece
 from muon_optax._mesh.owners import Owned, by_device
 
-Held: TypeAlias = tuple[int, ...]  # of each kind of a stack, how many matrices one owner has
+Held: TypeAlias = tuple[int, ...]  # the number of matrices that one owner has, for each kind of a stack
 # A row's width where kinds have no common one: the lanes of a TPU's register.
 _LANES = 128
-# What zeros may add to the work of the device that does most, where they save a branch and two collectives.
+# Zeros save a branch and two collectives. They may add this share to the work of the busiest device.
 ZEROS = 0.02
 
 
 class Way:
     """One of a stack's two ways, to its owners or back. It describes the array ``(owners, rows, width)`` that travels.
 
-    ``owners[copy][i]`` is the owner that the i-th device along ``divided``, in the order of the mesh, is for that copy.
-    There are as many owners as ``devices`` along the divided axes times ``copies``.
+    ``owners[copy][i]`` is the number of the owner at position ``i`` along ``divided``, in the order of the mesh, for
+    that copy. There are as many owners as ``devices`` along the divided axes times ``copies``.
     """
 
     def __init__(self, pieces: Mapping[Kind, Piece], held: Sequence[Held], sizes: Sizes) -> None:
@@ -32,7 +32,7 @@ class Way:
         kind, piece = next(iter(pieces.items()))
         self.divided, self.copied = piece.divided, piece.copied
         self.devices, self.copies = count(self.divided, sizes), count(self.copied, sizes)
-        # For each copy its share of the owners, in the order in which a collective along the divided axes sees them.
+        # Each copy serves a share of the owners, in the order in which a collective along the divided axes sees them.
         order = [kind.pool.index(axis) for axis in self.copied + self.divided]
         numbers = np.arange(len(held)).reshape([sizes[axis] for axis in kind.pool]).transpose(order)
         self.owners: list[list[int]] = numbers.reshape(self.copies, -1).tolist()
@@ -40,63 +40,63 @@ class Way:
         columns = {piece.columns for piece in pieces.values()}
         divisor = math.gcd(*columns)
         self.width = divisor if divisor >= _LANES or columns == {divisor} else _LANES
-        # Collectives need equal parts: as many rows for every owner as for the one that has most.
+        # Collectives need equal parts, so every owner gets as many rows as the one that has most.
         self.rows = max(dot([self.height(kind) for kind in pieces], own) for own in held)
-        # What a device packs, or receives.
+        # The bytes that a device packs, or receives.
         self.bytes = self.devices * self.rows * self.width * jnp.dtype(kind.dtype).itemsize
 
     def height(self, kind: Kind) -> int:
-        """Rows that a piece takes."""
+        """The number of rows that a piece fills."""
         return -(-math.prod(self.pieces[kind].shape) // self.width)
 
 
 class Stack:
-    """Matrices that travel together: kinds that agree in pool and dtype, and on each way in the axes that divide them.
+    """Matrices that travel together. Their kinds agree in pool and dtype, and on each way in the axes that divide them.
 
     Args:
-        sizes: Of the mesh axes.
-        owned: Of every kind its owners' matrices.
+        sizes: The devices along each mesh axis.
+        owned: For every kind, the matrices of each owner.
     """
 
     def __init__(self, sizes: Sizes, owned: Mapping[Kind, Owned]) -> None:
         self.sizes, self.owned = sizes, owned
         first = next(iter(owned))
         self.pool, self.dtype = first.pool, first.dtype
-        # How many matrices of each kind each owner has. In a mixed stack owners differ, and each runs its own branch.
+        # The number of matrices of each kind, by owner. In a mixed stack owners differ, and each runs its own branch.
         self.held: list[Held] = list(zip(*(map(len, owners) for owners in owned.values()), strict=True))
         self.mixed = len(set(self.held)) > 1
         self.there = Way({kind: kind.there for kind in owned}, self.held, sizes)
         self.back = Way({kind: kind.back for kind in owned}, self.held, sizes)
-        # A turn is one matrix of each owner, where all have one kind. A mixed stack is not cut into turns.
+        # A turn is one matrix of each owner, if all hold one kind. A mixed stack is not cut into turns.
         self.turns = 1 if self.mixed else self.held[0][0]
-        # Of whole matrices, on the owner that has most.
+        # The bytes of whole matrices, on the owner that has most.
         matrices = [math.prod(kind.shape) * jnp.dtype(kind.dtype).itemsize for kind in owned]
         self.bytes = max(dot(matrices, own) for own in self.held)
 
     def held_by_device(self) -> list[Held]:
-        """``held`` for each device of the mesh."""
+        """The value of ``held`` for each device of the mesh."""
         return [self.held[owner] for owner in by_device(range(len(self.held)), self.pool, self.sizes).flat]
 
     def cut(self, start: int, end: int) -> "Stack":
-        """The turns from ``start`` to ``end``."""
+        """A stack of the turns from ``start`` to ``end``."""
         if (start, end) == (0, self.turns):
             return self
         return Stack(self.sizes, {kind: tuple(own[start:end] for own in each) for kind, each in self.owned.items()})
 
     def contents(self, held: Held) -> list[tuple[Kind, slice]]:
-        """An owner's matrices in the order in which their rows lie: a kind, and a slice of the owner's of that kind."""
+        """An owner's matrices in the order of their rows, as (kind, slice of the owner's matrices of that kind)."""
         if not self.mixed:
             return [(kind, slice(0, own)) for kind, own in zip(self.owned, held, strict=True)]
-        # One by one: large matrices are slower in a loop, and XLA joins a slice with its use, but not across a reshape.
+        # One by one, since large matrices are slower in a loop. XLA fuses a slice with its use, not across a reshape.
         return [(kind, slice(at, at + 1)) for kind, own in zip(self.owned, held, strict=True) for at in range(own)]
 
     def alike(self, owners: Iterable[int]) -> Iterator[tuple[Held, list[int]]]:
-        """Neighbors among ``owners`` that hold the same numbers. Handled at once, they keep the program short."""
+        """Groups neighbors among ``owners`` that hold equally many of each kind. Groups keep the program short."""
         for held, same in groupby(owners, self.held.__getitem__):
             yield held, list(same)
 
     def runs(self, kind: Kind, turns: slice, owners: Sequence[int]) -> Iterator[tuple[Matrix | None, int]]:
-        """Matrices that follow each other in one leaf: the first, or ``None`` for zeros, and how many they are."""
+        """Runs of matrices that follow each other in one leaf, as (first matrix, or ``None`` for zeros; length)."""
         matrices = [matrix for owner in owners for matrix in self.owned[kind][owner][turns]]
         for key, same in groupby(enumerate(matrices), lambda pair: pair[1] and (pair[1][0], pair[1][1] - pair[0])):
             run = [matrix for _, matrix in same]
@@ -111,11 +111,11 @@ def dot(one: Sequence[int], other: Sequence[int]) -> int:
 def make_stacks(
     owned: Mapping[Kind, Owned], flops: Mapping[Kind, float], loads: np.ndarray, sizes: Sizes
 ) -> Iterator[Stack]:
-    """A stack for each kind of which all owners have some, and mixed stacks for what is left over.
+    """Makes a stack for each kind of which all owners have some, and mixed stacks for the rest.
 
-    ``flops`` are those of one matrix of each kind, ``loads`` those of each device of the mesh.
+    ``flops`` has the FLOPs of one matrix of each kind, ``loads`` those of each device of the mesh.
     """
-    # One collective moves what is divided over the same mesh axes, on both ways, in one dtype.
+    # One collective moves matrices that are divided over the same mesh axes, on both ways, in one dtype.
     together: dict[object, list[Kind]] = {}
     for kind in owned:
         ways = [(piece.divided, piece.copied) for piece in (kind.there, kind.back)]
@@ -126,7 +126,7 @@ def make_stacks(
         turns = {kind: own.min() for kind, own in numbers.items()}
         rest = [kind for kind in kinds if turns[kind] < numbers[kind].max()]
         if len(rest) == 1:
-            # Zeros that fill a last turn need no branches, but they cost as much as matrices: only devices that would
+            # Zeros that fill a last turn need no branches, but they cost as much as matrices. Only devices that would
             # otherwise wait may orthogonalize them.
             (kind,) = rest
             most = numbers[kind].max()
@@ -142,13 +142,13 @@ def make_stacks(
 
 
 def make_batches(stacks: Sequence[Stack], enough: int) -> Iterator[tuple[Stack, ...]]:
-    """Stacks in batches that travel one after another. A total of at most ``enough`` bytes stays one batch."""
-    # Of all T bytes L are left before a batch of b bytes: in memory are then T - L of results, and b three times, as
+    """Splits stacks into batches that travel in turn. A total of at most ``enough`` bytes stays one batch."""
+    # Before a batch of b bytes, L of all T bytes are left. Memory then holds T - L of results, and b three times: as
     # they came, orthogonalized, and packed. b = (L + T / 3) / 3 makes that T - L + L + T / 3 = 4/3 of T in every batch.
     # L + T / 3 falls from 4/3 of T by a third each time, and is at 1/3 of T after log(4) / log(3/2) = 3.4 batches.
     left = total = sum(stack.bytes for stack in stacks)
     batch, size = [], 0
-    # Of large matrices less is left behind than is needed on the way, so they go first.
+    # Large matrices go first, since they need more on the way than they leave behind.
     for stack in sorted(stacks, key=lambda stack: -stack.bytes // stack.turns):
         start, turn = 0, stack.bytes // stack.turns
         while start < stack.turns:

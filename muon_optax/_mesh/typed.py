@@ -1,6 +1,6 @@
-"""What types say of how arrays lie, and arrays moved to where their types have to say that they lie.
+"""Shardings in the types of arrays, and moves of arrays to the sharding that their type must have.
 
-Types know Explicit mesh axes only. Under Auto axes a type looks replicated whatever the truth, and XLA moves arrays by
+Types show Explicit mesh axes only. Under Auto axes a type looks replicated whatever the truth, and XLA moves arrays by
 itself. Inside ``shard_map`` the axes are Manual, and each device has arrays of its own.
 """
 
@@ -13,12 +13,12 @@ from muon_optax._mesh.dims import names
 
 
 def explicit_axes(mesh: Any) -> set[str]:
-    """The axes of a mesh that types know."""
+    """The Explicit axes of a mesh, which types show."""
     return {axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
 
 
 def typed_sharding(array: jax.Array) -> NamedSharding | None:
-    """The sharding in the type of ``array``, where all mesh axes are Explicit."""
+    """The sharding in the type of ``array`` if all mesh axes are Explicit, else ``None``."""
     sharding = jax.typeof(array).sharding
     mesh = sharding.mesh
     return None if mesh.empty or explicit_axes(mesh) != set(mesh.axis_names) else NamedSharding(mesh, sharding.spec)
@@ -31,9 +31,9 @@ def inside_shard_map() -> bool:
 
 
 def relocate(array: jax.Array, place: NamedSharding) -> jax.Array:
-    """``array`` lying as ``place`` along Explicit axes. Nothing is done along others."""
+    """Moves ``array`` to ``place`` along Explicit axes. Nothing is done along others."""
     sharding = jax.typeof(array).sharding
-    # The type's own mesh where it has one: it is abstract, and a plan's may be of other devices of the same axes.
+    # The type's own mesh, if it has one, is abstract. A plan's may have other devices on the same axes.
     mesh = place.mesh if sharding.mesh.empty else sharding.mesh
     explicit = explicit_axes(mesh)
     parts = [tuple(axis for axis in names(part) if axis in explicit) for part in place.spec][: array.ndim]
@@ -44,10 +44,10 @@ def relocate(array: jax.Array, place: NamedSharding) -> jax.Array:
 
 
 def relocate_like(array: jax.Array, reference: jax.Array) -> jax.Array:
-    """``array`` lying as ``reference``."""
+    """Moves ``array`` to the place of ``reference``."""
     return relocate(array, jax.typeof(reference).sharding)
 
 
 def gather(array: jax.Array) -> jax.Array:
-    """``array`` whole on every device. JAX refuses a product of sharded operands under Explicit axes."""
+    """Makes ``array`` whole on every device. JAX refuses a product of sharded operands under Explicit axes."""
     return relocate(array, NamedSharding(jax.typeof(array).sharding.mesh, PartitionSpec()))

@@ -1,4 +1,4 @@
-"""Which matrices run together: small ones of one shape as one batch, large ones one by one."""
+"""The batching of matrices. Small ones of one shape run as one batch, large ones one by one."""
 
 import math
 from collections import defaultdict
@@ -13,12 +13,12 @@ from muon_optax._orthogonalizers.orthogonalizer import MatrixFunction
 
 
 class _Limits(NamedTuple):
-    """How matrices of one shape are run on a platform; sizes are numbers of elements."""
+    """The limits for batches of matrices on a platform. Sizes are numbers of elements."""
 
     matrix: int  # Larger matrices run one by one.
     batch: int  # A batch has no more: the intermediate results of all its matrices are in memory at once.
-    batches: int  # So many are written out; more are looped over, to keep the program small.
-    written_out: int  # Likewise of matrices that run one by one.
+    batches: int  # Up to this number are written out. More are looped over, to keep the program small.
+    written_out: int  # The same limit for matrices that run one by one.
 
 
 # Set from `benchmarks/update/grouping.py`.
@@ -51,7 +51,7 @@ def map_matrices(function: MatrixFunction, arrays: Sequence[jax.Array]) -> list[
         The results in the order of ``arrays``, the same up to rounding however they were run.
     """
     function = _traced_once(function)
-    # The abstract value holds shape, dtype and, on a mesh of explicit axes, the sharding: all that must agree to stack.
+    # Arrays stack if their abstract values agree: shape, dtype and, on a mesh of explicit axes, the sharding.
     groups: defaultdict[object, list[int]] = defaultdict(list)
     for position, array in enumerate(arrays):
         groups[jax.typeof(array) if array.ndim == 2 else position].append(position)
@@ -67,8 +67,8 @@ def map_stacks(function: MatrixFunction, stacks: Sequence[jax.Array]) -> list[ja
 
     Args:
         function: Treats each matrix of a batch on its own.
-        stacks: Stacks of one matrix run together with others of its shape, longer ones so many matrices at a time as is
-            fastest.
+        stacks: Stacks of one matrix run together with others of its shape. Longer stacks run in parts of the fastest
+            size.
 
     Returns:
         The results in the order of ``stacks``.

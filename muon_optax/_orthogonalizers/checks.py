@@ -1,4 +1,4 @@
-"""What the array functions refuse, with the call that was meant."""
+"""Refusals of the array functions, which name the call that was meant."""
 
 from typing import Any
 

@@ -47,7 +47,7 @@ _LARGEST_VALUE = 2.1
 def polar_express(
     steps: int = 5, lower_bound: float = 1e-3, *, safety: float = 1.02, cushion: float = 0.02407327424182761
 ) -> Coefficients:
-    """Generates the Polar Express schedule: at each step the best odd quintic for where the values then lie.
+    """Generates the Polar Express schedule, which has at each step the best odd quintic for the values' interval.
 
     Step k takes the ``p(x) = a x + b x^3 + c x^5`` with the smallest ``max |1 - p|`` on [l, u], divides
     (a, b, c) by (s, s^3, s^5) with s = `safety`, and sets ``l = p(l / s)``, ``u = 2 - l``; at first

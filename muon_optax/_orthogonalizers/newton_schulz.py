@@ -68,34 +68,33 @@ def newton_schulz(
     norm: Norm = "frobenius",
     products: Products = "xla",
 ) -> Orthogonalizer:
-    """An orthogonalizer: a few matrix products send all singular values of a matrix toward 1.
+    """Makes an orthogonalizer that sends all singular values of a matrix toward 1 by a few matrix products.
 
     Each matrix is divided by its norm, and ``X <- a X + b (X X^T) X + c (X X^T)^2 X`` is applied once for
     each ``(a, b, c)``, with the smaller of ``X X^T`` and ``X^T X``. With Keller's coefficients the singular values end
-    in about [0.68, 1.13]: close enough for training. It is the choice for training;
-    :func:`muon_optax.polar_factor` is exact and slow.
+    in about [0.68, 1.13], close enough for training. :func:`muon_optax.polar_factor` is exact and slow.
 
     Args:
-        coefficients: One ``(a, b, c)`` per step, as many as there are. Default ``KELLER``, five steps, the most used;
-            ``polar_express(5)`` comes closer to orthogonal at the same cost.
-        dtype: Of the matrices that are multiplied. bfloat16 is enough for training and fastest; float32 is multiplied
-            in full float32 precision on every backend. Sums are in float32 always, and coefficients are never rounded.
+        coefficients: One ``(a, b, c)`` per step. Default ``KELLER``, five steps, the most used; ``polar_express(5)``
+            comes closer to orthogonal at the same cost.
+        dtype: The dtype in which matrices are multiplied. bfloat16 is enough for training and fastest; float32 is
+            multiplied in full precision on every backend. Sums are always float32, and coefficients are never rounded.
             A CPU not known to have bfloat16 instructions multiplies the same numbers as float32, which is faster there.
         method: ``"direct"`` multiplies the matrix itself in every step; ``"gram"`` works on the smaller
             Gram matrix and gives the same up to rounding; ``"auto"`` takes the one with fewer
             multiplications for each shape: Gram from about 2.6 times as long as wide on, if not small.
-        norm: What the matrix is divided by first. ``"frobenius"``, everyone's, exceeds the largest singular value by up
-            to the root of the rank. ``"schatten4"``, the fourth root of the sum of fourth powers of the singular
+        norm: The norm that divides the matrix first. ``"frobenius"``, the usual one, exceeds the largest singular value
+            by up to the root of the rank. ``"schatten4"``, the fourth root of the sum of fourth powers of the singular
             values, exceeds it by less and costs nothing. With it, ``polar_express(4, 4e-3)`` comes as close to
-            orthogonal in four steps as ``KELLER`` in five. ``"aol"`` divides the shorter side's rows (or columns) each
-            by a number of its own, as ``preconditioning="aol"`` of ``optax.contrib.muon`` does: singular values start
+            orthogonal in four steps as ``KELLER`` in five. ``"aol"`` divides each row (or column) of the shorter side
+            by a number of its own, as ``preconditioning="aol"`` of ``optax.contrib.muon`` does. Singular values start
             larger still, at most 1, but they are those of another matrix, and so is the result. It takes one more pass
             over the matrix.
-        products: ``"xla"`` leaves them to XLA. ``"symmetric"``, on a TPU, multiplies of each pair of blocks that mirror
-            each other one, about 0.7 of the work, by kernels in bfloat16 or float32. They are compiled and simulated,
-            and have not yet run on a TPU: until they have, the default stays XLA's. Other platforms, and arrays that
-            XLA may shard by itself, get XLA's products: the kernels run inside ``shard_map``, which is where a mesh
-            plan runs, where JAX sees one device, and under ``jax.set_mesh`` of a mesh of one. No gradients flow.
+        products: ``"xla"`` leaves them to XLA. ``"symmetric"``, on a TPU, multiplies only one of two blocks that mirror
+            each other, about 0.7 of the work, by kernels in bfloat16 or float32. The kernels are compiled and
+            simulated, but have not yet run on a TPU, so the default stays XLA's. Other platforms, and arrays that
+            XLA may shard by itself, get XLA's products. The kernels run inside ``shard_map`` (as a mesh plan does),
+            where JAX sees one device, and under ``jax.set_mesh`` of a mesh of one. No gradients flow.
 
     Returns:
         A function ``(*batch, rows, cols) -> same shape and dtype`` of real floating matrices. The result does not

@@ -1,4 +1,4 @@
-"""What an orthogonalizer is: a function of matrices that may say what it costs and in which dtype it multiplies."""
+"""The protocol of an orthogonalizer, a function of matrices that may state its cost and the dtype of its products."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -10,7 +10,7 @@ MatrixFunction: TypeAlias = Callable[[jax.Array], jax.Array]
 
 @runtime_checkable
 class Orthogonalizer(Protocol):
-    """What :func:`muon_optax.newton_schulz` returns, and what a mesh plan reads of an orthogonalizer of your own.
+    """The protocol of orthogonalizers: a function of matrices, with the two attributes that a mesh plan reads.
 
     Any function from matrices ``(*batch, rows, cols)`` to matrices of the same shape will do. On a mesh a plan also
     asks for ``dtype``, that of the products, in which matrices travel (``None`` for their own), and for ``flops(rows,
@@ -24,7 +24,7 @@ class Orthogonalizer(Protocol):
 
     @property
     def dtype(self) -> Any:
-        """Of the products; ``None`` for the matrices' own."""
+        """The dtype of the products; ``None`` for the matrices' own."""
 
     def __call__(self, matrices: jax.Array) -> jax.Array:
         """Matrices ``(*batch, rows, cols)`` with singular values near 1."""

@@ -49,7 +49,7 @@ def _multiply_widened_on_cpu(left: jax.Array, right: jax.Array) -> jax.Array:
 def cpu_multiplies_bfloat16() -> bool:
     """Whether this machine's CPU is known to have instructions for it.
 
-    Of the sets of instructions that NumPy tells apart, only that of Sapphire Rapids is sure to hold them.
+    Among the instruction sets that NumPy distinguishes, only that of Sapphire Rapids is sure to hold them.
     """
     extensions = np.show_config(mode="dicts").get("SIMD Extensions", {})
     return "AVX512_SPR" in extensions.get("found", ())
@@ -88,7 +88,7 @@ def near_one(matrices: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
 
     Args:
         matrices: ``(*batch, rows, cols)``, not empty, any floating dtype.
-        dtype: Of the result.
+        dtype: The dtype of the result.
 
     Returns:
         ``(*batch, rows, cols)``; the largest entry of each matrix is in [1, 2]. Zero stays zero and NaN stays NaN.

@@ -58,7 +58,7 @@ def largest_value(coefficients: Coefficients, restarts: tuple[int, ...], dtype: 
     Args:
         coefficients: ``(a, b, c)`` per step.
         restarts: The steps that begin a segment, but for the first.
-        dtype: Of the products.
+        dtype: The dtype of the products.
 
     Returns:
         The bound, ``inf`` if it overflows. The start is a matrix of norm 1.

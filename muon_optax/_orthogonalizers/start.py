@@ -1,4 +1,4 @@
-"""How an iteration starts: the first Gram matrix, and what is read off it to bring singular values to 1 or less."""
+"""The start of an iteration: the first Gram matrix, and the norm from it that brings singular values to 1 or less."""
 
 from typing import Literal, NamedTuple, TypeAlias
 

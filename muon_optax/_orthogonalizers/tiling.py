@@ -29,7 +29,7 @@ class Tiling(NamedTuple):
 
     @property
     def tiles(self) -> int:
-        """How many."""
+        """The number of tiles."""
         return self.size // self.tile
 
     @property

@@ -1,1 +1,1 @@
-"""What must last: where a state lies (``shardings.py``), how an earlier one is carried over (``carry_over.py``)."""
+"""States that must last: where they lie (``shardings.py``), how earlier ones are carried over (``carry_over.py``)."""

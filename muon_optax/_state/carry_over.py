@@ -29,12 +29,13 @@ def carry_over(
     block_size: int = 128,
     strict: bool = False,
 ) -> tuple[Any, CarryReport]:
-    """A state that goes on where ``earlier`` was, for the optimizer that made ``fresh``, and a report of what was lost.
+    """Carries the state ``earlier`` over to the optimizer that made ``fresh``, and reports what was lost.
 
     Momentum, moments and whatever else both states keep of a parameter go on by its path, whatever chains, partitions,
     masks and wrappers are around. A momentum may change its way (a sum of gradients, an average, codes of 8 or 4 bits)
-    and its dtype. Counters go on at the step of the run. What only ``fresh`` has begins there: a new layer, a layer of
-    another size, the moments of a parameter that goes to the other optimizer. What only ``earlier`` has is dropped.
+    and its dtype. Counters go on at the step of the run. State that only ``fresh`` has keeps its initial value: a new
+    layer, a layer of another size, the moments of a parameter that goes to the other optimizer. State that only
+    ``earlier`` has is dropped.
 
     Settings (rates, decay, coefficients, injected hyperparameters) are those of the fresh optimizer.
 
@@ -43,13 +44,13 @@ def carry_over(
             ``optax.contrib.muon``, restored into its own structure; or what PyTorch keeps, by path, as in
             :func:`muon_optax.from_torch_muon`.
         fresh: ``optimizer.init(params)``, or :func:`muon_optax.init_sharded` on a mesh.
-        renamed: From earlier paths to those of now, of single parameters or of all that lies below:
+        renamed: A mapping from earlier paths to present ones, of single parameters or of whole subtrees:
             ``{"encoder": "model/encoder"}``. All are renamed at once, so two may swap.
         momentum: The run's, in [0, 1), where an average becomes a sum or a sum an average.
         momentum_from: ``"first moment"`` to give a matrix that Adam trained its first moment as momentum. ``None``
             begins at zero.
-        step: How many steps the run has taken. ``None`` for what ``earlier`` says.
-        block_size: Of ``quantized_trace`` where its codes are read or made.
+        step: The number of steps that the run has taken. ``None`` reads it from ``earlier``.
+        block_size: The block size of ``quantized_trace``, if its codes are read or made.
         strict: Whether to refuse to drop anything but zeros.
 
     Returns:
@@ -59,7 +60,7 @@ def carry_over(
 
     Raises:
         TypeError: If one of the two is an optimizer.
-        ValueError: If one of the two is no optimizer's state or holds shapes only, for a renamed path that is not in
+        ValueError: If one of the two isn't an optimizer's state or holds shapes only, for a renamed path that is not in
             ``earlier``, a ``block_size`` that does not fit, and with ``strict`` for what would be dropped, by path.
 
     Example:

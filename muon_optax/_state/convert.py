@@ -16,10 +16,10 @@ def converted(earlier: Kept, fresh: Kept, momentum: float, block_size: int) -> t
     """The values of ``earlier`` as those of ``fresh``; ``None`` if they are of another shape.
 
     Args:
-        earlier: What the earlier state keeps.
-        fresh: What takes its place.
+        earlier: An entry of the earlier state.
+        fresh: The entry that replaces it.
         momentum: An average of the gradients is ``1 - momentum`` times their sum.
-        block_size: Of momentum in codes.
+        block_size: The block size of momentum in codes.
     """
     if [*map(_type, earlier.values)] == [*map(_type, fresh.values)] and earlier.way == fresh.way:
         return tuple(map(placed, earlier.values, fresh.values))
@@ -49,7 +49,7 @@ def _scale(earlier: Kept, fresh: Kept, momentum: float) -> float:
 
 
 def whole_shape(kept: Kept) -> tuple[int, ...]:
-    """The shape of the parameter, as far as the codes of a momentum tell it: with 4 bits an odd size is one less."""
+    """The shape of the parameter, as far as a momentum's codes show it. With 4 bits an odd size appears as one less."""
     *rest, last = kept.shape or (1,)
     return (*rest, 2 * last) if kept.way == "codes" and _bits(kept) == 4 else kept.shape
 

@@ -26,10 +26,10 @@ def counters_of(
     """Each counter of ``fresh`` with its value.
 
     Args:
-        earlier: What the earlier state keeps.
-        fresh: What the fresh state keeps.
+        earlier: The entries of the earlier state.
+        fresh: The entries of the fresh state.
         carried: The numbers of the fresh leaves that were carried.
-        step: How many steps the run has taken; ``None`` for what the earlier state says.
+        step: The number of steps that the run has taken; ``None`` reads it from the earlier state.
     """
     counters = [kept for kept in earlier if kept.counts]
     found = []
@@ -49,7 +49,7 @@ def counters_of(
 
 
 def run_step(counters: Sequence[Kept]) -> int | None:
-    """How many steps a run has taken. The largest count: a part that skips steps stays behind."""
+    """The steps that a run has taken, by the largest count, since a part that skips steps stays behind."""
     # A wrapper may count calls, of which several make a step.
     inner = [kept for kept in counters if not kept.node.wraps] or counters
     return max((int(kept.values[0]) for kept in inner), default=None)

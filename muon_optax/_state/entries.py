@@ -1,4 +1,4 @@
-"""What PyTorch keeps by parameter, as the arrays of a state."""
+"""PyTorch's entries by parameter, as the arrays of a state."""
 
 from collections.abc import Mapping
 from itertools import count

@@ -18,19 +18,19 @@ _NAMES = {"momentum": "momentum_buffer", "first moment": "exp_avg", "second mome
 def from_torch_muon(state: Mapping[str, Entry], fresh: Any, *, momentum: float = 0.95, step: int = 0) -> Any:
     """The state with which :func:`muon_optax.muon` continues a run of PyTorch's Muon or of Keller Jordan's.
 
-    It is :func:`muon_optax.carry_over`, and refuses what that would only report: paths and shapes are written by hand.
+    It is :func:`muon_optax.carry_over`, but it refuses what that only reports, since its paths are written by hand.
 
     Both keep an average of the gradients, ``1 - momentum`` times what ``optax.trace`` keeps; the next update is the
     same to rounding. Arrays are taken as they are: transpose those of kernels that your model stores the other way.
 
     Args:
-        state: From each parameter's path, as :func:`muon_optax.assign_layouts` names it, to what PyTorch keeps of it in
-            ``optimizer.state_dict()["state"]``: ``{"momentum_buffer": array}`` under Muon, and ``{"exp_avg": array,
-            "exp_avg_sq": array}`` under AdamW.
+        state: A mapping from each parameter's path, as :func:`muon_optax.assign_layouts` names it, to its entry in
+            PyTorch's ``optimizer.state_dict()["state"]``: ``{"momentum_buffer": array}`` under Muon, and ``{"exp_avg":
+            array, "exp_avg_sq": array}`` under AdamW.
         fresh: ``optimizer.init(params)``, or :func:`muon_optax.init_sharded` on a mesh. Momentum may be kept by a
             number, a schedule, :func:`muon_optax.quantized_trace`, :func:`muon_optax.nesterov_ema` or ``optax.ema``.
         momentum: The run's, in [0, 1).
-        step: How many steps the run has taken: schedules and AdamW's bias correction go on from there.
+        step: The number of steps that the run has taken. Schedules and AdamW's bias correction go on from there.
 
     Returns:
         A state with the structure, dtypes and shardings of ``fresh``. What no other optimizer keeps, such as NorMuon's
@@ -66,7 +66,7 @@ def from_optax_contrib_muon(state: Any, fresh: Any, *, momentum: float = 0.95) -
     decay, products and AdamW's coefficients are arguments, not state.
 
     Args:
-        state: Of ``optax.contrib.muon`` or ``optax.contrib.scale_by_muon``, also inside a chain.
+        state: The state of ``optax.contrib.muon`` or ``optax.contrib.scale_by_muon``, also inside a chain.
         fresh: As in :func:`from_torch_muon`.
         momentum: The run's ``beta``.
 

@@ -39,7 +39,7 @@ class Node(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a state keeps of one parameter, or a value of the transform's own, whose path is empty."""
+    """A state's entry for one parameter, or a value of the transform's own, whose path is empty."""
 
     path: str
     what: str  # "momentum", or the class and the field
@@ -57,7 +57,7 @@ class Kept(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array, or of the codes."""
+        """The shape of the array, or of its codes."""
         return tuple(jnp.shape(self.values[0]))
 
     @property
@@ -89,7 +89,7 @@ def holds_state(node: Any) -> bool:
 
 
 def kept_arrays(state: Any) -> list[Kept]:
-    """All that ``state`` keeps, each leaf of it in one entry."""
+    """Everything that ``state`` keeps, with each of its leaves in one entry."""
     leaves, nodes = count(), count()
     return list(_walk(state, (), lambda: next(leaves), lambda: next(nodes)))
 

@@ -40,7 +40,7 @@ def _renamed(path: str, renamed: Mapping[str, str]) -> str:
 
 
 def resized_paths(earlier: Sequence[Kept], fresh: Sequence[Kept]) -> Set[str]:
-    """The parameters whose size has changed. Momentum and moments tell: they have it."""
+    """The parameters whose size has changed, as the sizes of momentum and moments show."""
     before, now = (
         {kept.path: kept for kept in side if kept.what in _OF_THE_PARAMETERS_SIZE} for side in (earlier, fresh)
     )

@@ -1,4 +1,4 @@
-"""What became of an earlier state: the table of what was carried, begun afresh and dropped, by path."""
+"""The report on an earlier state: what was carried over, begun afresh and dropped, by path."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class CarryRow:
 
 @dataclass(frozen=True)
 class CarryReport:
-    """The table of :func:`muon_optax.carry_over`; ``print`` it, or read its rows.
+    """The report of :func:`muon_optax.carry_over` on what went over and what was lost. ``print`` it, or read its rows.
 
     Args:
         rows: Each leaf of the earlier state and of the fresh one is in exactly one of them: ``outcome`` ("carried",
@@ -38,17 +38,17 @@ class CarryReport:
 
     @property
     def carried(self) -> tuple[CarryRow, ...]:
-        """What goes on as it was, or in another way or dtype."""
+        """Rows of state that goes on as it was, or in another way or dtype."""
         return self._with("carried")
 
     @property
     def afresh(self) -> tuple[CarryRow, ...]:
-        """What begins as ``init`` made it."""
+        """Rows of state that begins as ``init`` made it."""
         return self._with("afresh")
 
     @property
     def dropped(self) -> tuple[CarryRow, ...]:
-        """What of the earlier state has no place."""
+        """Rows of the earlier state that have no place."""
         return self._with("dropped")
 
     def _with(self, outcome: Outcome) -> tuple[CarryRow, ...]:

@@ -11,7 +11,7 @@ from muon_optax._state.report import CarryRow
 
 
 def how(earlier: Kept, fresh: Kept) -> str:
-    """What of an array changes on the way."""
+    """The changes of an array on the way."""
     changes = [f"was {earlier.origin}"] if earlier.origin != fresh.path else []
     if earlier.what != fresh.what:
         changes.append(f"from the {earlier.what}")
@@ -54,7 +54,7 @@ def setting_rows(earlier: Sequence[Kept], fresh: Sequence[Kept]) -> Iterator[Car
 def lost_rows(
     rows: Sequence[CarryRow], earlier: Sequence[Kept], fresh: Sequence[Kept], resized: Set[str]
 ) -> Iterator[CarryRow]:
-    """What of either state is in no row yet, ``resized`` being the parameters whose size has changed."""
+    """Rows for the rest of both states. ``resized`` are the parameters whose size has changed."""
     sides = [[kept for kept in side if not (kept.counts or kept.is_setting)] for side in (earlier, fresh)]
     taken = {number for row in rows for number in row.earlier}, {number for row in rows for number in row.fresh}
     for kept in (kept for kept in sides[1] if kept.numbers[0] not in taken[1]):

@@ -1,4 +1,4 @@
-"""Where an optimizer's state lies: each momentum as its parameter does, or spread further (ZeRO-1)."""
+"""The shardings of an optimizer's state. Momentum lies as its parameter does, or spread further (ZeRO-1)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,13 +19,13 @@ from muon_optax._transforms.momenta.offload_to_host import HOST, noting_host, on
 
 
 def state_shardings(optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None) -> Any:
-    """A ``NamedSharding`` for every leaf of ``optimizer``'s state, to give to ``jax.jit`` or to a checkpoint.
+    """The ``NamedSharding`` of every leaf of ``optimizer``'s state, for ``jax.jit`` or for a checkpoint.
 
-    What belongs to a parameter and has its shape (momentum, AdamW's moments) lies as the parameter does; a statistic
-    of its rows or blocks does so on the axes whose shards hold whole ones. With a plan
-    made ``over`` a mesh axis it is spread over that axis too (ZeRO-1): parameters are whole on every device, momentum
-    lives once, gradients arrive by reduce-scatter, and the update leaves by an all-gather. Counters are everywhere.
-    What :func:`muon_optax.offload_to_host` keeps has the memory kind ``"pinned_host"``.
+    Arrays with a parameter's shape (momentum, AdamW's moments) have the parameter's sharding. Statistics of its rows or
+    blocks have it on the axes whose shards hold whole ones. With a plan made ``over`` a mesh axis they are spread over
+    that axis too (ZeRO-1). Parameters are then whole on every device, momentum is stored once, gradients arrive by
+    reduce-scatter, and the update leaves by an all-gather. Counters are everywhere. Arrays of
+    :func:`muon_optax.offload_to_host` have the memory kind ``"pinned_host"``.
 
     Args:
         optimizer: Any Optax transform.
@@ -38,7 +38,7 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
 
     Raises:
         ValueError: If the shardings are on several meshes or of another tree, or no leaf is on a mesh.
-        TypeError: For an ``optimizer`` that is no transform.
+        TypeError: If ``optimizer`` is not a transform.
 
     References:
         Samyam Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models",
@@ -63,7 +63,7 @@ def state_shardings(optimizer: optax.GradientTransformation, params: optax.Param
 def init_sharded(
     optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None
 ) -> optax.OptState:
-    """``optimizer.init(params)``, made where it lives: no device ever holds what is not its own.
+    """Makes ``optimizer.init(params)`` in its shardings, so no device ever holds more than its own part.
 
     Under Auto axes ``jax.jit(optimizer.init)`` forgets how the parameters lie, and every device gets a whole state.
 
@@ -132,7 +132,7 @@ def _constrain(array: Any, place: NamedSharding) -> Any:
 
 
 def _placement(params: Any, shardings: Any) -> Placement:
-    """How parameters and their state lie, as given, or as the parameters themselves say."""
+    """The placement of parameters and their state, as given, or from the parameters themselves."""
     given = as_given(params if shardings is None else shardings) or refuse_no_mesh("state_shardings")
     placement = given.placement if isinstance(given, Plan) else given
     leaves = named_leaves(params)

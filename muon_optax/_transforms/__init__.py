@@ -1,1 +1,1 @@
-"""The Optax parts: partition, orthogonalize, scale_by_shape; what came after Muon in `family`."""
+"""The Optax parts: partition, orthogonalize, scale_by_shape, and in `family` those that came after Muon."""

@@ -1,4 +1,4 @@
-"""Which parameters decay: the default of the AdamW branch, and masks that a user gives."""
+"""The parameters that decay, by the default of the AdamW branch or by a user's mask."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -14,7 +14,7 @@ MaskFunction: TypeAlias = Callable[[Any], Any]
 
 
 def decay_mask(params: Any) -> Any:
-    """The default of the AdamW branch: ``True`` for every leaf of two or more axes that is no bias and no norm's.
+    """The default mask of AdamW's decay: ``True`` for every leaf of two or more axes, except biases and norms.
 
     An ``adamw`` of your own decays biases and norms too, unless you give it this mask.
 

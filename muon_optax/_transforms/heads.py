@@ -1,4 +1,4 @@
-"""Which of AdamW's parameters are heads: labels from path globs, which must match something."""
+"""The heads among AdamW's parameters, from path globs that must match something."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress

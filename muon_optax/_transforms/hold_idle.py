@@ -1,4 +1,4 @@
-"""The wrapper that freezes whatever has a gradient of exactly zero: parameters and what is kept of them."""
+"""The wrapper that freezes parameters with a gradient of exactly zero, and their state."""
 
 import fnmatch
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ def hold_idle(
 ) -> optax.GradientTransformationExtraArgs:
     """Holds every parameter still at the steps where its gradient is exactly zero: no step, no decay, no momentum.
 
-    A gradient of zero is a gradient: decay shrinks the parameter, momentum moves it on, and Muon gives whatever is left
-    of a momentum full size. Under this transform a parameter with a gradient of zeros gets an update of zeros, and what
-    ``inner`` keeps of it (momentum, moments, codes, statistics) stays as it is, to the bit. Counters go on. So
-    ``jax.lax.stop_gradient`` around a part of a model freezes it, and its training goes on where it was when the
-    gradient comes back.
+    To an optimizer a gradient of zero is a gradient. Decay shrinks the parameter, momentum moves it on, and Muon brings
+    the rest of a momentum to full size. Under this transform a parameter with a gradient of zeros gets an update of
+    zeros, and its state in ``inner`` (momentum, moments, codes, statistics) stays as it is, to the bit. Counters go on.
+    ``jax.lax.stop_gradient`` around a part of a model therefore freezes it, and its training goes on from there when
+    the gradient comes back.
 
     :func:`muon_optax.hold_idle_matrices` holds the matrices of a stack one by one, does nothing for other parameters,
     and lets momentum fade.
@@ -29,15 +29,15 @@ def hold_idle(
     Args:
         inner: Any transform of the whole tree, such as :func:`muon_optax.muon` or ``optax.adamw``.
         per_row: Path globs of parameters that are held index by index of their first axis: tables, of which a batch
-            uses few rows, and stacks of experts. Of what ``inner`` keeps, an array with as many rows is held by rows,
-            and any other only while the whole parameter is idle.
+            uses few rows, and stacks of experts. An array in the state of ``inner`` with as many rows is held by rows,
+            any other only while the whole parameter is idle.
 
     Returns:
         A transform with the state of ``inner``.
 
     Raises:
         ValueError: At ``init``, for a glob that matches no parameter with axes.
-        TypeError: For ``per_row`` that is a string or no sequence, and for an ``inner`` that is no transform.
+        TypeError: If ``per_row`` is a string or not a sequence, or if ``inner`` is not a transform.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo

@@ -17,14 +17,14 @@ def hold_idle_matrices(
 ) -> optax.GradientTransformationExtraArgs:
     """Sets the update of every matrix to zero at the steps where its gradient is exactly zero.
 
-    Momentum outlives a gradient, and orthogonalization gives whatever is left of it full size: a matrix that gets one
-    gradient and then exact zeros moves on at full speed until its momentum underflows, for about 1,700 steps at
-    momentum 0.95 in float32. That happens to experts that get no token, LoRA slots that no batch uses, and layers that
-    are frozen by a zero gradient. Wrapped in this transform they stay where they are, without weight decay. The state
-    of ``inner`` goes on as ever: momentum decays while a matrix is idle.
+    Orthogonalization brings any momentum to full size, however small it is. A matrix that gets one gradient and then
+    exact zeros therefore moves on at full speed until its momentum underflows, for about 1,700 steps at momentum 0.95
+    in float32. That happens to experts that get no token, LoRA slots that no batch uses, and layers that are frozen by
+    a zero gradient. Wrapped in this transform they stay where they are, without weight decay. The state of ``inner``
+    changes as without it, and momentum decays while a matrix is idle.
 
-    Each index of a layout's batch axes is a matrix of its own: of a stack of experts, those with a token move. Leaves
-    without a layout pass unchanged.
+    Each index of a layout's batch axes is a matrix of its own, so in a stack of experts only those with tokens move.
+    Leaves without a layout pass unchanged.
 
     Args:
         inner: Any transform of the whole tree, such as :func:`muon_optax.muon`.
@@ -35,7 +35,7 @@ def hold_idle_matrices(
 
     Raises:
         ValueError: As :func:`muon_optax.assign_layouts`.
-        TypeError: For an ``inner`` that is no transform.
+        TypeError: If ``inner`` is not a transform.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo

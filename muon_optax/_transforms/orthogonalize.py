@@ -1,4 +1,4 @@
-"""The orthogonalizing transform: every matrix of the updates is replaced by its nearest orthogonal one."""
+"""The orthogonalizing transform, which replaces every matrix of the updates by its nearest orthogonal one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -121,11 +121,11 @@ def orthogonalize_via_newton_schulz(
     layouts: Layouts = None,
     shardings: Any = None,
 ) -> optax.GradientTransformation:
-    """:func:`orthogonalize` with :func:`muon_optax.newton_schulz`: the heart of Muon.
+    """Orthogonalizes every matrix of the updates by :func:`muon_optax.newton_schulz`, which is the heart of Muon.
 
     Args:
         coefficients: One ``(a, b, c)`` per step.
-        dtype: Of the products.
+        dtype: The dtype of the products.
         method: ``"auto"``, ``"direct"`` or ``"gram"``.
         norm: ``"frobenius"``, ``"schatten4"`` or ``"aol"``.
         products: ``"xla"`` or ``"symmetric"``.

@@ -1,4 +1,4 @@
-"""The label-based partition: matrices to one transform, everything else to another."""
+"""The label-based partition, which sends matrices to one transform and everything else to another."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -47,7 +47,7 @@ def partition_by_layout(
             be trained (integers, booleans, keys, floats of eight bits and fewer); at ``update``, for such gradients,
             if the tree of the updates is not the one of ``init`` or of ``params``, or if the state keeps something
             else, as another optimizer's does. Messages name the path, or the argument that changed.
-        TypeError: At construction, for what is no transform; at ``init``, for a leaf that is not an array.
+        TypeError: At construction, for a value that is not a transform; at ``init``, for a leaf that is not an array.
 
     Warns:
         UserWarning: At ``init``, as :func:`muon_optax.assign_layouts`.
@@ -128,7 +128,7 @@ def partition_with(
 
 
 def _signature(state: Any, updates: Any) -> Any:
-    """Structures and shapes: all that the check of a state looks at."""
+    """The structures and shapes that the check of a state compares."""
     leaves, structure = jax.tree.flatten((state, updates))
     return structure, [jnp.shape(leaf) for leaf in leaves]
 

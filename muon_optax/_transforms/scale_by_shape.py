@@ -1,4 +1,4 @@
-"""The scaling transform: orthogonalized updates made as large as their shapes ask for."""
+"""The scaling transform, which gives orthogonalized updates the size that suits their shapes."""
 
 from collections.abc import Callable
 

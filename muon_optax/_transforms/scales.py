@@ -1,4 +1,4 @@
-"""The scale variants: how large an orthogonalized update should be, from its matrix's fan-in and fan-out."""
+"""The scale variants, which give the size of an orthogonalized update from its matrix's fan-in and fan-out."""
 
 import math
 from collections.abc import Callable

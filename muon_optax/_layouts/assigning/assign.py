@@ -12,7 +12,7 @@ from muon_optax._layouts.paths import NamedLeaf, named_leaves
 
 
 def assign_layouts(params: Any, layouts: Layouts = None, *, strict: bool = False) -> dict[str, Layout | None]:
-    """The layout of every leaf of ``params``: overrides first, then the default rules.
+    """The layout of every leaf of ``params``, by ``layouts`` first and then by the default rules.
 
     Args:
         params: Any tree of arrays or ``ShapeDtypeStruct``.

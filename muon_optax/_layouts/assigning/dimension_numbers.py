@@ -18,7 +18,7 @@ _LETTERS = (str, Layout)
 
 
 class _Entry:
-    """What a tree says at a path, as a leaf: JAX would dissolve dimension numbers, and drop ``None``."""
+    """A tree's entry at a path, wrapped as a leaf, since JAX would dissolve dimension numbers and drop ``None``."""
 
     def __init__(self, said: Any) -> None:
         self.said = said
@@ -37,7 +37,7 @@ def is_dimension_tree(given: Any) -> bool:
 def layouts_of_dimensions(tree: Any, leaves: list[NamedLeaf]) -> dict[str, Layout | None]:
     """The layout of every leaf, and ``None`` for each path where there is no leaf for the tree's dimension numbers.
 
-    As in Optax, what stands at an inner node of the parameters holds for all below.
+    As in Optax, dimension numbers at an inner node of the parameters hold for all leaves below.
 
     Raises:
         ValueError: For a leaf of which the tree says nothing, and for numbers that no letters say; paths are named.

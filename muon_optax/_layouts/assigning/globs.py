@@ -16,7 +16,7 @@ _FILTERED = (
 
 
 def matching(globs: Iterable[str], paths: Iterable[str]) -> dict[str, list[str]]:
-    """Of each path the globs that match it; the first acts: the exact path if it is one of them, else in order."""
+    """The globs that match each path, beginning with the one that acts: the exact path, or else the first in order."""
     paths = dict.fromkeys(paths)
     # A mapping of exact paths, such as default_layouts returns, costs one look-up each: only the rest are patterns.
     exact = [glob for glob in globs if glob in paths]

@@ -24,7 +24,7 @@ _handed_on: ContextVar[_HandedOn | None] = ContextVar("layouts resolved on the w
 
 @contextmanager
 def handing_on(resolved: LayoutMap) -> Iterator[None]:
-    """Tells the parts that run within about the layouts of the whole tree, of which they see a part.
+    """Gives the parts that run within the layouts of the whole tree, of which they see only a part.
 
     A context and not an argument: ``init`` of an Optax transform takes none, and wrappers drop those of ``update``. The
     layouts are static, so it holds while a step is traced, which is when they are asked for.
@@ -69,7 +69,7 @@ def matrices_of(tree: Any, layouts: Layouts) -> list[tuple[NamedLeaf, Layout]]:
 
 def check_matrices(params: Any, layouts: Layouts) -> None:
     """Refuses at ``init`` what :func:`matrices_of` would refuse at ``update``."""
-    # Behind a mask of somebody else's the siblings that tell layouts apart are out of sight.
+    # Behind a mask of somebody else's, the siblings that decide between layouts are out of sight.
     if _handed_on.get() is not None or not has_hidden(params):
         matrices_of(params, layouts)
 

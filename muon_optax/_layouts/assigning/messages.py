@@ -1,4 +1,4 @@
-"""What is said of arrays that no rule knows or that weak evidence decides: grouped, at the user's own line."""
+"""Messages on arrays that no rule knows or that weak evidence decides, grouped, at the user's own line."""
 
 import fnmatch
 import inspect
@@ -19,7 +19,7 @@ _LISTED = 12  # groups that a warning names
 
 
 class MuonWarning(UserWarning):
-    """What muon_optax warns of; ``warnings.simplefilter("error", muon_optax.MuonWarning)`` makes it an error."""
+    """The class of all warnings of muon_optax. ``warnings.simplefilter("error", MuonWarning)`` raises them."""
 
 
 def is_trainable(leaf: NamedLeaf) -> bool:
@@ -138,7 +138,7 @@ _COMMON = {2: ("io", "oi"), 3: ("bio", "boi", "ioo", "oio", "iio", "oii")}
 
 
 def _readings(group: Sequence[NamedLeaf], leaves: Sequence[NamedLeaf]) -> str:
-    """How to give the first array a layout: no single one is proposed, since several fit."""
+    """Says how to give the first array a layout. No single one is proposed, since several fit."""
     shape, chosen = group[0].shape, repr(_glob(group, leaves))
     fitting = "; ".join(f"{letters!r} is {_matrices(letters, shape)}" for letters in _COMMON.get(len(shape), ()))
     return (

@@ -10,14 +10,14 @@ from muon_optax._layouts.tree.roles import HEADS, role_of
 
 
 def per_head(params: Any) -> dict[str, Layout | None]:
-    """The default layouts, with queries, keys and values taken head by head: for ``layouts=muon_optax.per_head``.
+    """The default layouts with queries, keys and values head by head, for ``layouts=muon_optax.per_head``.
 
     A kernel ``(embed, heads, head_dim)`` is ``heads`` matrices ``embed x head_dim`` in place of one: ``"ibo"`` in place
     of ``"ioo"``, ``"bio"`` of Gemma's ``"oio"``, ``"bboi"`` of Levanter's ``"oooi"``. The up-projections of multi-head
     latent attention split alike. The output projection stays whole. To change more,
     ``layouts=lambda params: muon_optax.per_head(params) | {"router/kernel": None}``.
 
-    Kernels of two axes do not tell their heads: give each as a split,
+    Kernels of two axes do not show their heads. Give each as a split,
     ``{"*/q_proj/kernel": Layout("io", split=(head_dim,) * heads)}``.
 
     When to choose it: heads learn different things, and a whole matrix mixes their singular vectors. The evidence is

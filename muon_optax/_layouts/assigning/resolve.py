@@ -33,7 +33,7 @@ def decisions_on(
     tree: Any, leaves: list[NamedLeaf], layouts: Layouts, known: LayoutMap | None = None
 ) -> dict[str, Decision]:
     """The decision on every leaf: as ``layouts`` says, else by the rules, or as ``known`` from the whole tree."""
-    # A model's containers may be callable: a tree is told first.
+    # A model's containers may be callable, so a tree is recognized first.
     replaced = layouts is not None and (is_dimension_tree(layouts) or callable(layouts))
     globs: LayoutsByPath = {}
     if replaced:
@@ -74,7 +74,7 @@ def _checked_globs(layouts: Any) -> LayoutsByPath:
 
 
 def _in_place_of_rules(layouts: Any, tree: Any, leaves: list[NamedLeaf]) -> dict[str, Decision]:
-    """What a tree or a function says, which must be something of every leaf."""
+    """The layouts of a tree or a function, which must cover every leaf."""
     given = layouts if is_dimension_tree(layouts) else layouts(tree)
     if is_dimension_tree(given):
         given = layouts_of_dimensions(given, leaves)
@@ -92,7 +92,7 @@ def _overruled(decision: Decision | None, layout: Layout | None) -> Decision:
 
 
 def _refuse_entries(layouts: Mapping[Any, Any]) -> None:
-    """Refuses what is no layout, as when parameters and layouts are exchanged."""
+    """Refuses a value that is not a layout, as when parameters and layouts are exchanged."""
     for path, layout in layouts.items():
         if not isinstance(path, str) or not (layout is None or isinstance(layout, str | Layout)):
             raise TypeError(

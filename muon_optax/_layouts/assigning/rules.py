@@ -68,7 +68,7 @@ RULES: tuple[tuple[Callable[[Seen], Reading | None], str], ...] = (
 
 
 def default_layouts(params: Any) -> dict[str, Layout | None]:
-    """The layout of every leaf, by the default rules; ``None`` for what goes to AdamW.
+    """The layout of every leaf by the default rules, which is ``None`` for leaves that AdamW trains.
 
     The rules reason from evidence, the strongest first: a layer's type, a bias, norms, siblings, names. Biases, norms,
     embeddings, heads, depthwise convolutions and everything of fewer than two axes get ``None``. So does what no rule
@@ -115,7 +115,7 @@ def _decide(leaf: NamedLeaf, tree: Tree) -> Decision:
 
 
 def _as_matrix(leaf: NamedLeaf, tree: Tree) -> Decision:
-    """What the layer's type says, else the rules."""
+    """The decision by the layer's type, else by the rules."""
     if layer_type_of(leaf) is not None:
         return _without_vectors(leaf, Decision(layout_by_type(leaf), "layer type"))
     return _without_vectors(leaf, _by_stacks(leaf, tree))
@@ -129,13 +129,13 @@ def _without_vectors(leaf: NamedLeaf, decision: Decision) -> Decision:
 
 
 def _by_stacks(leaf: NamedLeaf, tree: Tree) -> Decision:
-    """What the rules say of one layer, if they say the same however layers may be stacked."""
+    """The decision of the rules on one layer, if it is the same for every stack that is possible."""
     stacks = tree.stacks(leaf)
     if stacks.by == "biases" and tree.has_heads(leaf):
         stacks = LayerStacks()  # a bias of each head looks like one of each layer
     decisions = {_by_rules(leaf, tree, stack, stacks.by) for stack in stacks.options or (UNSTACKED,)}
     if stacks.by == "shapes":
-        # Shapes alone are weak: what the whole array says is worth as much, and more where its evidence is strong.
+        # Shapes alone are weak. A reading of the whole array counts as much, and more where its evidence is strong.
         whole = _by_rules(leaf, tree, UNSTACKED, "")
         if whole.strength == "strong" and whole.layout is not None:
             agree = is_expert(leaf) or whole.layout in {decision.layout for decision in decisions}

@@ -17,13 +17,13 @@ Blocks: TypeAlias = int | Sequence[int]
 def split_fused(
     sizes: Mapping[str, Blocks] | None = None, layouts: Layouts = None
 ) -> Callable[[Any], dict[str, Layout | None]]:
-    """Layouts in which the blocks of a fused projection are matrices of their own: for ``layouts=split_fused(...)``.
+    """Makes each block of a fused projection a matrix of its own, as ``layouts=split_fused(...)``.
 
-    The blocks lie one after another along the output axis. Their sizes are told by what stands beside the kernel, or
-    given by ``sizes``. The letters of the axes are those of ``layouts``.
+    The blocks lie one after another along the output axis. Their sizes come from the layers beside the kernel, from its
+    name, or from ``sizes``. The letters of the axes are those of ``layouts``.
 
     ======================= ============================================== =======================================
-    kernel                  told by                                        blocks
+    kernel                  sizes from                                     blocks
     ======================= ============================================== =======================================
     ``qkv``, ``c_attn``     the output projection, which takes the query's queries, keys, values; the last two equal
                             outputs
@@ -34,15 +34,15 @@ def split_fused(
 
     ``qkv`` kernels with three times as many outputs as inputs are split by the default rules too.
 
-    When to choose it: whenever a model fuses projections. The evidence is good: on keys and values whole and split
+    When to choose it: whenever a model fuses projections. The evidence is good. On keys and values, whole and split
     updates differ by 95%, and Megatron measured 0.17% of loss between them (NVIDIA/Megatron-LM #7117).
 
     Some models mix the blocks head by head, as GPT-NeoX, BLOOM and Megatron do with ``query_key_value``. Their blocks
     are the heads' own: ``{"*/query_key_value/kernel": (head_dim,) * (3 * heads)}``.
 
     Args:
-        sizes: From path globs to the sizes of the blocks in order, or to the number of equal blocks. The first glob
-            that matches a path counts.
+        sizes: A mapping from path globs to the sizes of the blocks in order, or to the number of equal blocks. The
+            first glob that matches a path counts.
         layouts: As in :func:`muon_optax.assign_layouts`, also :func:`muon_optax.per_head`.
 
     Returns:
@@ -50,7 +50,7 @@ def split_fused(
 
     Raises:
         ValueError: At construction, for sizes that are not positive; from the function, for a glob that matches
-            nothing, a fused kernel whose sizes nothing tells, and blocks that do not fit. Paths are named.
+            nothing, a fused kernel of unknown sizes, and blocks that do not fit. Paths are named.
 
     Warns:
         UserWarning: As :func:`muon_optax.assign_layouts`.
@@ -115,7 +115,7 @@ def _split(leaf: NamedLeaf, layout: Layout | None, blocks: Blocks) -> Layout:
 
 
 def _told(leaf: NamedLeaf, leaves: Sequence[NamedLeaf], layouts: Mapping[str, Layout | None]) -> tuple[int, ...] | None:
-    """The sizes of a fused kernel's blocks as its name and its siblings tell them, ``None`` if it is not fused."""
+    """The sizes of a fused kernel's blocks, from its name and its siblings; ``None`` if it is not fused."""
     (scope, name), layout = module_of(leaf.path), layouts[leaf.path]
     outputs = 0 if layout is None else layout.fan_out(leaf.shape)
     if roles.role_of(name) in roles.HALVES and outputs % 2 == 0:

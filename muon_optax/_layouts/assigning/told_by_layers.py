@@ -16,7 +16,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 class Known(NamedTuple):
-    """What a layer says of one of its arrays: the layout, and the shape without stacks of layers, if it is told."""
+    """The layout that a layer's type gives to one of its arrays, and its shape without stacked layers, if known."""
 
     layout: Layout | None
     shape: Shape = ()
@@ -91,7 +91,7 @@ def einsum_layout(equation: str) -> Layout | None:
 def convolution_layout(
     window: int, groups: int, features: int, channels: int, transposed: bool = False
 ) -> Layout | None:
-    """Of a kernel (window, channels of a group, features): each group is a matrix, unless it has one channel."""
+    """Reads each group of a kernel (window, channels of a group, features) as a matrix, unless it has one channel."""
     if groups > 1 and channels == 1:
         return None
     split = (features // groups,) * groups if groups > 1 else None

@@ -1,1 +1,1 @@
-"""What tells how the axes of a parameter are used: one file a kind of evidence."""
+"""Evidence of how the axes of a parameter are used, with a file for each kind."""

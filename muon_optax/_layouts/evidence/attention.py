@@ -6,7 +6,7 @@ from muon_optax._layouts.tree.seen import Reading, Seen
 
 
 def by_attention(seen: Seen) -> Reading | None:
-    """A query (d, heads, size) and an output (heads, size, d) that agree in heads, and what stands beside them."""
+    """A query (d, heads, size) and an output (heads, size, d) agree in heads. Keys and values share a size with it."""
     core, is_in = seen.core, roles.reads_attention(seen.module)
     is_out = roles.writes_attention(seen.module)
     if len(core) != 3 or not (is_in or is_out):
@@ -54,7 +54,7 @@ def _are_heads_first(query: Shape, out: Shape) -> bool:
 
 
 def by_heads_first(seen: Seen) -> Reading | None:
-    """A query (heads, d, size) and an output (heads, size, d) beside a norm of length d, as keras-hub has them."""
+    """A query is (heads, d, size) and an output (heads, size, d), near a norm of length d, as in keras-hub."""
     core, is_out = seen.core, roles.writes_attention(seen.module)
     if len(core) != 3 or not (is_out or roles.reads_attention(seen.module)):
         return None
@@ -73,7 +73,7 @@ def by_heads_first(seen: Seen) -> Reading | None:
 
 
 def by_einsum(seen: Seen) -> Reading | None:
-    """Kernels called einsum, as Gemma has them: heads first, and queries, keys and values side by side."""
+    """A kernel called einsum has its heads first, or queries, keys and values side by side, as in Gemma."""
     core = seen.core
     if "einsum" not in seen.module or len(core) not in (3, 4) or "gating" in seen.module:
         return None

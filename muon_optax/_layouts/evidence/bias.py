@@ -1,4 +1,4 @@
-"""A bias beside the weight: it has the shape of the output axes."""
+"""A bias beside the weight, which has the shape of the output axes."""
 
 from muon_optax._layouts.evidence.convolutions import is_transposed, looks_like_convolution
 from muon_optax._layouts.evidence.experts import is_expert
@@ -7,7 +7,7 @@ from muon_optax._layouts.tree.seen import Reading, Seen
 
 
 def by_bias(seen: Seen) -> Reading | None:
-    """Reads the outputs off the bias, for three or more axes."""
+    """For three or more axes, the output axes are those that have the shape of the bias."""
     core, bias = seen.core, seen.bias
     if bias is None or not 1 <= len(bias) < len(core) or len(core) < 3:
         return None
@@ -23,7 +23,7 @@ def by_bias(seen: Seen) -> Reading | None:
             return Reading("o" * outputs + "i" * (axes - outputs), "its bias", weak=weak)
         return Reading("i" * (axes - outputs) + "o" * outputs, "its bias") if bias == core[-outputs:] else None
     if is_transposed(seen) and core[-1] == core[-2]:
-        return None  # the bias fits both; the name tells
+        return None  # the bias fits both, and the name decides
     if core[-outputs:] == bias:
         return Reading("i" * (axes - outputs) + "o" * outputs, "its bias")
     if len(core) == 3 and core[0] > 1 < core[-1] and bias == (core[0] * core[-1],):

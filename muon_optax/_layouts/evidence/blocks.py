@@ -1,11 +1,11 @@
-"""Block-diagonal layers without a bias: each block reads its own part of the features."""
+"""Block-diagonal layers without a bias. Each block reads its own part of the features."""
 
 from muon_optax._layouts.tree import names, roles
 from muon_optax._layouts.tree.seen import Reading, Seen
 
 
 def by_blocks(seen: Seen) -> Reading | None:
-    """A projection (blocks, a, b) where blocks times a and blocks times b are sides of other layers near."""
+    """A projection is (blocks, a, b), and layers near have the sizes blocks x a and blocks x b."""
     core, module = seen.core, seen.module
     projects = "proj" in module or roles.side_of(module) is not None
     if (

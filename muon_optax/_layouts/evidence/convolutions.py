@@ -1,4 +1,4 @@
-"""Convolutions: by name, or by a square window; a filter for each channel is not a matrix."""
+"""Convolutions, found by name or by a square window. Filters for single channels are not matrices."""
 
 import math
 import re
@@ -38,7 +38,7 @@ def looks_like_convolution(seen: Seen) -> bool:
 
 
 def by_depthwise(seen: Seen) -> Reading | None:
-    """A depthwise convolution has a filter for each channel: nothing to orthogonalize."""
+    """A depthwise convolution has one filter for each channel, so there is no matrix to orthogonalize."""
     core, axes = seen.core, len(seen.core)
     if _DEPTHWISE.fullmatch(seen.module) or _DEPTHWISE.fullmatch(seen.name):
         return Reading(None, "depthwise")
@@ -55,7 +55,7 @@ def by_depthwise(seen: Seen) -> Reading | None:
         return None
     if not looks_like_convolution(seen):
         return _filters_by_bias(seen)
-    # Patches of a gray image or a spectrogram have a single channel, and no later convolution to tell.
+    # Patches of a gray image or a spectrogram have a single channel, and no later convolution shows it.
     patches = any("patch" in part for part in seen.leaf.path.lower().split("/")[-3:])
     if core[-2] == 1 and math.prod(core[:-2]) > 1 and not is_transposed(seen) and not patches:
         return None if seen.tree.is_first_of_convolutions(seen.leaf) else Reading(None, "depthwise")
@@ -63,7 +63,7 @@ def by_depthwise(seen: Seen) -> Reading | None:
 
 
 def _filters_by_bias(seen: Seen) -> Reading | None:
-    """A kernel (*window, 1, channels) whose module has no name of its own: a dense layer reads no axis of length 1."""
+    """A kernel (*window, 1, channels) in a module without a name. A dense layer would not read an axis of length 1."""
     core = seen.core
     filters = len(core) > 2 and core[-2] == 1 < math.prod(core[:-2]) and seen.bias == core[-1:]
     if not filters or roles.side_of(seen.module) is not None or seen.name not in names.MODULE_ARRAY:
@@ -72,7 +72,7 @@ def _filters_by_bias(seen: Seen) -> Reading | None:
 
 
 def _one_channel(seen: Seen) -> Reading | None:
-    """PyTorch's (channels, 1, *window): a filter for each channel, or the first layer of a signal with one channel."""
+    """PyTorch's (channels, 1, *window) is a filter for each channel, or the first layer of a one-channel signal."""
     if seen.tree.is_first_of_convolutions(seen.leaf):
         return None
     named = _by_name(seen) or any(_DEPTHWISE.fullmatch(name) for name in (seen.module, seen.name))
@@ -87,7 +87,7 @@ def _one_channel(seen: Seen) -> Reading | None:
 
 
 def by_convolution(seen: Seen) -> Reading | None:
-    """The window and the channels are inputs."""
+    """A convolution sums over its window and its input channels."""
     axes = len(seen.core)
     attention = roles.side_of(seen.module) is not None and names.ATTENTION.fullmatch(seen.leaf.path.lower())
     if has_trailing_window(seen.core) and not is_transposed(seen) and not attention and seen.width is None:

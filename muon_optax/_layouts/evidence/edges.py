@@ -12,10 +12,10 @@ from muon_optax._layouts.tree.layer_stacks import Shape
 from muon_optax._layouts.tree.path_parts import family_of, is_torch, module_of
 from muon_optax._layouts.tree.tree import Tree
 
-# Sizes that differ by so much are parts of one another: query, key and value side by side, or a hidden layer's halves.
+# Sizes that differ by such a factor are parts of one another: fused query, key and value, or a hidden layer's halves.
 FACTORS = range(2, 9)
-LEAST_TABLES = 4  # no attention has so many projections of one width
-LEAST_CHANNELS = 8  # that a flat layer behind a convolution is told by; colors and latents are fewer
+LEAST_TABLES = 4  # attention has fewer projections of one width
+LEAST_CHANNELS = 8  # that show a flat layer behind a convolution; colors and latents are fewer
 _NUMBER = re.compile(r"(?:^|[_/])\d+(?:/|$)")
 FEW = 4  # networks side by side, such as critics; blocks are more
 
@@ -33,7 +33,7 @@ class Edges:
         self.inputs: set[int] = set()
         self.read_by_heads: set[int] = set()
         self.matrices = 0
-        # Of all leaves of a shape or the turned one: how many have so many inputs.
+        # By shape, in either orientation: the number of inputs, and how many leaves have that number.
         self.alike: defaultdict[Shape, Counter[int]] = defaultdict(Counter)
         self.modules: defaultdict[str, set[str]] = defaultdict(set)  # scopes of modules that differ in numbers only
         for leaf, decision in zip(leaves, decisions, strict=True):
@@ -62,11 +62,11 @@ class Edges:
         if len(shape) == 2 and self.may_be_table(leaf):
             self.heights[scope, shape[1]].add(shape[0])
         if len(shape) == 2:
-            # A table reads nothing: its rows are looked up.
+            # A table reads nothing, since its rows are looked up.
             self.alike[min(shape), max(shape)][fan_in] += 1
 
     def takers(self, leaf: NamedLeaf, inputs: int, size: int) -> int:
-        """How many other leaves have ``size`` as a side, but for tables and parallel layers of the leaf's own shape."""
+        """Counts other leaves with ``size`` as a side, without tables and parallel layers of the leaf's own shape."""
         alike = self.alike[min(leaf.shape), max(leaf.shape)]
         return self.sides[size] - alike.total() + alike[size] - (inputs == size)
 
@@ -76,7 +76,7 @@ class Edges:
         return inputs != size and self.sides[size] == alike.total()
 
     def repetitions(self, leaf: NamedLeaf) -> int:
-        """How many modules of this name lie in scopes that differ in their numbers only."""
+        """Counts the modules of this name in scopes that differ in their numbers only."""
         scope, module = module_of(leaf.path)
         family = family_of(scope)
         # In lists of lists every layer would be one of a family.
@@ -154,7 +154,7 @@ class Edges:
         if fused and multiple:
             return decision
         table = self.may_be_table(leaf) and self.sides[inputs] > 1
-        # What reads the residual stream is no last layer, and who takes the outputs may be out of sight.
+        # A layer that reads the residual stream is not the last, and the layer that takes its outputs may be hidden.
         kept = fused or roles.side_of(module) == "reads" or bool(self.tree.hidden)
         if not kept and (table or (produced and not multiple)):
             return Decision(None, "edge: nothing takes its outputs", "weak")

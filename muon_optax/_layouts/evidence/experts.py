@@ -1,4 +1,4 @@
-"""Experts: arrays (experts, ., .) told by their router (width, experts), and only without one by their name."""
+"""Arrays of experts (experts, a, b). Their router (width, experts) shows them, or their name where there is none."""
 
 from muon_optax._layouts.paths import NamedLeaf
 from muon_optax._layouts.tree import names, roles
@@ -6,7 +6,7 @@ from muon_optax._layouts.tree.seen import Reading, Seen
 
 
 def by_router(seen: Seen) -> Reading | None:
-    """An array (experts, a, b) near a matrix (a or b, experts)."""
+    """An array (experts, a, b) lies near a router, a matrix (a, experts) or (b, experts)."""
     core, named = seen.core, is_expert(seen.leaf)
     if len(core) != 3 or "conv" in seen.module or roles.reads_attention(seen.module):
         return None
@@ -15,7 +15,7 @@ def by_router(seen: Seen) -> Reading | None:
     experts, rows, columns = core
     for scope in seen.scopes[: 3 if named else 2]:
         beside = seen.cores(scope.weights)
-        # No router has as many experts as inputs, but many a layer writes into a wider stream.
+        # A router has fewer experts than inputs, while a layer may well write into a wider stream.
         found = {shape for shape in beside if shape[-1] == experts or (named and shape[0] == experts)}
         widths = [size for size in {rows, columns} if size > experts and {(size, experts), (experts, size)} & found]
         if widths:
@@ -24,7 +24,7 @@ def by_router(seen: Seen) -> Reading | None:
 
 
 def _letters(seen: Seen, widths: list[int]) -> str:
-    """The letters, by the side of the model's width: the input of what reads it, the output of what writes."""
+    """The letters: the axis with the model's width is the input of a layer that reads it, the output of a writer."""
     _, rows, columns = seen.core
     role = roles.side_of(seen.module)
     if seen.width in (1, 2):
@@ -42,7 +42,7 @@ def _inputs_first(seen: Seen) -> bool:
 
 
 def by_expert_name(seen: Seen) -> Reading | None:
-    """Without a router in sight: a component called experts or moe, three axes."""
+    """Three axes below a component called experts or moe, without a router near."""
     if len(seen.core) == 3 and is_expert(seen.leaf):
         letters = _letters(seen, [])
         return Reading(letters, "experts by name", weak=seen.tree.is_torch and seen.width not in (1, 2))
@@ -51,7 +51,7 @@ def by_expert_name(seen: Seen) -> Reading | None:
 
 def is_expert(leaf: NamedLeaf) -> bool:
     """Whether a name near says so."""
-    # A component far up may be the name of the whole model, and experts are no attention and no convolutions.
+    # A component far up may be the name of the whole model. Attention and convolutions are not experts.
     parts = [names.clean(part) for part in leaf.path.split("/")[-4:]]
     others = any(names.ATTENTION.fullmatch(part) or names.SHARED.fullmatch(part) or "conv" in part for part in parts)
     return not others and any(map(names.EXPERTS.fullmatch, parts))

@@ -5,9 +5,9 @@ from muon_optax._layouts.tree.seen import Reading, Seen
 
 
 def by_gated_halves(seen: Seen) -> Reading | None:
-    """Two halves (2, ., .) of a gated layer, told by the layer (hidden, width) that follows them."""
+    """Gate and up are one array (2, a, b). The next layer's shape (hidden, width) shows which axis is the input."""
     core = seen.core
-    # Two heads of a query are no halves, nor is a window of two steps.
+    # Two heads of a query are not halves, nor is a window of two steps.
     other = roles.reads_attention(seen.module) or roles.writes_attention(seen.module)
     if len(core) not in (3, 4) or core[-3] != 2 or "conv" in seen.module or (other and "gat" not in seen.module):
         return None

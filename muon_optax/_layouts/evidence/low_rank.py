@@ -9,7 +9,7 @@ _LOW_RANK = re.compile(r"(.*lora[^/]*[/_])([ab])", re.IGNORECASE)
 
 
 def by_low_rank(seen: Seen) -> Reading | None:
-    """The factors of a low-rank update, `a` (inputs, rank) beside `b` (rank, outputs), of two axes or more."""
+    """The factors `a` (inputs, rank) and `b` (rank, outputs) of a low-rank update have two axes or more."""
     match = _LOW_RANK.fullmatch(seen.leaf.path)
     if match is None:
         return None

@@ -1,4 +1,4 @@
-"""What is no matrix, before any axis is read: vectors, tables, heads, numbers that are not real."""
+"""Arrays that are not matrices, found before any axis is read: vectors, tables, heads, numbers that are not real."""
 
 import jax.numpy as jnp
 
@@ -11,14 +11,14 @@ from muon_optax._layouts.tree.tree import Tree
 
 
 def bias_or_norm(leaf: NamedLeaf, tree: Tree) -> Decision | None:
-    """An Equinox or Haliax type, or the name; `b` beside `w`, `query_b` beside `query_w`."""
+    """By an Equinox or Haliax type, or by name, such as `b` beside `w` and `query_b` beside `query_w`."""
     if leaf.path not in tree.vectors:
         return None
     return Decision(None, "norm" if leaf.path in tree.norms else "bias")
 
 
 def vector(leaf: NamedLeaf, tree: Tree) -> Decision | None:
-    """All axes but one have length 1."""
+    """As an array in which all axes but one have length 1."""
     del tree
     if sum(size != 1 for size in leaf.shape) > 1:
         return None
@@ -26,7 +26,7 @@ def vector(leaf: NamedLeaf, tree: Tree) -> Decision | None:
 
 
 def table(leaf: NamedLeaf, tree: Tree) -> Decision | None:
-    """An Equinox or Haliax type, or the name of an embedding without a bias beside it."""
+    """By an Equinox or Haliax type, or by the name of an embedding that has no bias beside it."""
     name = _embedding(leaf, tree)
     if name is not None:
         return Decision(None, f"embedding: {name}")
@@ -34,13 +34,13 @@ def table(leaf: NamedLeaf, tree: Tree) -> Decision | None:
 
 
 def named_head(leaf: NamedLeaf, tree: Tree) -> Decision | None:
-    """The module's name, a class called `*Head`, or the last layer in a scope called head."""
+    """By the module's name, by a class called `*Head`, or as the last layer in a scope called head."""
     name = _head(leaf, tree)
     return None if name is None else Decision(None, f"head: {name}")
 
 
 def no_real_number(leaf: NamedLeaf, tree: Tree) -> Decision | None:
-    """The type. `init` refuses integers with its own message; complex arrays get a warning."""
+    """By dtype. `init` refuses integers with its own message; complex arrays get a warning."""
     del tree
     if jnp.issubdtype(leaf.dtype, jnp.floating):
         return None
@@ -48,7 +48,7 @@ def no_real_number(leaf: NamedLeaf, tree: Tree) -> Decision | None:
 
 
 def turned_table(leaf: NamedLeaf, tree: Tree) -> Decision | None:
-    """The only matrix with the transposed shape of the token embedding."""
+    """As the only matrix with the transposed shape of the token embedding."""
     known = layer_type_of(leaf) is not None
     return Decision(None, "head: vocabulary") if not known and _is_vocabulary(leaf, tree) else None
 
@@ -84,7 +84,7 @@ def _is_attention(name: str) -> bool:
 
 
 def _is_last(leaf: NamedLeaf, tree: Tree, head_path: str) -> bool:
-    """Whether nothing in the head takes what ``leaf`` gives: a whole network may be called classifier."""
+    """Whether no layer of the head takes the outputs of ``leaf``. A whole network may be called classifier."""
     first = is_torch(leaf.path) and len(leaf.shape) == 2
     outputs, inputs = (leaf.shape[0], leaf.shape[-1]) if first else (leaf.shape[-1], leaf.shape[-2])
     scope = tree.scopes[head_path]
@@ -93,6 +93,6 @@ def _is_last(leaf: NamedLeaf, tree: Tree, head_path: str) -> bool:
 
 
 def _is_vocabulary(leaf: NamedLeaf, tree: Tree) -> bool:
-    """Whether ``leaf`` has the shape of the table of tokens, turned, as no other leaf."""
+    """Whether ``leaf`` is the only one with the transposed shape of the token embedding."""
     turned = leaf.shape[::-1]
     return len(leaf.shape) == 2 and tree.tables[turned] > 0 and tree.reversed[turned] == 1 and turned[0] > turned[1]

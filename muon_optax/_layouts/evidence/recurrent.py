@@ -1,4 +1,4 @@
-"""Recurrent cells: the gates lie side by side, and the kernel of the hidden state tells their number."""
+"""Recurrent cells, whose gates lie side by side. The kernel of the hidden state shows how many there are."""
 
 from muon_optax._layouts.tree import names
 from muon_optax._layouts.tree.seen import Reading, Seen
@@ -7,7 +7,7 @@ _CELLS = (("dense_i/kernel", "dense_h/kernel"), ("w_i", "w_h"), ("kernel", "recu
 
 
 def by_recurrent_gates(seen: Seen) -> Reading | None:
-    """Recurrent cells keep their gates side by side, (in, 3 or 4 hidden), told by the kernel of the hidden state."""
+    """A recurrent cell keeps gates side by side, (in, 3 or 4 hidden). The hidden state's kernel shows how many."""
     if len(seen.core) != 2:
         return None
     path, outputs, hidden = seen.leaf.path, seen.core[1], 0

@@ -12,7 +12,7 @@ _QUERIES = frozenset({"query", "queries"})
 
 
 def by_elements(seen: Seen) -> Reading | None:
-    """An array (heads, size) of its own name, with as many elements as the model is wide: one for each feature."""
+    """An array (heads, size) whose name is not a weight's, with one element for each feature of the model."""
     # "r_k" and "bonus" may be that; "feat_2d_weights" and "w1" say that they are weights.
     own = names.is_weight(seen.name) is None or seen.name.rpartition("_")[2] in ("q", "k", "v", "o")
     if own and len(seen.core) == 2 and seen.bias is None and seen.is_width(math.prod(seen.core)):
@@ -21,7 +21,7 @@ def by_elements(seen: Seen) -> Reading | None:
 
 
 def by_orientation(seen: Seen) -> Reading | None:
-    """The bias fits one axis only, or that of the siblings does; then the name, or numbered layers in turn."""
+    """The output axis has the bias's length, or the siblings' biases show it, else the name or numbered layers do."""
     if len(seen.core) != 2:
         return None
     if _are_queries(seen):
@@ -39,7 +39,7 @@ def by_orientation(seen: Seen) -> Reading | None:
 
 
 def _are_queries(seen: Seen) -> bool:
-    """Whether an array called query holds vectors as wide as the model: beside layers that have names of their own."""
+    """Whether an array called query holds vectors as wide as the model, beside layers that have names of their own."""
     return seen.name in _QUERIES and seen.tree.of_layers and seen.width == 1 and seen.bias is None
 
 
@@ -75,7 +75,7 @@ def _fitted(core: tuple[int, ...], bias: tuple[int, ...] | None) -> str | None:
 
 
 def _by_siblings(seen: Seen) -> str | None:
-    """What all biases say in the nearest scope with biases that tell."""
+    """The orientation on which all biases agree in the nearest scope where a bias shows one."""
     for scope in seen.scopes[:3]:
         pairs = [
             p for p in scope.pairs if len(p.weight) == len(seen.leaf.shape) and p.outputs_first == seen.outputs_first

@@ -1,4 +1,4 @@
-"""The width of the model, from the norms in scope: the axis of that length is the side of the residual stream."""
+"""The model's width, which is the length of the norms in scope. The axis of that length reads or writes the stream."""
 
 from muon_optax._layouts.tree import names, roles
 from muon_optax._layouts.tree.seen import Reading, Seen
@@ -8,7 +8,7 @@ _SIDE_BY_SIDE = {"fused": 3, "key_value": 2}  # as an axis in front
 
 
 def by_width_of_inputs(seen: Seen) -> Reading | None:
-    """The width is the first axis, or the last where outputs are stored first."""
+    """The first axis has the model's width and is the input. Where outputs are stored first, the last one is."""
     last, role = len(seen.core) - 1, roles.side_of(seen.module)
     if last < 2 or role == "writes" or "conv" in seen.module:
         return None
@@ -25,7 +25,7 @@ def by_width_of_inputs(seen: Seen) -> Reading | None:
 
 
 def by_width_of_outputs(seen: Seen) -> Reading | None:
-    """The width is the last axis of what a name says writes into the residual stream, or of a convolution."""
+    """For an output projection (by name) or a convolution, the last axis has the model's width and is the output."""
     core = seen.core
     last, axis = len(core) - 1, seen.width
     if last < 2 or axis is None:

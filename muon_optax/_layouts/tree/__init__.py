@@ -1,1 +1,1 @@
-"""What lies around a leaf: names, scopes, stacks of layers."""
+"""The surroundings of a leaf: names, scopes, stacks of layers."""

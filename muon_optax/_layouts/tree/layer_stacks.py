@@ -29,7 +29,7 @@ UNSTACKED = LayerStack(0, ())
 
 
 class LayerStacks(NamedTuple):
-    """The stacks that fit, and what told them: ``"norms"``, ``"biases"``, ``"shapes"``, or nothing."""
+    """The stacks that fit, and the evidence for them: ``"norms"``, ``"biases"``, ``"shapes"``, or none."""
 
     options: tuple[LayerStack, ...] = ()
     by: str = ""

@@ -1,4 +1,4 @@
-"""What names mean, whole components of a path at a time."""
+"""The meaning of names, which are whole components of a path."""
 
 import re
 from functools import cache
@@ -8,7 +8,7 @@ EMBEDDING = re.compile(
     r"|(\w+_)?pos(ition(al)?)?_(emb|embed|embedder|embeddings?)|posembed_input|embed_(tokens|positions)|w[tp]e"
     r"|(?!to_)(\w+_)?tokens"
 )
-# The array itself: what stands in a model or in a dict without a module of its own.
+# The array itself, for arrays that lie in a model or in a dict without a module of their own.
 EMBEDDING_ARRAY = re.compile(
     r"(.*_)?(un)?emb(ed(ding|der)?)?s?(_(table|matrix|weights?|tokens|positions|vlm))?"
     r"|(cls|mask|register|reg|distill?|pos)_?tokens?|pos(itions?|itional)?(_enc(oding)?s?|_table)?|w[tp]e"

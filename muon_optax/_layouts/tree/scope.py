@@ -1,4 +1,4 @@
-"""A scope of a model: all that lies below a path, and how its layers are stacked."""
+"""A scope of a model, which is everything below a path, and how its layers are stacked."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -39,7 +39,7 @@ class Pair(NamedTuple):
 
 
 class Scope:
-    """All that lies below a path, as far as it tells whether it is a stack of layers."""
+    """The evidence below a path for or against a stack of layers."""
 
     def __init__(self) -> None:
         self.norms: set[Shape] = set()
@@ -55,11 +55,11 @@ class Scope:
         self.queries: set[Shape] = set()
         self.outs: set[Shape] = set()
         self.has_others = False  # kernels of more than two axes that are not attention's
-        self.inputs: dict[int, int] = {}  # how many weights take so many inputs
+        self.inputs: dict[int, int] = {}  # the number of weights, by their number of inputs
 
     @cached_property
     def told(self) -> LayerStacks:
-        """The stacks that the scope's norms and biases allow; empty where they don't tell."""
+        """The stacks that the scope's norms and biases allow; empty where they show nothing."""
         found = self._by_norms()
         if found:
             return LayerStacks(found, "norms")
@@ -86,7 +86,7 @@ class Scope:
         return self._by_width([stack for stack in longest.values() if stack is not None], many)
 
     def _by_width(self, found: list[LayerStack], many: set[Shape]) -> tuple[LayerStack, ...]:
-        """Of several stacks, those in which the kernels read and write what the norms have."""
+        """The stacks in which the kernels read and write the norms' width."""
 
         def agrees(stack: LayerStack) -> tuple[bool, bool]:
             widths = {stack.core(norm)[-1] for norm in many}
@@ -105,13 +105,13 @@ class Scope:
         weight = pairs[0].weight
         options = (UNSTACKED, LayerStack(0, weight[:1]), LayerStack(0, weight[:2]), LayerStack(1, weight[1:2]))
         fitting = [stack for stack in options if all(map(stack.fits, self.kernels))]
-        # Heads look like a stack themselves: they count only where not all can be.
+        # Heads look like a stack themselves, so they count only where not all biases can be stacked.
         return tuple(s for s in fitting if all(p.allows(s) for p in pairs)) or tuple(
             s for s in fitting if all(p.allows_inputs_within(s) for p in pairs)
         )
 
     def _by_shapes(self) -> tuple[LayerStack, ...]:
-        """Without norms and biases: all leaves share an axis, and the kernels fit each other without it."""
+        """Stacks without norms and biases, where all leaves share an axis and the kernels fit each other without it."""
         kernels = self.kernels
         if (
             self.has_convolution
@@ -136,7 +136,7 @@ class Scope:
 
     @property
     def may_be_heads(self) -> bool:
-        """Whether what looks like a stack may be heads: attention alone, with its heads first or half out of sight."""
+        """Whether an apparent stack may be heads. It may, in attention alone with heads first or half out of sight."""
         return not self.has_others and (self.heads_first_fit(UNSTACKED) or (bool(self.queries) and not self.outs))
 
     def attention_fits(self, stack: LayerStack) -> bool:

@@ -1,4 +1,4 @@
-"""A leaf as a rule sees it: its shape in one layer, its bias, its names, the scopes around it."""
+"""A leaf as a rule sees it, with its shape in one layer, its bias, its names, and the scopes around it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,22 +13,22 @@ from muon_optax._layouts.tree.tree import Tree
 
 
 class Reading(NamedTuple):
-    """The letters of one layer's axes, or ``None`` for no matrix, and what told them."""
+    """The letters of one layer's axes, or ``None`` if it is not a matrix, and the evidence."""
 
     letters: str | None
     why: str
     split: Shape | None = None
-    weak: bool = False  # another reading fits as well, or a name is all there is against a shape
+    weak: bool = False  # another reading fits as well, or only a name speaks against a shape
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A leaf as one stack shows it: ``core`` is its shape in one layer, ``bias`` that of its bias."""
+    """A leaf under the assumption of one stack. ``core`` is its shape in one layer, ``bias`` the shape of its bias."""
 
     tree: Tree
     leaf: NamedLeaf
     stack: LayerStack
-    told: bool  # whether something tells the stack
+    told: bool  # whether there is evidence for the stack
 
     @cached_property
     def core(self) -> Shape:
@@ -67,7 +67,7 @@ class Seen:
 
     @cached_property
     def width(self) -> int | None:
-        """The axis of the residual stream, told by the nearest norms with the length of just one axis."""
+        """The axis of the residual stream: the only one with the length of a norm, the nearest norms first."""
         for scope in self.scopes:
             lengths = self._lengths(scope.widths)
             axes = [axis for axis, size in enumerate(self.core) if size in lengths]

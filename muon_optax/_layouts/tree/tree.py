@@ -1,4 +1,4 @@
-"""All leaves together: their shapes by path, their biases and norms, the scopes they lie in."""
+"""All leaves together, with their shapes by path, their biases and norms, and the scopes they lie in."""
 
 import math
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ from muon_optax._layouts.tree.windows import has_trailing_window
 
 
 class Tree:
-    """What all leaves together tell of each."""
+    """All leaves of a model, and what they show about each other."""
 
     def __init__(self, leaves: Sequence[NamedLeaf], hidden: frozenset[str] = frozenset()) -> None:
         self.leaves = leaves
@@ -173,7 +173,7 @@ class Tree:
 
     @cached_property
     def chains(self) -> dict[str, str]:
-        """Of each family of numbered weights in which each takes what the one before gives: ``"io"`` or ``"oi"``."""
+        """``"io"`` or ``"oi"`` for each family of numbered weights in which each takes the one before's outputs."""
         found: defaultdict[str, list[tuple[list[int], Shape]]] = defaultdict(list)
         for leaf in self.leaves:
             if len(leaf.shape) == 2 and leaf.path not in self.vectors and not self.is_table(leaf):
@@ -206,7 +206,7 @@ class Tree:
         return any(leaf.shape[1:2] in scope.widths for scope in self.chain(scope)[:2])
 
     def stacks(self, leaf: NamedLeaf) -> LayerStacks:
-        """The stacks that the nearest scope which tells allows; empty where none tells."""
+        """The stacks that the nearest scope with evidence allows; empty if no scope has any."""
         likely: tuple[LayerStack, ...] = ()
         told, may_be_heads = LayerStacks(), False
         for scope in self.chain(leaf.path.rpartition("/")[0]):
@@ -216,7 +216,7 @@ class Tree:
             told = _narrowed(told, scope.told)
             if len(told.options) == 1:
                 break
-        # Shapes count less than the norms of a stack around them, and more than vectors outside of it.
+        # A stacked norm in an outer scope overrules shapes; an unstacked one does not.
         if likely and told.options in ((), (UNSTACKED,)):
             told = LayerStacks(likely, "shapes")
         fitting = tuple(stack for stack in told.options if stack.fits(leaf.shape))
@@ -232,7 +232,7 @@ def _read_in_turn(members: list[tuple[list[int], Shape]]) -> str | None:
 
 
 def _narrowed(told: LayerStacks, farther: LayerStacks) -> LayerStacks:
-    """What the nearest scope that tells allows, and of several stacks those that a scope around it allows too."""
+    """The stacks that the nearest scope with evidence allows; of several, those that a scope around it allows too."""
     both = tuple(stack for stack in told.options if stack in farther.options)
     return LayerStacks(both, told.by) if both else farther if not told.options else told
 

@@ -1,4 +1,4 @@
-"""Where the kernels run: on a TPU that has the matrices for itself."""
+"""The test for where the kernels run, which is a TPU that has the matrices for itself."""
 
 from functools import partial
 
@@ -33,5 +33,5 @@ def _is_alone(matrices: jax.Array) -> bool:
     mesh = jax.sharding.get_abstract_mesh() if typed.empty else typed
     if not mesh.empty:
         return mesh.size == 1 or set(mesh.axis_types) == {AxisType.Manual}
-    # Under Auto axes neither types nor context tell whether an array is sharded: only a lone device is sure not to.
+    # Under Auto axes neither types nor context show whether an array is sharded. On a lone device it is surely not.
     return jax.device_count() == 1

@@ -30,7 +30,7 @@ def symmetric_product(
         Q: Likewise.
         terms: The ``T_k``, likewise, in any floating dtype.
         scalars: ``(batch, 2 + terms)`` float32: ``s``, ``t``, and one ``u`` for each term.
-        dtypes: Of the results.
+        dtypes: The dtypes of the results.
         whole: Whether the result is the product as it is; else it is symmetric, its lower triangle the product's.
     """
     scale, identity, *weights = (scalars[:, index, None, None] for index in range(scalars.shape[1]))

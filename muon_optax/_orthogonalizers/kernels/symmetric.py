@@ -37,9 +37,9 @@ def symmetric_newton_schulz(
     """Newton-Schulz of ``(*batch, rows, cols)`` on one TPU.
 
     Args:
-        matrices: Of any real floating dtype, not empty.
+        matrices: ``(*batch, rows, cols)`` in any real floating dtype, not empty.
         coefficients: ``(a, b, c)`` per step.
-        dtype: Of the products, bfloat16 or float32.
+        dtype: The dtype of the products, bfloat16 or float32.
         method: ``"direct"`` or ``"gram"``.
         norm: As in :func:`muon_optax.newton_schulz`.
         tilings: How both sides are cut; by default as is fastest.
@@ -108,7 +108,7 @@ def _start(products: iteration.Products, X: jax.Array, norm: Norm, short: Tiling
 
 
 def _sum_of_squares(lower: jax.Array, tile: int) -> jax.Array:
-    """Of a symmetric matrix, from its lower tiles: those below the diagonal count twice."""
+    """The squared norm of a symmetric matrix, from its lower tiles. Those below the diagonal count twice."""
     row, column = (jax.lax.broadcasted_iota(jnp.int32, lower.shape[-2:], axis) // tile for axis in (0, 1))
     # What lies above the diagonal was never written and may be NaN, which a product with zero would keep.
     square = jnp.where(row < column, 0, jnp.square(lower))

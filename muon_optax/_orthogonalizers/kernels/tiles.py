@@ -1,4 +1,4 @@
-"""What the kernels share: products of tiles block by block, their epilogue, and the call."""
+"""The common code of the kernels: products of tiles block by block, their epilogue, and the call."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -174,5 +174,5 @@ def call(
 
 
 def like(array: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
-    """What a kernel returns; it varies over a mesh as ``array`` does."""
+    """The shape of a kernel's result, which varies over a mesh as ``array`` does."""
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(array).manual_axis_type)

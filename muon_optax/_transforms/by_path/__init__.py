@@ -1,1 +1,1 @@
-"""Settings by path: what a user gives for some parameters, which ones it acts on, and the parts that ask for it."""
+"""Settings by path: their record, the parameters on which they act, and the parts that use them."""

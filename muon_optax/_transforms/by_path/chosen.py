@@ -66,7 +66,7 @@ class Chosen:
         for number, leaf in enumerate(named_leaves(tree)):
             groups.setdefault(self.glob(leaf.path), []).append(number)
         made: list[list[Any]] = []
-        # A tree without leaves is asked for as one group, which tells how many trees are returned.
+        # A tree without leaves is one group, which shows how many trees are returned.
         for glob, numbers in (groups or {None: []}).items():
             settings = EVERYWHERE if glob is None else self.by_path[glob]
             results = function(settings, *([column[number] for number in numbers] for column in columns))

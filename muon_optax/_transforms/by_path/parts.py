@@ -100,7 +100,7 @@ def rate_by_path(learning_rate: optax.ScalarOrSchedule, chosen: Chosen) -> optax
 
 
 def scale_others_by_path(chosen: Chosen, updates: Any, layouts: LayoutMap, step: jax.Array) -> Any:
-    """What a transform of the user's made of leaves without a layout, times each group's factor on the rate."""
+    """Multiplies the updates of a user's transform, on leaves without a layout, by each group's factor on the rate."""
     scaled = []
     for leaf in named_leaves(updates):
         factor = chosen.at(leaf.path).learning_rate if layouts[leaf.path] is None else None

@@ -1,4 +1,4 @@
-"""What is refused of settings by path, once the whole tree is in sight: globs and settings that do nothing."""
+"""Refusals of settings by path, once the whole tree is in sight: globs and settings that do nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def refuse_idle(chosen: Chosen, tree: Any, leaves: list[NamedLeaf], layouts: Lay
         chosen: The settings by path.
         tree: The whole tree, or the part of a model that the optimizer sees.
         leaves: Its leaves.
-        layouts: Of every leaf.
+        layouts: The layout of every leaf.
     """
     if not chosen.by_path:
         return
@@ -41,7 +41,7 @@ def refuse_idle_decay(
 
     Args:
         chosen: The settings by path.
-        mask: Of the optimizer's decay; ``None`` for matrices and what :func:`muon_optax.decay_mask` says.
+        mask: The mask of the optimizer's decay; ``None`` for matrices and :func:`muon_optax.decay_mask`.
         own_adamw: Whether a transform of the user's trains what has no layout.
     """
 

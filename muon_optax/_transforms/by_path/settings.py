@@ -1,4 +1,4 @@
-"""What a group of parameters may have of its own: a record, checked where it is written."""
+"""The record of a group's own settings, checked where it is written."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -16,7 +16,7 @@ OF_MATRICES = ("momentum", "scale", "orthogonalizer")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the parameters of a path glob have of their own, in ``muon(by_path={glob: Settings(...)})``.
+    """Settings for the parameters of one path glob, in ``muon(by_path={glob: Settings(...)})``.
 
     ``None`` leaves a setting as it is everywhere. ``Settings()`` takes parameters out of a wider glob after it.
 

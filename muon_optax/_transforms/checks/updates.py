@@ -1,4 +1,4 @@
-"""What ``update`` is given, checked before anything runs: gradients that can be trained, of the tree of ``params``."""
+"""Checks of the updates before anything runs: gradients that can be trained, in the tree of ``params``."""
 
 from typing import Any
 

@@ -1,1 +1,1 @@
-"""The family: what came after Muon, one small transform a file."""
+"""The family of transforms that came after Muon, one in each file."""

@@ -21,7 +21,7 @@ _RMS = 0.2  # of the update, which is AdamW's usual
 
 
 class ScaleByAdaMuonState(NamedTuple):
-    """Second moments: for each parameter an array of its shape, float32 (float64 for float64)."""
+    """The second moments of AdaMuon, an array like each parameter, float32 (float64 for float64)."""
 
     moments: Any
 

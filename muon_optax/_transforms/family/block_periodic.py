@@ -31,7 +31,7 @@ class BlockPeriodicState(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """What a device holds of a parameter: seen as which matrices, each times its factor."""
+    """A device's part of a parameter, with its layout as matrices and a factor for each."""
 
     layout: Layout
     factors: tuple[float, ...]
@@ -45,7 +45,7 @@ def orthogonalize_block_periodic(
     layouts: Layouts = None,
     shardings: Any = None,
 ) -> optax.GradientTransformation:
-    """:func:`muon_optax.orthogonalize` of whole matrices every ``period`` steps, and of each device's block between.
+    """Orthogonalizes each device's own block, and whole matrices every ``period`` steps.
 
     In steps 0, ``period``, ``2 period``, ... matrices travel to their owners and back. In all others every device
     orthogonalizes the block that it holds, and nothing travels: the bytes of a step fall by ``period`` on average. A

@@ -35,9 +35,9 @@ def clip_qk(threshold: float = 100.0, *, layouts: Layouts = None) -> optax.Gradi
 
     Kernels are found by name (``query``/``key``, ``q_proj``/``k_proj``, ``wq``/``wk``, ``q_b_proj``/``kv_b_proj``, ...)
     in a common scope. The axes of heads follow from the layout and from the number of maxima; heads of a kernel of two
-    axes lie side by side. Query head ``h`` of ``H`` belongs to key head ``h // (H / K)``. In MLA a head holds the part
-    without position first, and the number of its rotary features is told by the down-projection
-    (``kv_a_proj_with_mqa``, ``wkv_a``), which makes the latent and the shared rotary key.
+    axes lie side by side. Query head ``h`` of ``H`` belongs to key head ``h // (H / K)``. In MLA a head's features are
+    (non-rotary, rotary). The number of rotary features is the width of the down-projection (``kv_a_proj_with_mqa``,
+    ``wkv_a``) minus the latent's.
 
     When to choose it: large runs without a norm on queries and keys, whose logits grow. The evidence is good at scale
     (Kimi K2, 1T parameters, without a loss spike); small models rarely pass 100.

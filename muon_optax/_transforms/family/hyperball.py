@@ -26,7 +26,7 @@ from muon_optax._transforms.tools.blocks import (
 
 
 class ScaleByHyperballState(NamedTuple):
-    """The step, int32 scalar, and the radii, a tree like the parameters: one number for each matrix."""
+    """The step, an int32 scalar, and the radii, a tree like the parameters with one number for each matrix."""
 
     step: jax.Array
     radii: Any
@@ -35,7 +35,7 @@ class ScaleByHyperballState(NamedTuple):
 def scale_by_hyperball(
     learning_rate: optax.ScalarOrSchedule, *, layouts: Layouts = None
 ) -> optax.GradientTransformation:
-    """Steps so that each matrix keeps its initial Frobenius norm: MuonH, after an orthogonalizer.
+    """Steps along spheres, on which each matrix keeps its initial Frobenius norm. After an orthogonalizer it is MuonH.
 
     For a matrix ``W`` of initial norm ``R`` and its update ``O``: ``W <- R normalize(W - learning_rate R
     normalize(O))``, with ``normalize(X) = X / ||X||``. It comes last: in the place of

@@ -29,7 +29,7 @@ _SMALLEST = 1e-10  # of a second moment that is divided by; every implementation
 
 
 class ScaleByNorMuonState(NamedTuple):
-    """Second moments, a tree like the parameters; shapes as in :func:`muon_optax.scale_by_normuon`."""
+    """The second moments of NorMuon, a tree like the parameters, as :func:`muon_optax.scale_by_normuon` says."""
 
     moments: Any
 

@@ -1,4 +1,4 @@
-"""What keeps the momentum: a number, a schedule or any transform as one part of a chain."""
+"""The part of a chain that keeps momentum, from a number, a schedule or any transform."""
 
 from typing import TypeAlias
 

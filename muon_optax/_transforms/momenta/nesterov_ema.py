@@ -13,7 +13,7 @@ from muon_optax._transforms.checks.arguments import check_number
 def nesterov_ema(
     decay: optax.ScalarOrSchedule, *, debias: bool = False, momentum_dtype: jax.typing.DTypeLike | None = None
 ) -> optax.GradientTransformation:
-    """``optax.ema`` with Nesterov momentum: the average of gradients that other Muons keep.
+    """Momentum as an average of gradients, with Nesterov: ``optax.ema`` as other Muons use it.
 
     ``m <- decay m + (1 - decay) g``; the update is ``decay m + (1 - decay) g``. It is ``1 - decay`` times what
     ``optax.trace(decay, nesterov=True)`` keeps and gives, so after an orthogonalizer the two differ in rounding only.
@@ -29,14 +29,14 @@ def nesterov_ema(
     ``nesterov=False``
     ================================== ===============================================================================
 
-    When to choose it: to keep a state that another library reads or wrote, or to repeat a run whose decay changes: an
-    average weighs the gradients of a warm-up by ``1 - decay``. No difference in loss is on record.
+    When to choose it: to keep a state that another library reads or wrote, or to repeat a run whose decay changes,
+    since an average weighs the gradients of a warm-up by ``1 - decay``. No difference in loss is on record.
 
     Args:
         decay: In [0, 1), a scalar array, or a schedule.
         debias: Whether to divide by ``1 - decay^step`` as ``optax.contrib.muon`` does: ``m`` by that of the next step
             and ``g`` by that of this one. Not with a schedule.
-        momentum_dtype: Of the stored average; ``None`` for each parameter's own.
+        momentum_dtype: The dtype in which the average is stored; ``None`` for each parameter's own.
 
     Returns:
         A transform with an ``optax.EmaState``: the step, int32 scalar, and the average, a tree like the parameters.

@@ -15,7 +15,7 @@ HOST = "pinned_host"  # as JAX names the memory
 
 
 def offload_to_host(transform: optax.GradientTransformation, *, batches: int = 16) -> optax.GradientTransformation:
-    """``transform`` with its state in the host's memory (``pinned_host``): the device holds a part of it at a time.
+    """Keeps the state of ``transform`` in the host's memory (``pinned_host``). The device holds a part of it at a time.
 
     The parameters are cut into batches of about equal bytes. One after another their momenta are fetched, updated and
     put back, so that about two batches are on the device. Updates and state are those of ``transform``: the host
@@ -87,7 +87,7 @@ def on_host(array: Any) -> bool:
 def noting_host(init: Callable[[Any], Any], hosted: list[bool]) -> Callable[[Any], Any]:
     """``init`` that writes for each leaf of its state whether it lies in the host's memory.
 
-    Only types tell it: what ``jax.eval_shape`` returns does not in every JAX.
+    Only types show it. In some versions of JAX the results of ``jax.eval_shape`` do not.
     """
 
     def noted(params: Any) -> Any:
@@ -143,7 +143,7 @@ def _part(tree: Any, like: Any, numbers: range) -> Any:
 
 
 def _joined(parts: Sequence[Any], whole: Any, like: Any) -> Any:
-    """The inverse of :func:`_part`: of what is no tree like ``like``, such as a counter, the last."""
+    """The inverse of :func:`_part`. Of values that aren't trees like ``like``, such as counters, it takes the last."""
     nodes, outer, alike = _trees(whole, like)
     held = [outer.flatten_up_to(part) for part in parts]
     joined = []

@@ -17,7 +17,7 @@ Bits = Literal[8, 4]
 
 
 class QuantizedTraceState(NamedTuple):
-    """Momentum: integers and scales, two trees like the parameters; as :func:`muon_optax.quantized_trace` says."""
+    """The momentum of :func:`muon_optax.quantized_trace`: integers and scales, two trees like the parameters."""
 
     codes: Any
     scales: Any
@@ -26,7 +26,7 @@ class QuantizedTraceState(NamedTuple):
 def quantized_trace(
     decay: jax.typing.ArrayLike, nesterov: bool = False, *, bits: Bits = 8, block_size: int = 128
 ) -> optax.GradientTransformation:
-    """``optax.trace`` whose momentum is stored in 8 or 4 bits an entry.
+    """Momentum like ``optax.trace``, stored in 8 or 4 bits for each entry.
 
     ``m <- decay m + g`` in float32; the update is ``m``, or ``g + decay m`` with Nesterov. What is kept of ``m`` are
     integers ``round(m / s)`` and one ``s = max|m| / 127`` (or 7) for each block of ``block_size`` entries along the
@@ -127,7 +127,7 @@ def quantized(momentum: jax.Array, bits: Bits, block_size: int) -> tuple[jax.Arr
     finite = jnp.isfinite(blocks)
     scales = jnp.max(jnp.where(finite, jnp.abs(blocks), 0), axis=-1, keepdims=True, initial=0) / limit
     ratios = jnp.round(jnp.where(finite, blocks, 0) / jnp.where(scales == 0, 1, scales))
-    # The one code that symmetry leaves over stands for what is not finite; a scale of NaN would spoil the whole block.
+    # Symmetry leaves one code over, which means "not finite". A scale of NaN would spoil the whole block.
     codes = jnp.where(finite, ratios, -limit - 1).astype(jnp.int8)
     codes = relocate_like(_out_of_blocks(codes, momentum.shape), momentum)
     return (codes if bits == 8 else _packed(codes)), scales[..., 0]

@@ -1,4 +1,4 @@
-"""Momentum that follows a schedule: a warm-up, a cool-down."""
+"""Momentum that follows a schedule, such as a warm-up."""
 
 from typing import Any, NamedTuple
 
@@ -20,11 +20,11 @@ class ScheduledTraceState(NamedTuple):
 def scheduled_trace(
     decay: optax.ScalarOrSchedule, nesterov: bool = False, momentum_dtype: jax.typing.DTypeLike | None = None
 ) -> optax.GradientTransformation:
-    """``optax.trace`` that counts its steps, with a decay that may be read from a schedule at each of them.
+    """Momentum like ``optax.trace`` that counts its steps, with a number or a schedule as its decay.
 
     ``m <- decay(step) m + g``; the update is ``m``, or ``g + decay(step) m`` with Nesterov, where ``step`` counts from
-    zero. :func:`muon_optax.muon` uses it for numbers and for schedules: one may take the other's place in a run, which
-    goes on at its step. With a number updates and momentum are those of ``optax.trace`` bit for bit.
+    zero. :func:`muon_optax.muon` uses it for numbers and for schedules, so one may replace the other in a run, which
+    goes on at its step. With a number, updates and momentum are those of ``optax.trace`` bit for bit.
 
     ========================== ===================================================================================
     run                        momentum
@@ -43,7 +43,7 @@ def scheduled_trace(
         decay: A number in [0, 1), or a schedule: from the step, an int32 scalar, to such a number, such as
             ``optax.linear_schedule(0.85, 0.95, 300)``.
         nesterov: As in ``optax.trace``.
-        momentum_dtype: Of the stored momentum; ``None`` for each parameter's own.
+        momentum_dtype: The dtype in which momentum is stored; ``None`` for each parameter's own.
 
     Returns:
         A transform with a ``ScheduledTraceState``. Updates have the dtypes that ``optax.trace`` gives them for a plain

@@ -34,8 +34,8 @@ def refuse_other_arrays(given: list[Part], made: list[Part], leaves: list[NamedL
     Args:
         given: The parts of the state.
         made: The parts of what ``init`` makes.
-        leaves: Of the updates.
-        layouts: Of every leaf.
+        leaves: The leaves of the updates.
+        layouts: The layout of every leaf.
 
     Raises:
         ValueError: If routes, layouts, masks or the tree of the parameters have changed, naming a path.
@@ -48,7 +48,7 @@ def refuse_other_arrays(given: list[Part], made: list[Part], leaves: list[NamedL
 
 
 def _kept(parts: list[Part], shapes: Mapping[str, tuple[int, ...]]) -> list[Kept]:
-    """What parts keep in trees like the parameters; a wrapper's own values are none."""
+    """The arrays that parts keep in trees like the parameters, without a wrapper's own values."""
     found = []
     for part in parts:
         for leaf in part.leaves:

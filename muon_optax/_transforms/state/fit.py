@@ -11,7 +11,7 @@ from muon_optax._transforms.state.kept import Part, is_counter, key_of
 
 
 class Fit(NamedTuple):
-    """How the leaves of a given state become those of the wanted one.
+    """The mapping from the leaves of a given state to those of the wanted one.
 
     Counters may be missing or left over. An optimizer with a number where a schedule was needs fewer, and states of
     version 0.1's first commits have them for schedules only.
@@ -22,7 +22,7 @@ class Fit(NamedTuple):
     counters: tuple[int, ...]  # the numbers of the given state's counters
 
     def unpack(self, state: Any) -> Any:
-        """``state`` in the wanted structure. A missing counter is at the step that the others tell, or at zero."""
+        """``state`` in the wanted structure. A missing counter gets the step of the others, or zero."""
         leaves = jax.tree.leaves(state)
         # The largest: a part that skips steps stays behind.
         step = reduce(jnp.maximum, [leaves[index] for index in self.counters], jnp.zeros([], jnp.int32))
@@ -31,7 +31,7 @@ class Fit(NamedTuple):
     def pack(self, after: Any, state: Any) -> Any:
         """``after``, the wanted state one step on, in the structure of ``state``.
 
-        The structure stays, so that `lax.scan`, `optax.MultiSteps` and a compiled step take the result in its place.
+        The structure stays the same, since `lax.scan`, `optax.MultiSteps` and a compiled step need the same again.
         Only a state without any counter gets the wanted structure, or its steps would be lost.
         """
         if not self.counters and None in self.sources:

@@ -1,4 +1,4 @@
-"""What a state keeps, apart from how it is packed: the parts of its chains by place, their arrays and counters."""
+"""The contents of a state, however it is packed: the parts of its chains by place, their arrays and counters."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple

@@ -18,7 +18,7 @@ LABELS = ("muon", "adamw")
 def fit_state(
     state: Any, init: Callable[[Any], Any], params: Any, leaves: list[NamedLeaf], layouts: LayoutMap
 ) -> Fit | None:
-    """How ``state`` becomes the one that ``init(params)`` makes; ``None`` if it is packed alike, dtypes apart.
+    """The fit of ``state`` to the one that ``init(params)`` makes; ``None`` if it is packed alike, dtypes apart.
 
     Whatever ``init`` makes passes, also the states of transforms that are not known here. Nothing runs on a device.
 

@@ -1,1 +1,1 @@
-"""What several parts of the family need: blocks of a matrix, the attention layers of a tree."""
+"""Tools of several parts of the family: blocks of a matrix, the attention layers of a tree."""

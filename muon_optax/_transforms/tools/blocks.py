@@ -1,4 +1,4 @@
-"""Matrices in their parameter's own axes, and statistics of each: what the family's sums and norms run over."""
+"""Matrices in their parameter's own axes, and statistics of each, for the family's sums and norms."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def axes_of(layout: Layout, letters: str) -> tuple[int, ...]:
 
 
 def split_blocks(array: jax.Array, layout: Layout) -> list[jax.Array]:
-    """The blocks of a split, or the array alone; nothing is transposed: sums run where shards lie."""
+    """The blocks of a split, or the array alone. Nothing is transposed, since sums run where shards lie."""
     if layout.split is None:
         return [array]
     edges = [sum(layout.split[:block]) for block in range(1, len(layout.split))]
@@ -48,7 +48,7 @@ def split_statistics(joined: jax.Array, shapes: Sequence[Shape]) -> list[jax.Arr
 
 
 def reduced(shape: Shape, axes: Sequence[int]) -> Shape:
-    """``shape`` with size 1 on ``axes``: what a sum that keeps its axes leaves."""
+    """``shape`` with size 1 on ``axes``, as a sum that keeps its axes has."""
     return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
 
 
@@ -64,5 +64,5 @@ def frobenius_norm(array: jax.Array, layout: Layout) -> jax.Array:
 
 
 def nonzero(norm: jax.Array) -> jax.Array:
-    """``norm`` to divide by: a zero matrix stays zero."""
+    """``norm`` as a divisor, without zeros, so a zero matrix stays zero."""
     return jnp.where(norm == 0, 1, norm)
