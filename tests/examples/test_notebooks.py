@@ -194,13 +194,15 @@ def test_every_notebook_begins_with_the_same_cell_that_installs() -> None:
     assert "%pip install" in first.pop()
 
 
-# A kernel that finds nothing but Python's own modules and what lies beside the notebook, and a pip that prints.
+# A kernel that finds nothing but Python's own modules and what lies beside the notebook, a pip that prints, and a
+# traceback that needs no packages.
 WITHOUT_PACKAGES = """
 import sys, sysconfig
 from IPython import get_ipython
 
 sys.path = ["", sysconfig.get_paths()["stdlib"]]
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+get_ipython().set_custom_exc((Exception,), lambda shell, kind, value, *_, **__: print(kind.__name__, value))
 get_ipython().register_magic_function(lambda line: print("pip", line), magic_name="pip")
 """
 CLONES = {"in its root": ".", "in notebooks": "..", "beside it": "muon_optax"}
@@ -237,4 +239,4 @@ def test_install_cell_takes_the_wheel(tmp_path: Path) -> None:
 @pytest.mark.notebook
 def test_install_cell_asks_for_one_of_the_two(tmp_path: Path) -> None:
     (output,) = what_the_install_cell_does(tmp_path)
-    assert output.evalue.startswith("Put a clone of muon_optax or its wheel beside this notebook")
+    assert output.text.startswith("FileNotFoundError Put a clone of muon_optax or its wheel beside this notebook")
