@@ -106,7 +106,7 @@ def check_diagnose_a_bad_run(notebook: nbformat.NotebookNode) -> None:
     good, dead, without, high = numbers("last loss #", text)[:, 0]
     assert 20 * max(good, dead, without) < high  # the loss gives away one of three
     assert "Step 55. No leaf stands out." in text
-    found = dict(re.findall(r"(?m)^(.*): (\d+) leaves stand out$", text))
+    found = dict(re.findall(r"(?m)^(.*): (\d+) of 19 stand out$", text))
     assert found == {"good": "0", "dead layer": "3", "leaf without gradient": "1", "rate times ten": "12"}
     idle = re.findall(r"layers/(\S+) +idle +it gets no gradient", text)
     assert idle == ["3/down/kernel", "3/up/bias", "3/up/kernel", "2/down/kernel"]
