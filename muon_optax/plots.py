@@ -64,7 +64,7 @@ def heat_map(recording: Recording, measurement: str, *, grouped: bool = False, a
     axes.set_xticks(ticks, [str(steps[tick]) for tick in ticks])
     axes.set(xlabel="step", title=f"{measurement.replace('_', ' ')}, by {'repeated layer' if grouped else 'leaf'}")
     figure: Any = axes.figure
-    figure.colorbar(image, ax=axes)
+    figure.colorbar(image, ax=axes, label=measurement.replace("_", " "))
     return axes
 
 
