@@ -463,20 +463,24 @@ def test_named_axes_are_exact():
     assert table({"proj": layer}) == {"proj/weight/array": "booi"}
 
 
-class LaterNamedArray(eqx.Module):
-    array: Any
-    axis_names: tuple[str, ...] = eqx.field(static=True)
+def later_named_array() -> type:
+    """Haliax's class that keeps the names of its axes, and reads their sizes off its array."""
 
-    @property
-    def axes(self) -> Any:
-        return tuple(Axis(name, size) for name, size in zip(self.axis_names, self.array.shape, strict=True))
+    class NamedArray(eqx.Module):
+        array: Any
+        axis_names: tuple[str, ...] = eqx.field(static=True)
+
+        @property
+        def axes(self) -> Any:
+            return tuple(Axis(name, size) for name, size in zip(self.axis_names, self.array.shape, strict=True))
+
+    NamedArray.__module__ = "haliax.core"
+    return NamedArray
 
 
-def test_named_axes_of_hidden_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LaterNamedArray, "__module__", "haliax.core")
-    monkeypatch.setattr(LaterNamedArray, "__name__", "NamedArray")
-    monkeypatch.setattr(Linear, "__module__", "haliax.nn.linear")
-    weight = LaterNamedArray(jnp.ones((4, 5)), ("hidden", "embed"))
+@pytest.mark.usefixtures("as_haliax")
+def test_named_axes_of_hidden_arrays():
+    weight = later_named_array()(jnp.ones((4, 5)), ("hidden", "embed"))
     params = {"proj": Linear(weight, Axis("embed", 5), Axis("hidden", 4)), "bias": jnp.ones(3)}
     assert table(params) == {"proj/weight/array": "oi", "bias": None}
     optimizer = mo.muon(1e-2)  # each of its two branches hides the arrays of the other
