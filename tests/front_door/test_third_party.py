@@ -83,7 +83,7 @@ def test_one_update(
 def test_tunix_trains_adapters_by_the_code_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tunix.sft.peft_trainer", reason="tunix is not installed: see the extra third-party")
     monkeypatch.chdir(tmp_path)
-    page = ROOT / "docs" / "recipes_for_training.md"
+    page = ROOT / "docs" / "trainers.md"
     [code] = [part for part in snippets(page.read_text("utf-8")) if "PeftTrainer(" in part.code]
     names = run([code], page)
     fresh, trained, tokens = names["LanguageModel"](nnx.Rngs(0)), names["model"], names["tokens"]
