@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-NOT_RUN = re.compile(r"<!-- not run:(.*?)-->\s*$", re.DOTALL)
+NOT_RUN = re.compile(r"<!-- not run:((?:(?!-->).)*)-->\s*$", re.DOTALL)  # the comment next to the code, of several
 FENCE = re.compile(r"^```python\n(.*?)^```[ ]*$(?:\n\n^```text\n(.*?)^```[ ]*$)?", re.MULTILINE | re.DOTALL)
 
 

@@ -18,7 +18,7 @@ class NamedLeaf(NamedTuple):
     owner: Any
     field: str = ""  # the owner's field that holds the leaf
     classes: tuple[str, ...] = ()  # the Equinox modules around the leaf, outermost first
-    axes: Any = ()  # the named axes of Haliax
+    axes: Any = ()  # the named axes of Haliax, or their names
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,7 +102,10 @@ class _Place(NamedTuple):
             place = place._replace(owner=node, depth=len(self.names))
         if _is_equinox_module(kind):
             place = place._replace(classes=(*self.classes, kind.__name__))
-        return place._replace(axes=node.axes) if _is_named_array(kind) else place
+        if not _is_named_array(kind):
+            return place
+        # Later Haliax makes `axes` from the array's shape, which a hidden array has not; earlier has no `axis_names`.
+        return place._replace(axes=node.axis_names if hasattr(node, "axis_names") else node.axes)
 
 
 def _walk(node: Any, place: _Place) -> Iterator[NamedLeaf]:

@@ -2,13 +2,18 @@
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
+from flax import nnx
+from places import ROOT
+from snippets import run, snippets
 
 import muon_optax as mo
 
@@ -73,3 +78,26 @@ def test_one_update(
     optimizer = mo.muon(1e-2)
     updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
     assert all(bool(jnp.isfinite(leaf).all() and (leaf != 0).any()) for leaf in jax.tree.leaves(updates))
+
+
+def test_tunix_trains_adapters_by_the_code_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tunix.sft.peft_trainer", reason="tunix is not installed: see the extra third-party")
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "trainers.md"
+    [code] = [part for part in snippets(page.read_text("utf-8")) if "PeftTrainer(" in part.code]
+    names = run([code], page)
+    fresh, trained, tokens = names["LanguageModel"](nnx.Rngs(0)), names["model"], names["tokens"]
+
+    def loss(model: nnx.Module) -> jax.Array:
+        logits, _ = model(tokens, None, None, None)
+        return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]).mean()
+
+    def leaves(kind: nnx.filterlib.Filter) -> list[tuple[jax.Array, jax.Array]]:
+        both = (jax.tree.leaves(nnx.state(model, kind)) for model in (fresh, trained))
+        return list(zip(*both, strict=True))
+
+    base = leaves(nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))
+    assert base
+    assert all((before == after).all() for before, after in base)
+    assert [bool((before != after).all()) for before, after in leaves(nnx.LoRAParam)] == [True, True]
+    assert loss(trained) < loss(fresh)

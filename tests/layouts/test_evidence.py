@@ -463,6 +463,31 @@ def test_named_axes_are_exact():
     assert table({"proj": layer}) == {"proj/weight/array": "booi"}
 
 
+def later_named_array() -> type:
+    """Haliax's class that keeps the names of its axes, and reads their sizes off its array."""
+
+    class NamedArray(eqx.Module):
+        array: Any
+        axis_names: tuple[str, ...] = eqx.field(static=True)
+
+        @property
+        def axes(self) -> Any:
+            return tuple(Axis(name, size) for name, size in zip(self.axis_names, self.array.shape, strict=True))
+
+    NamedArray.__module__ = "haliax.core"
+    return NamedArray
+
+
+@pytest.mark.usefixtures("as_haliax")
+def test_named_axes_of_hidden_arrays():
+    weight = later_named_array()(jnp.ones((4, 5)), ("hidden", "embed"))
+    params = {"proj": Linear(weight, Axis("embed", 5), Axis("hidden", 4)), "bias": jnp.ones(3)}
+    assert table(params) == {"proj/weight/array": "oi", "bias": None}
+    optimizer = mo.muon(1e-2)  # each of its two branches hides the arrays of the other
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert all((leaf != 0).all() for leaf in jax.tree.leaves(updates))
+
+
 def test_freezing_all_but_queries_makes_no_matrices_of_features():
     params = tree_of(rows("q/kernel 48x8x8 ?"))
     with pytest.warns(UserWarning, match="No rule knows.*'q/kernel'"):

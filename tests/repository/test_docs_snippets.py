@@ -71,6 +71,8 @@ def test_extraction_keeps_line_numbers_and_reasons() -> None:
         Snippet(17, "z = x + 1\nprint(z)\n", None, "2\n"),
     ]
     assert snippets(TEXT.replace("needs a pod", ""))[1].reason == ""
+    twice = snippets(TEXT + "\n<!-- not run: -->\n```python\n1\n```\n")
+    assert [part.reason for part in twice] == [None, "needs a pod", None, ""]
 
 
 def test_snippets_share_a_namespace_and_errors_name_the_page() -> None:

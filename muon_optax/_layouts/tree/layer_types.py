@@ -56,4 +56,4 @@ def _haliax_linear(leaf: NamedLeaf) -> Layout | None:
 
 
 def _axis_names(axes: Any) -> list[str]:
-    return [axis.name for axis in ((axes,) if hasattr(axes, "name") else axes)]
+    return [getattr(axis, "name", axis) for axis in ((axes,) if hasattr(axes, "name") else axes)]
