@@ -30,7 +30,7 @@ def recorded(state: Any) -> Recording:
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
-        >>> optimizer = mo.diagnostics.record(mo.muon(0.02))
+        >>> optimizer = mo.diagnostics.record(mo.muon(0.02), learning_rate=0.02)
         >>> params = {"dead": jnp.eye(4), "kernel": jnp.eye(4)}
         >>> gradients = {"dead": jnp.zeros((4, 4)), "kernel": jnp.eye(4)}
         >>> _, state = optimizer.update(gradients, optimizer.init(params), params)
