@@ -22,6 +22,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "_transforms/scales": ("scales", "refusals"),
         "_orthogonalizers/start": ("start",),
         "_orthogonalizers/step": ("step",),
+        "_orthogonalizers/tiling": ("symmetric_products",),
+        "_orthogonalizers/kernels/*": ("symmetric_kernels", "symmetric_products"),
         "_orthogonalizers/*": ("array_functions", "refusals", "newton_schulz"),
     },
     "rules": {

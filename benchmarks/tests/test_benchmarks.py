@@ -75,10 +75,14 @@ def test_import_time_names_the_programs_and_every_file(tmp_path: Path) -> None:
     assert all(0 < row["least ms"] <= row["ms"] <= row["most ms"] for row in rows if row["table"] == "programs")
     files = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "muon_optax").rglob("*.py")]
     modules = {".".join(file.parts).removesuffix(".__init__") for file in files}
-    # An integration, and what only it imports, is imported on request. So are the kernels, which import Pallas.
+    # An integration, and what only it imports, is imported on request; so are the kernels, which import Pallas, and the
+    # command.
     modules = {module for module in modules if not module.startswith("muon_optax._orthogonalizers.kernels")}
     assert {row["module"] for row in rows[3:]} == modules - {
+        "muon_optax.__main__",
         "muon_optax.flax",
+        "muon_optax.keras",
+        "muon_optax.plots",
         "muon_optax._layouts.assigning.last_layers",
         "muon_optax._layouts.assigning.told_by_layers",
     }
