@@ -72,7 +72,7 @@ def record(
         every: Steps between measurements, at least 1; the first step is measured. ``None`` returns ``optimizer`` as it
             is: the program is the same as without this line.
         learning_rate: As given to the optimizer: a number or a schedule, with which ``update_size`` is absolute.
-            ``None`` makes it relative to the median of the matrices.
+            ``None`` makes it relative to the median of the matrices that get a gradient.
         scale: As given to :func:`muon_optax.muon`.
         layouts: As given to :func:`muon_optax.muon`.
         keep: How many measurements the state holds, at least 1: 44 bytes a leaf each.
@@ -220,7 +220,9 @@ def _after(
         row = jnp.stack([after_step(leaf, rate, sizes[index], updates[leaf.path]) for index, leaf in enumerate(leaves)])
         if learning_rate is None:
             column = AFTER.index("update_size")
-            row = row.at[:, column].divide(jnp.nanmedian(row[:, column]))
+            # A matrix without a gradient says nothing about the rate, and experts without tokens may be most of all.
+            idle = seen[:, BEFORE.index("idle")] == 1
+            row = row.at[:, column].divide(jnp.nanmedian(jnp.where(idle, jnp.nan, row[:, column])))
         values = values.at[slot].set(jnp.concatenate([seen, row], axis=1))
     return steps.at[slot].set(count), values
 

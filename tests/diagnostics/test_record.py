@@ -168,6 +168,15 @@ def test_without_a_rate_sizes_are_relative_to_the_median() -> None:
     assert sizes == pytest.approx({path: 10.0 if path == "out" else 1.0 for path in SHAPES}, rel=1e-3)
 
 
+def test_idle_matrices_do_not_move_the_median() -> None:
+    params = {name: jnp.eye(4) for name in ("one", "two", "idle 1", "idle 2", "idle 3")}
+    gradients = {name: jnp.zeros((4, 4)) if "idle" in name else jnp.eye(4) for name in params}
+    optimizer = diagnostics.record(mo.muon(0.02))
+    _, state = optimizer.update(gradients, optimizer.init(params), params)
+    sizes = diagnostics.recorded(state).last("update_size")
+    assert (sizes["one"], sizes["two"]) == pytest.approx((1.0, 1.0))
+
+
 # When
 
 
