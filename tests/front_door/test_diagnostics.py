@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -626,7 +627,10 @@ def test_a_bad_step_is_skipped_and_one_too_many_is_named() -> None:
         diagnostics.raise_if_nonfinite(resumed, "params", step=6)
 
 
-def test_the_page_reports_the_step_and_the_leaf_where_a_nan_loss_began() -> None:
+def test_the_page_reports_the_step_and_the_leaf_where_a_nan_loss_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the page saves a picture
     namespace = run([part for part in snippets(PAGE.read_text("utf-8")) if part.reason is None], PAGE)
     assert [np.isfinite(loss) for loss in namespace["losses"]] == [step != 5 for step in range(8)]
     (report,) = namespace["reports"]
