@@ -78,7 +78,7 @@ CASES = {
         lstm_cell/recurrent_kernel 16x64 io split 16+16+16+16
         lstm_cell/bias 64 -""",
     "experts by their router": """
-        moe/gate/kernel 6x4 io
+        moe/gate/kernel 6x4 ~io
         moe/wi_0 4x6x12 bio
         moe/wo 4x12x6 bio
         moe/shared_experts/wi_0/kernel 6x12 io""",
@@ -87,8 +87,8 @@ CASES = {
         up_proj 4x12x6 boi
         down_proj 4x6x12 boi""",
     "experts by name": """
-        experts/up 4x6x8 bio
-        experts/down 4x8x6 bio
+        experts/up 4x6x8 ~bio
+        experts/down 4x8x6 ~bio
         dense/kernel 6x5 ~-""",
     "attention of a model called moe": """
         moe_lm/block/attn/qkv/kernel 6x3x4x5 iooo
@@ -142,11 +142,11 @@ CASES = {
         a/kv_einsum/w 2x3x1x32x8 bboio
         a/attn_vec_einsum/w 4x3x8x32 ibio""",
     "gates beside the linear layer": """
-        mlp/gating_einsum 2x8x12 bio
-        mlp/linear 12x8 io
-        other/gating_einsum 2x12x8 boi
-        other/linear 12x8 io
-        moe/gating_einsum 4x2x12x8 bboi
+        mlp/gating_einsum 2x8x12 ~bio
+        mlp/linear 12x8 ~io
+        other/gating_einsum 2x12x8 ~boi
+        other/linear 12x8 ~io
+        moe/gating_einsum 4x2x12x8 ~bboi
         moe/linear 4x12x8 bio
         moe/router_logits 8x4 -""",
     "a bias that fits the first axis only": """
@@ -218,7 +218,7 @@ CASES = {
         normalizer_proj/kernel 6x8 io
         embed_dim_proj/kernel 6x8 io
         output_proj/kernel 6x8 io
-        head_dim_proj 6x8 io
+        head_dim_proj 6x8 ~io
         predictions/transform/dense/kernel 8x8 io
         predictions/transform/norm/scale 8 -""",
     "embeddings": """
@@ -309,10 +309,10 @@ CASES = {
         q_einsum/lora/b 4x4x256 ioo
         attn_vec_einsum/lora/a 4x256x4 iio
         attn_vec_einsum/lora/b 4x640 io
-        other/w_lora_a 8x640 io
+        other/w_lora_a 8x640 ~io
         other/w_lora_b 640x8 ~io""",
     "LoRA in a user's own tree": """
-        w 6x6 io
+        w 6x6 ~io
         a 6x2 ~io
         b 2x6 ~io""",
     "last layers that nothing follows (transformers 4.53: BERT's tasks, DistilBERT)": """
@@ -333,7 +333,7 @@ CASES = {
         embeddings/token_type_embeddings/weight 2x768 -
         time_embed/layers_1/DenseGeneral_0/kernel 256x1024 ~io
         embedder/input_embedding 1000x1536 -
-        embedder/per_layer_model_projection/w 1536x12x256 -""",
+        embedder/per_layer_model_projection/w 1536x12x256 ~-""",
     "a layer into a wider stream is no router (tunix' Gemma 4)": """
         mapping/kernel 1536x12x256 ?
         per_layer_projection/kernel 256x1536 io""",
@@ -372,7 +372,7 @@ CASES = {
     "weights with an index (e3nn-jax's Linear beside a Dense)": """
         mlp/Dense_0/kernel 17x64 ~io
         linear_up/w[0,0]_8x0e,16x0e 8x16 ~io
-        linear_up/w[1,1]_3x1o,8x1o 3x8 io""",
+        linear_up/w[1,1]_3x1o,8x1o 3x8 ~io""",
 }
 
 

@@ -184,9 +184,9 @@ KINDS = {
         Dense_2/kernel/1 64x64 io""",
     "weights in the wrapper of an adapter": """
         model/embed_tokens/base_layer/weight 32000x64 -
-        layers/0/q_proj/base_layer/weight 64x64 oi
-        layers/0/q_proj/lora_A/default/weight 4x64 oi
-        layers/0/q_proj/lora_B/default/weight 64x4 oi
+        layers/0/q_proj/base_layer/weight 64x64 ~oi
+        layers/0/q_proj/lora_A/default/weight 4x64 ~oi
+        layers/0/q_proj/lora_B/default/weight 64x4 ~oi
         norm/weight 64 -""",
     "blocks on a diagonal: their bias is flat": """
         gru/kernel 8x256x768 bio
@@ -197,7 +197,7 @@ KINDS = {
     "blocks on a diagonal: a bias for each": """
         gate/w 10x256x256 bio
         gate/b 10x256 -
-        linear_x/w 2560x2560 io
+        linear_x/w 2560x2560 ~io
         linear_x/b 2560 -
         norm/scale 2560 -""",
     "pairs of convolutions in lists, with biases of four axes": """
@@ -217,7 +217,7 @@ KINDS = {
         proj_up/weight 512x128 ~oi
         q_proj/weight 64x4x4 ~boi
         k_proj/weight 64x4x4 ~boi
-        proj_down/weight 128x256 oi""",
+        proj_down/weight 128x256 ~oi""",
     "tables side by side, some as high as a layer": """
         tables/a/weight 1000x16 ~-
         tables/b/weight 24x16 ~-
@@ -243,8 +243,8 @@ KINDS = {
         proj/lora_a 6x512x8 bio
         proj/lora_b 6x8x512 bio""",
     "low-rank pairs of gates": """
-        gating_einsum 2x64x256 bio
-        linear 256x64 io
+        gating_einsum 2x64x256 ~bio
+        linear 256x64 ~io
         gating_einsum_lora_a 2x64x4 bio
         gating_einsum_lora_b 2x4x256 bio""",
     "gates in a module beside": """
@@ -427,7 +427,7 @@ KINDS = {
     "learned queries: of a pool": """
         pool/query 16x64 ~-
         pool/attn/q_proj_weight 64x64 ~oi
-        pool/attn/out_proj/weight 64x64 oi
+        pool/attn/out_proj/weight 64x64 ~oi
         pool/attn/out_proj/bias 64 -
         pool/ln/weight 64 -
         pool/ln/bias 64 -""",
@@ -465,9 +465,9 @@ KINDS = {
     "tokens are a table: PyTorch's": """
         mask_tokens/weight 4x64 -
         iou/norm/weight 4 -
-        mlp/0/weight 64x64 oi
+        mlp/0/weight 64x64 ~oi
         mlp/0/bias 64 -
-        to_tokens/weight 64x48 oi
+        to_tokens/weight 64x48 ~oi
         norm/weight 48 -""",
     "a window of one without a bias": """
         quantizer/input_proj/weight 32x64x1 oii

@@ -21,6 +21,7 @@ from muon_optax._layouts.evidence.no_matrices import (
     vector,
 )
 from muon_optax._layouts.evidence.recurrent import by_recurrent_gates
+from muon_optax._layouts.evidence.support import Support
 from muon_optax._layouts.evidence.two_axes import by_elements, by_orientation
 from muon_optax._layouts.evidence.widths import by_width_of_inputs, by_width_of_outputs
 from muon_optax._layouts.layout import Layout
@@ -97,14 +98,20 @@ def decide(leaves: Sequence[NamedLeaf], hidden: Collection[str] = ()) -> dict[st
     tree = Tree(kept, frozenset(nested.get(path, path) for path in hidden))
     decisions = [_decide(leaf, tree) for leaf in kept]
     edges = Edges(tree, kept, decisions)
-    found = {leaf.path: _at_edge(leaf, own, tree, edges) for leaf, own in zip(kept, decisions, strict=True)}
+    support = Support(tree, kept, decisions, edges.widths)
+    found = {
+        leaf.path: support.judged(leaf, _at_edge(leaf, own, tree, edges))
+        for leaf, own in zip(kept, decisions, strict=True)
+    }
     return {leaf.path: found[alike.get(bare.path, bare.path)] for leaf, bare in zip(leaves, seen, strict=True)}
 
 
 def _at_edge(leaf: NamedLeaf, decision: Decision, tree: Tree, edges: Edges) -> Decision:
     """The decision again, now that all matrices are known: the edge of the model beats a name, both ways."""
-    if not decision.why.startswith("head: ") or not edges.is_no_head(leaf):
+    if not decision.why.startswith("head: "):
         return edges.judged(leaf, decision)
+    if not edges.is_no_head(leaf):
+        return decision._replace(strength="weak") if edges.is_taken(leaf) else decision
     as_matrix = _as_matrix(leaf, tree)
     return as_matrix._replace(why=f"{as_matrix.why}; no head: its outputs are taken", strength="weak")
 

@@ -100,8 +100,7 @@ class Edges:
 
     def is_no_head(self, leaf: NamedLeaf) -> bool:
         """Whether a leaf that is called a head feeds the model: a norm, another head, or repeated blocks."""
-        first = is_torch(leaf.path)
-        outputs, inputs = (leaf.shape[0], leaf.shape[1]) if first else (leaf.shape[-1], leaf.shape[-2])
+        outputs, inputs = _sides_by_name(leaf)
         scope, module = module_of(leaf.path)
         if self.is_repeated(leaf) and names.HEAD.fullmatch(module):
             return self.sides[outputs] > (inputs == outputs) + 1 or self.is_multiple(outputs)
@@ -109,6 +108,11 @@ class Edges:
             return True
         nested = any(names.HEAD.fullmatch(names.clean(part)) for part in scope.split("/"))
         return len(leaf.shape) == 2 and outputs in self.widths and not nested
+
+    def is_taken(self, leaf: NamedLeaf) -> bool:
+        """Whether another layer may take the outputs of a leaf that is called a head."""
+        outputs, inputs = _sides_by_name(leaf)
+        return len(leaf.shape) == 2 and outputs >= LEAST_CHANNELS and self.takers(leaf, inputs, outputs) > 0
 
     def is_one_of_tables(self, leaf: NamedLeaf) -> bool:
         """Whether modules side by side look up rows of one width: PyTorch's weights of many heights, without a bias."""
@@ -138,6 +142,10 @@ class Edges:
     def _judged_taken(self, leaf: NamedLeaf, decision: Decision, inputs: int, outputs: int) -> Decision:
         """A matrix whose outputs are taken; by nothing but a turned one outside of all blocks, it may be a decoder."""
         scope, module = module_of(leaf.path)
+        # A few outputs are another side's size by chance. A router has few, and a layer's type is known.
+        few = outputs < LEAST_CHANNELS and roles.role_of(module) != "router" and decision.why != "layer type"
+        if few and not self.is_repeated(leaf):
+            return decision._replace(strength="weak")
         block = self.is_repeated(leaf) or _NUMBER.search(scope)
         if block or roles.side_of(module) is not None or not self.is_taken_back(leaf, inputs, outputs):
             return decision
@@ -170,6 +178,11 @@ class Edges:
         if one and last:
             return decision._replace(why=f"{decision.why}; nothing takes its outputs", strength="weak")
         return decision
+
+
+def _sides_by_name(leaf: NamedLeaf) -> tuple[int, int]:
+    """Outputs and inputs, as frameworks store an array of this name."""
+    return (leaf.shape[0], leaf.shape[1]) if is_torch(leaf.path) else (leaf.shape[-1], leaf.shape[-2])
 
 
 def _sides(shape: Shape, letters: str, fan_in: int, fan_out: int) -> set[int]:

@@ -29,7 +29,9 @@ def table(leaf: NamedLeaf, tree: Tree) -> Decision | None:
     """By an Equinox or Haliax type, or by the name of an embedding that has no bias beside it."""
     name = _embedding(leaf, tree)
     if name is not None:
-        return Decision(None, f"embedding: {name}")
+        # Frameworks call the weight of a layer so, and a table otherwise.
+        layer = names.clean(leaf.path.rpartition("/")[2]) in ("kernel", "w")
+        return Decision(None, f"embedding: {name}", "weak" if layer else "strong")
     return Decision(None, "layer type") if layer_type_of(leaf) == "embedding" else None
 
 

@@ -1,0 +1,80 @@
+"""Whether the shapes of a tree bear out what a name says; what stands on a name alone is weak."""
+
+from collections import defaultdict
+from collections.abc import Set
+
+from muon_optax._layouts.decision import Decision
+from muon_optax._layouts.layout import Layout
+from muon_optax._layouts.paths import NamedLeaf
+from muon_optax._layouts.tree import names, roles
+from muon_optax._layouts.tree.path_parts import module_of
+from muon_optax._layouts.tree.tree import Tree
+
+# Flax and Keras call nothing else so, and store the inputs first.
+_DEFINED = "kernel"
+# Evidence that is of shapes, or of a layer's type.
+_BORNE_OUT = ("its bias", "low rank", "layer type", "gates of a cell", "numbered layers")
+_NEAR = 3  # components that may hold a projection's name: "q_proj/base_layer"
+
+
+class Support:
+    """The orientations, ``"io"`` or ``"oi"``, that shapes show for each array name of a tree."""
+
+    def __init__(self, tree: Tree, leaves: list[NamedLeaf], decisions: list[Decision], widths: Set[int]) -> None:
+        self.tree = tree
+        self.shown: defaultdict[str, set[str]] = defaultdict(set)
+        for leaf, decision in zip(leaves, decisions, strict=True):
+            orientation = _orientation(decision.layout)
+            if decision.layout is not None and orientation and _shows(leaf, decision.layout, decision.why, widths):
+                self.shown[_name(leaf)].add(orientation)
+
+    def judged(self, leaf: NamedLeaf, decision: Decision) -> Decision:
+        """The decision, marked weak if a name alone says which axis is the input, or that it is a layer at all."""
+        if decision.layout is None or decision.strength != "strong" or self._is_borne_out(leaf, decision):
+            return decision
+        return decision._replace(strength="weak")
+
+    def _is_borne_out(self, leaf: NamedLeaf, decision: Decision) -> bool:
+        why = decision.why.rpartition(", ")[2]
+        orientation, (scope, module) = _orientation(decision.layout), module_of(leaf.path)
+        if why == "width" and len(leaf.shape) == 3:
+            # Blocks of a small size look like heads, but no output takes them back.
+            return any(around.outs for around in self.tree.chain(scope)[:2])
+        if not orientation or _name(leaf) == _DEFINED or any(map(why.startswith, _BORNE_OUT)):
+            return True
+        if why == "router" and _side_near(leaf) is not None:
+            return True  # the router's inputs are the width
+        if why == "bias of siblings":
+            # Among layers with biases an array without one may be a table.
+            return module.isdigit() or names.is_layer(module) or roles.role_of(module) is not None
+        return orientation in self.shown[_name(leaf)]
+
+
+def _name(leaf: NamedLeaf) -> str:
+    return names.clean(leaf.path.rpartition("/")[2])
+
+
+def _orientation(layout: Layout | None) -> str:
+    """The letters of one matrix of two axes, or nothing."""
+    letters = "" if layout is None else layout.axes.replace("b", "")
+    return letters if len(letters) == 2 else ""
+
+
+def _shows(leaf: NamedLeaf, layout: Layout, why: str, widths: Set[int]) -> bool:
+    """Whether a bias or the width of a norm says which of two different sides is the input."""
+    inputs, outputs = layout.fan_in(leaf.shape), layout.fan_out(leaf.shape)
+    if inputs == outputs:
+        return False
+    if "its bias" in why or "low rank" in why:
+        return True
+    side, read, written = _side_near(leaf), inputs in widths, outputs in widths
+    return (side == "reads" and read and not written) or (side == "writes" and written and not read)
+
+
+def _side_near(leaf: NamedLeaf) -> str | None:
+    """Whether a projection of the leaf's name, or of one around it, reads the residual stream or writes it."""
+    for name in map(names.clean, leaf.path.split("/")[-_NEAR:]):
+        side = "reads" if roles.role_of(name) == "router" else roles.side_of(name)
+        if side is not None:
+            return side
+    return None
