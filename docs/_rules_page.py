@@ -32,20 +32,24 @@ LIMITS = """\
 - A stack of layers without norms and biases shows in its shapes alone. It is marked weak.
 - A last layer with a part or a multiple of another layer's size stays with Muon, marked weak. So does a last
   convolution.
-- An array that PyTorch calls `X_weight` may have either axis first. It is marked weak unless a bias or a chain of
-  numbered layers shows which.
+- A name may be anybody's. Where `weight`, `w` or an array's own name alone says which axis is the input, the layer is
+  marked weak. A shape of the same tree bears the name out: a bias, a pair of low-rank factors, numbered layers in turn,
+  or a projection (`q_proj`, `down`) with the width of a norm. Flax's and Keras' `kernel` needs nothing.
+- A `weight` without a bias, in a module whose name is not a layer's, may be a table. It is marked weak.
+- A matrix of fewer than eight outputs is marked weak if it is not one of repeated blocks: its outputs may be taken by
+  chance.
+- A head by name whose outputs another layer may take is marked weak. So is an embedding called `kernel` or `w`.
+- A convolution of PyTorch with an even window and no bias may be a transposed one. It is marked weak.
 - If a gated layer is as wide inside as the model, both readings fit. They give the same update.
 - The scale of a spline, or a mask, with the shape of the weight beside it looks like a weight. It is marked weak
   unless its name is a weight's.
 
 The rules are wrong without a mark mostly in these cases. Give such parameters a layout of their own:
 
-- Weights called `weight` that store their inputs first. They are read as PyTorch's, outputs first, unless a bias, a
-  role (`up`, `linear1`, `wo`) together with a norm, or a chain of numbered layers shows otherwise. In a tree without
-  any norm and bias they are marked weak.
-- A head with as many classes as another layer has inputs, or a norm has features. It stays with Muon.
-- A table called `weight` with as many rows as another layer has inputs, unless its name is a table's.
-- A square weight without a bias, which is read by its name alone.
+- Weights called `weight` that store their inputs first beside others that store their outputs first.
+- A head with eight or more classes, as many as another layer has inputs or a norm has features. It stays with Muon.
+- A table called `weight`, under a layer's name, with as many rows as another layer has inputs.
+- Arrays called `kernel` that store their outputs first, and have no bias.
 """
 
 

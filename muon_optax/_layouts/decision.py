@@ -11,7 +11,7 @@ Strength: TypeAlias = Literal["strong", "weak", "none"]
 class Decision(NamedTuple):
     """The layout of one leaf, the evidence in a few words, and its strength.
 
-    Evidence is weak if it is shapes alone, a name that the shapes contradict, or one of two readings that both fit.
+    Evidence is weak if it is shapes alone, a name that no shape bears out, or one of two readings that both fit.
     Without any evidence the layout is ``None`` and AdamW trains the leaf, with a warning.
     """
 

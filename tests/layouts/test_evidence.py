@@ -17,6 +17,69 @@ from muon_optax._layouts.assigning.rules import decide
 from muon_optax._layouts.paths import named_leaves
 
 CASES = {
+    "a name that no shape bears out: weights that any side may be first of": """
+        block_0/mix/weight 48x128 ~oi
+        block_0/norm/weight 48 -
+        block_0/back_mix/weight 128x48 ~oi""",
+    "a name that a bias elsewhere bears out": """
+        block_0/mix/weight 48x128 oi
+        block_0/norm/weight 48 -
+        block_0/back_mix/weight 128x48 oi
+        gate/weight 30x48 oi
+        gate/bias 30 -
+        out/weight 48x30 oi""",
+    "a name that a query bears out, which reads the width": """
+        block_0/mix/weight 48x128 oi
+        block_0/norm/weight 48 -
+        block_0/back_mix/weight 128x48 oi
+        block_0/q_proj/weight 96x48 oi
+        block_0/o_proj/weight 48x96 oi""",
+    "a name that an adapter's wrapper bears out": """
+        block_0/norm/weight 48 -
+        block_0/q_proj/base_layer/weight 96x48 oi
+        block_0/o_proj/base_layer/weight 48x96 oi
+        block_0/o_proj/lora_A/default/weight 16x96 oi
+        block_0/o_proj/lora_B/default/weight 48x16 oi""",
+    "an array of the model, by its name alone": """
+        text_projection 48x64 ~io
+        head_norm/scale 64 -
+        mlp/up/kernel 48x96 io
+        mlp/down/kernel 96x48 io
+        norm/scale 48 -""",
+    "rows without a bias among layers that have one": """
+        levels/weight 20x48 ~oi
+        proj/weight 48x20 oi
+        proj/bias 48 -
+        block_0/lin1/weight 96x48 oi
+        block_0/lin1/bias 96 -
+        block_0/lin2/weight 48x96 oi
+        block_0/lin2/bias 48 -""",
+    "outputs so few that another side has the size by chance": """
+        parts/kernel 48x3 ~io
+        parts/bias 3 -
+        colors/kernel 3x48 io
+        colors/bias 48 -
+        mix/kernel 48x48 io
+        mix/bias 48 -""",
+    "a head that another layer may read": """
+        logits/kernel 48x30 ~-
+        after/kernel 30x48 io
+        norm/scale 48 -""",
+    "a layer by its array's name, in what is called an embedding": """
+        embedding/kernel 30x48 ~-
+        mix/kernel 48x48 io
+        norm/scale 48 -""",
+    "heads or blocks of a small size, which no output takes back": """
+        q_proj/kernel 48x6x6 ~ioo
+        k_proj/kernel 48x6x6 ~ioo
+        mlp/up/kernel 48x64 io
+        mlp/down/kernel 64x48 io
+        norm/scale 48 -""",
+    "an even window without a bias may upsample": """
+        stage/layer/weight 48x30x2x2 ~oiii
+        stage/layer2/weight 30x48x3x3 oiii
+        norm/weight 30 -
+        norm/bias 30 -""",
     "a key that fits no query of its attention": """
         attn/query/kernel 24x4x8 ioo
         attn/key/kernel 9x5x12 ?

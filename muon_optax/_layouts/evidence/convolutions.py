@@ -9,6 +9,7 @@ from muon_optax._layouts.tree.windows import LARGEST_WINDOW, has_trailing_window
 
 _DEPTHWISE = re.compile(r".*(depthwise|dwconv|dw_conv|conv_?dw).*")
 _MAYBE_DEPTHWISE = re.compile(r"(.*_)?dw(_.*|\d*)")
+_COLORS = 4  # the most channels of an image, and with one more a mask
 _FEW = 8  # steps of a window without an axis for the group
 _OUTPUTS_FIRST = re.compile(r".*conv\d_?d_transpose.*")  # Keras and Haiku; Linen's ConvTranspose has them last
 
@@ -16,6 +17,13 @@ _OUTPUTS_FIRST = re.compile(r".*conv\d_?d_transpose.*")  # Keras and Haiku; Line
 def is_transposed(seen: Seen) -> bool:
     """Whether the name is a transposed convolution's."""
     return any(word in seen.module for word in ("transpose", "deconv", "conv_tr"))
+
+
+def _may_be_transposed(seen: Seen) -> bool:
+    """Whether an even window, as upsampling has, and no bias leave open which of two sizes PyTorch stored first."""
+    outputs, inputs, *window = seen.core
+    upsamples = all(size > 1 and size % 2 == 0 for size in window)
+    return seen.outputs_first and seen.bias is None and upsamples and outputs != inputs > _COLORS
 
 
 def _by_name(seen: Seen) -> bool:
@@ -91,14 +99,15 @@ def by_convolution(seen: Seen) -> Reading | None:
     axes = len(seen.core)
     attention = roles.side_of(seen.module) is not None and names.ATTENTION.fullmatch(seen.leaf.path.lower())
     if has_trailing_window(seen.core) and not is_transposed(seen) and not attention and seen.width is None:
-        return Reading("o" + "i" * (axes - 1), "window behind")
+        return Reading("o" + "i" * (axes - 1), "window behind", weak=_may_be_transposed(seen))
     if seen.name == "weight" and axes > 2 and math.prod(seen.core[2:]) == 1 and not is_transposed(seen):
         return Reading("o" + "i" * (axes - 1), "window of one")
     if not looks_like_convolution(seen):
         return None
     if seen.outputs_first:
         # Inputs come first in PyTorch's transposed convolutions, outputs in Equinox's.
-        return None if is_transposed(seen) else Reading("o" + "i" * (axes - 1), "convolution")
+        weak = _may_be_transposed(seen)
+        return None if is_transposed(seen) else Reading("o" + "i" * (axes - 1), "convolution", weak=weak)
     # Haiku's transposed convolutions and Keras' are (*window, out, in).
     if is_transposed(seen) and (_OUTPUTS_FIRST.fullmatch(seen.module) or seen.name == "w"):
         return Reading("i" * (axes - 2) + "oi", "convolution")

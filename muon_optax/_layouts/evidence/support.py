@@ -1,5 +1,6 @@
 """Whether the shapes of a tree bear out what a name says; what stands on a name alone is weak."""
 
+import re
 from collections import defaultdict
 from collections.abc import Set
 
@@ -7,13 +8,14 @@ from muon_optax._layouts.decision import Decision
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf
 from muon_optax._layouts.tree import names, roles
-from muon_optax._layouts.tree.path_parts import module_of
+from muon_optax._layouts.tree.path_parts import is_torch, module_of
 from muon_optax._layouts.tree.tree import Tree
 
 # Flax and Keras call nothing else so, and store the inputs first.
 _DEFINED = "kernel"
 # Evidence that is of shapes, or of a layer's type.
 _BORNE_OUT = ("its bias", "low rank", "layer type", "gates of a cell", "numbered layers")
+_WRAPPER = re.compile(r"base(_layer)?|default|lora_\w+")
 _NEAR = 3  # components that may hold a projection's name: "q_proj/base_layer"
 
 
@@ -36,18 +38,17 @@ class Support:
 
     def _is_borne_out(self, leaf: NamedLeaf, decision: Decision) -> bool:
         why = decision.why.rpartition(", ")[2]
-        orientation, (scope, module) = _orientation(decision.layout), module_of(leaf.path)
+        orientation = _orientation(decision.layout)
         if why == "width" and len(leaf.shape) == 3:
             # Blocks of a small size look like heads, but no output takes them back.
-            return any(around.outs for around in self.tree.chain(scope)[:2])
+            return any(around.outs for around in self.tree.chain(module_of(leaf.path)[0])[:2])
         if not orientation or _name(leaf) == _DEFINED or any(map(why.startswith, _BORNE_OUT)):
             return True
         if why == "router" and _side_near(leaf) is not None:
             return True  # the router's inputs are the width
-        if why == "bias of siblings":
-            # Among layers with biases an array without one may be a table.
-            return module.isdigit() or names.is_layer(module) or roles.role_of(module) is not None
-        return orientation in self.shown[_name(leaf)]
+        if is_torch(leaf.path) and not _is_called_a_layer(leaf):
+            return False  # PyTorch calls the rows of a table so too
+        return why == "bias of siblings" or orientation in self.shown[_name(leaf)]
 
 
 def _name(leaf: NamedLeaf) -> str:
@@ -69,6 +70,13 @@ def _shows(leaf: NamedLeaf, layout: Layout, why: str, widths: Set[int]) -> bool:
         return True
     side, read, written = _side_near(leaf), inputs in widths, outputs in widths
     return (side == "reads" and read and not written) or (side == "writes" and written and not read)
+
+
+def _is_called_a_layer(leaf: NamedLeaf) -> bool:
+    """Whether the array or its module, also in the wrapper of an adapter, has a layer's name or a number."""
+    near = map(names.clean, reversed(leaf.path.split("/")[-_NEAR - 1 :]))
+    own = next((name for name in near if name not in names.MODULE_ARRAY and not _WRAPPER.fullmatch(name)), "0")
+    return own.isdigit() or names.is_layer(own) or roles.role_of(own) is not None
 
 
 def _side_near(leaf: NamedLeaf) -> str | None:
