@@ -15,15 +15,16 @@ _OUTPUTS_FIRST = re.compile(r".*conv\d_?d_transpose.*")  # Keras and Haiku; Line
 
 
 def is_transposed(seen: Seen) -> bool:
-    """Whether the name is a transposed convolution's."""
-    return any(word in seen.module for word in ("transpose", "deconv", "conv_tr"))
+    """Whether a name near is a transposed convolution's."""
+    near = seen.leaf.path.lower().split("/")[-3:]
+    return any(word in part for part in near for word in ("transp", "deconv", "conv_tr"))
 
 
 def _may_be_transposed(seen: Seen) -> bool:
-    """Whether an even window, as upsampling has, and no bias leave open which of two sizes PyTorch stored first."""
-    outputs, inputs, *window = seen.core
+    """Whether an even window, as upsampling has, and no bias leave open which axis PyTorch stored first."""
+    _, inputs, *window = seen.core
     upsamples = all(size > 1 and size % 2 == 0 for size in window)
-    return seen.outputs_first and seen.bias is None and upsamples and outputs != inputs > _COLORS
+    return seen.outputs_first and seen.bias is None and upsamples and inputs > _COLORS
 
 
 def _by_name(seen: Seen) -> bool:
@@ -105,9 +106,10 @@ def by_convolution(seen: Seen) -> Reading | None:
     if not looks_like_convolution(seen):
         return None
     if seen.outputs_first:
-        # Inputs come first in PyTorch's transposed convolutions, outputs in Equinox's.
-        weak = _may_be_transposed(seen)
-        return None if is_transposed(seen) else Reading("o" + "i" * (axes - 1), "convolution", weak=weak)
+        if is_transposed(seen):
+            # Inputs come first in PyTorch's, outputs in Equinox's.
+            return Reading("io" + "i" * (axes - 2), "convolution", weak=True) if seen.tree.is_torch else None
+        return Reading("o" + "i" * (axes - 1), "convolution", weak=_may_be_transposed(seen))
     # Haiku's transposed convolutions and Keras' are (*window, out, in).
     if is_transposed(seen) and (_OUTPUTS_FIRST.fullmatch(seen.module) or seen.name == "w"):
         return Reading("i" * (axes - 2) + "oi", "convolution")

@@ -66,12 +66,14 @@ def _embedding(leaf: NamedLeaf, tree: Tree) -> str | None:
 def _head(leaf: NamedLeaf, tree: Tree) -> str | None:
     """The name that makes ``leaf`` a head: its own module's, or that of a scope whose last layer it is."""
     scope_path, module = module_of(leaf.path)
+    if _is_attention(module):
+        return None  # "to_attn_logits"
     if names.HEAD.fullmatch(module) or (names.LAST.fullmatch(module) and _is_last(leaf, tree, "")):
         return module
     for kind in map(str.lower, leaf.classes):
         if kind.endswith("head") and not kind.startswith("multi") and not _is_attention(kind):
             return kind
-    if names.MAYBE_HEAD.search(scope_path) is None or _is_attention(module):
+    if names.MAYBE_HEAD.search(scope_path) is None:
         return None
     if roles.reads_attention(module) or tree.scopes[scope_path].queries:
         return None

@@ -5,7 +5,7 @@ from functools import cache
 
 EMBEDDING = re.compile(
     r"((tok|token|word|time|class|label|input)_)?(emb|embed|embedder|embeddings?)"
-    r"|(\w+_)?pos(ition(al)?)?_(emb|embed|embedder|embeddings?)|posembed_input|embed_(tokens|positions)|w[tp]e"
+    r"|(\w+_)?pos(ition(al)?)?_(emb|embed|embedder|embeddings?)|posembed_input|embed_(tokens?|positions?)|w[tp]e"
     r"|(?!to_)(\w+_)?tokens"
 )
 # The array itself, for arrays that lie in a model or in a dict without a module of their own.
