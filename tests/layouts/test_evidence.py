@@ -75,6 +75,48 @@ CASES = {
         mlp/up/kernel 48x64 io
         mlp/down/kernel 64x48 io
         norm/scale 48 -""",
+    "arrays that lie alone in containers of their own": """
+        block_0/attn/q_proj/w/0 48x4x8 ioo
+        block_0/attn/o_proj/w/0 48x4x8 oii
+        block_0/attn/per_dim_scale/scale/0 8 -
+        block_0/ln_0/scale/0 48 -
+        block_0/ffn/up/w/0 48x96 io
+        block_0/ffn/down/w/0 96x48 io
+        embed_linear/w/0 1000x48 ~-
+        embed_linear/b/0 1000 -""",
+    "logits of attention are no head of the model": """
+        pool/to_attn_logits/weight 48x48x1x1 oiii
+        pool/to_attn_logits/bias 48 -
+        out/weight 30x48 ~-
+        out/bias 30 -""",
+    "a stacked array that is called a head": """
+        stack/pair_logits/weights 4x48x8 ~-
+        stack/norm/scale 4x48 -
+        stack/mix/weights 4x48x48 ~bio""",
+    "experts whose names contradict each other": """
+        moe/linear/w 4x48x192 bio
+        moe/linear_v/w 4x48x192 bio
+        moe/linear_1/w 4x192x48 bio
+        router/w 48x4 io
+        norm/scale 48 -""",
+    "a projection beside others that no rule can read": """
+        attn/gating_query/weights 48x48 ~io
+        attn/q_projection/weights 4x8x48 ?
+        attn/k_projection/weights 4x8x48 ?
+        up/weights 48x96 io
+        down/weights 96x48 io
+        norm/scale 48 -""",
+    "a transposed convolution within a module of that name": """
+        up/transp_conv/conv/weight 48x24x2x2 ~ioii
+        up/transp_conv/norm/weight 24 -""",
+    "a last layer whose outputs only a doubtful table has": """
+        0/0 320x48 ~io
+        1/0 48x96 ~io
+        1/1 96 -
+        2/0 96x48 io
+        2/1 48 -
+        3/0 48x320 ~io
+        3/1 320 -""",
     "an even window without a bias may upsample": """
         stage/layer/weight 48x30x2x2 ~oiii
         stage/layer2/weight 30x48x3x3 oiii
@@ -206,16 +248,16 @@ CASES = {
         a/attn_vec_einsum/w 4x3x8x32 ibio""",
     "gates beside the linear layer": """
         mlp/gating_einsum 2x8x12 ~bio
-        mlp/linear 12x8 ~io
+        mlp/linear 12x8 io
         other/gating_einsum 2x12x8 ~boi
-        other/linear 12x8 ~io
+        other/linear 12x8 io
         moe/gating_einsum 4x2x12x8 ~bboi
-        moe/linear 4x12x8 bio
+        moe/linear 4x12x8 ~bio
         moe/router_logits 8x4 -""",
     "a bias that fits the first axis only": """
         c_attn/kernel 24x8 oi split 8+8+8
         c_attn/bias 24 -
-        c_proj/kernel 8x8 oi
+        c_proj/kernel 8x8 ~oi
         c_proj/bias 8 -""",
     "a bias that fits the last axis beats the name": """
         fc/weight 8x12 io
@@ -291,7 +333,7 @@ CASES = {
         reg_tokens 6x8 -
         embed_tokens/weight 6x8 -""",
     "no weights by name": """
-        dense/kernel 8x8 io
+        dense/kernel 8x8 ~io
         params 4x4 ?
         log_step 4x4 ?
         log_std 4x4 ?
@@ -361,7 +403,7 @@ CASES = {
     "a general dense layer without a bias": """
         dense/kernel 6x3x5 ?""",
     "PyTorch's transposed convolution": """
-        conv_transpose/weight 8x6x3x3 ?""",
+        conv_transpose/weight 8x6x3x3 ~ioii""",
     "LoRA": """
         q/kernel 64x64 io
         q/lora_a 64x4 io
@@ -399,7 +441,7 @@ CASES = {
         embedder/per_layer_model_projection/w 1536x12x256 ~-""",
     "a layer into a wider stream is no router (tunix' Gemma 4)": """
         mapping/kernel 1536x12x256 ?
-        per_layer_projection/kernel 256x1536 io""",
+        per_layer_projection/kernel 256x1536 ~io""",
     "halves of complex arrays (flaxdiff's S5)": """
         norm/scale 256 -
         ssm/kernel 256x256 io

@@ -208,9 +208,9 @@ KINDS = {
         5/0 64x10 ~-
         5/1 10 -""",
     "pairs in lists, outputs first": """
-        0/0 512x784 oi
+        0/0 512x784 ~oi
         0/1 512 -
-        1/0 512x512 oi
+        1/0 512x512 ~oi
         1/1 512 -""",
     "blocks on a diagonal without a bias": """
         norm/weight 128 -

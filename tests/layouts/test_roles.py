@@ -20,7 +20,7 @@ NAMES = {
     "output": "out o o_proj wo out_proj attention_output attn_vec_einsum to_out",
     "up": "up up_proj wi fc1 c_fc w_in dense_h_to_4h",
     "gate": "gate gate_proj w_gate",
-    "down": "down down_proj fc2 c_proj w_out linear dense_4h_to_h",
+    "down": "down down_proj fc2 c_proj w_out linear2 dense_4h_to_h",
     "router": "router router_weights",
 }
 CASES = [(name, role) for role, listed in NAMES.items() for name in listed.split()]

@@ -111,7 +111,7 @@ def _at_edge(leaf: NamedLeaf, decision: Decision, tree: Tree, edges: Edges) -> D
     if not decision.why.startswith("head: "):
         return edges.judged(leaf, decision)
     if not edges.is_no_head(leaf):
-        return decision._replace(strength="weak") if edges.is_taken(leaf) else decision
+        return decision._replace(strength="weak") if edges.may_be_inside(leaf) else decision
     as_matrix = _as_matrix(leaf, tree)
     return as_matrix._replace(why=f"{as_matrix.why}; no head: its outputs are taken", strength="weak")
 

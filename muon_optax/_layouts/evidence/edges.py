@@ -11,6 +11,7 @@ from muon_optax._layouts.tree import names, roles
 from muon_optax._layouts.tree.layer_stacks import Shape
 from muon_optax._layouts.tree.path_parts import family_of, is_torch, module_of
 from muon_optax._layouts.tree.tree import Tree
+from muon_optax._layouts.tree.windows import LARGEST_WINDOW, has_trailing_window
 
 # Sizes that differ by such a factor are parts of one another: fused query, key and value, or a hidden layer's halves.
 FACTORS = range(2, 9)
@@ -26,6 +27,7 @@ class Edges:
     def __init__(self, tree: Tree, leaves: Sequence[NamedLeaf], decisions: Sequence[Decision]) -> None:
         self.tree = tree
         self.sides: Counter[int] = Counter()  # leaves that have the size as a side
+        self.firm: Counter[int] = Counter()  # the same of norms and of what is read on strong evidence
         self.outputs: Counter[int] = Counter()
         self.channels: set[int] = set()  # of convolutions
         self.widths: set[int] = set()  # of norms
@@ -40,18 +42,22 @@ class Edges:
             if leaf.path in tree.vectors:
                 lengths = leaf.shape[-1:] if leaf.path in tree.norms else ()
                 self.sides.update(lengths)
+                self.firm.update(lengths)
                 self.outputs.update(lengths)
                 self.widths.update(lengths)
             elif len(leaf.shape) > 1:
-                self._add(leaf, decision.layout, decision.why.startswith("head"))
+                self._add(leaf, decision)
 
-    def _add(self, leaf: NamedLeaf, layout: Layout | None, head: bool) -> None:
-        shape = leaf.shape
+    def _add(self, leaf: NamedLeaf, decision: Decision) -> None:
+        shape, layout, head = leaf.shape, decision.layout, decision.why.startswith("head")
         fan_in, fan_out = (0, shape[-1]) if layout is None else (layout.fan_in(shape), layout.fan_out(shape))
         letters = "" if layout is None else layout.axes
         if head and len(shape) == 2:
             self.read_by_heads.add(shape[1] if is_torch(leaf.path) else shape[0])
-        self.sides.update(_sides(shape, letters, fan_in, fan_out))
+        sides = _sides(shape, letters, fan_in, fan_out)
+        self.sides.update(sides)
+        if decision.strength == "strong":
+            self.firm.update(sides)
         self.inputs.add(fan_in)
         self.outputs.update({size for size, letter in zip(shape, letters, strict=False) if letter == "o"} | {fan_out})
         if layout is not None and len(shape) > 2 and names.CONVOLUTION.search(module_of(leaf.path)[1]):
@@ -109,10 +115,14 @@ class Edges:
         nested = any(names.HEAD.fullmatch(names.clean(part)) for part in scope.split("/"))
         return len(leaf.shape) == 2 and outputs in self.widths and not nested
 
-    def is_taken(self, leaf: NamedLeaf) -> bool:
-        """Whether another layer may take the outputs of a leaf that is called a head."""
-        outputs, inputs = _sides_by_name(leaf)
-        return len(leaf.shape) == 2 and outputs >= LEAST_CHANNELS and self.takers(leaf, inputs, outputs) > 0
+    def may_be_inside(self, leaf: NamedLeaf) -> bool:
+        """Whether a leaf that is called a head has heads or layers as axes, or outputs that another layer may take."""
+        shape = leaf.shape
+        if len(shape) == 2:
+            outputs, inputs = _sides_by_name(leaf)
+            return outputs >= LEAST_CHANNELS and self.takers(leaf, inputs, outputs) > 0
+        window = has_trailing_window(shape) or (len(shape) > 3 and shape[0] == shape[1] <= LARGEST_WINDOW)
+        return not window and names.CONVOLUTION.search(module_of(leaf.path)[1]) is None
 
     def is_one_of_tables(self, leaf: NamedLeaf) -> bool:
         """Whether modules side by side look up rows of one width: PyTorch's weights of many heights, without a bias."""
@@ -144,9 +154,10 @@ class Edges:
         scope, module = module_of(leaf.path)
         # A few outputs are another side's size by chance. A router has few, and a layer's type is known.
         few = outputs < LEAST_CHANNELS and roles.role_of(module) != "router" and decision.why != "layer type"
-        if few and not self.is_repeated(leaf):
+        if (few or self.firm[outputs] <= (decision.strength == "strong")) and not self.is_repeated(leaf):
             return decision._replace(strength="weak")
-        block = self.is_repeated(leaf) or _NUMBER.search(scope)
+        # In lists of lists every scope has a number.
+        block = self.is_repeated(leaf) or (_NUMBER.search(scope) and any(map(str.isalpha, scope)))
         if block or roles.side_of(module) is not None or not self.is_taken_back(leaf, inputs, outputs):
             return decision
         return decision._replace(strength="weak")

@@ -25,10 +25,13 @@ class Support:
     def __init__(self, tree: Tree, leaves: list[NamedLeaf], decisions: list[Decision], widths: Set[int]) -> None:
         self.tree = tree
         self.shown: defaultdict[str, set[str]] = defaultdict(set)
+        self.unread: set[str] = set()  # scopes of what no rule knows
         for leaf, decision in zip(leaves, decisions, strict=True):
             orientation = _orientation(decision.layout)
             if decision.layout is not None and orientation and _shows(leaf, decision.layout, decision.why, widths):
                 self.shown[_name(leaf)].add(orientation)
+            if decision.unknown:
+                self.unread.add(module_of(leaf.path)[0])
 
     def judged(self, leaf: NamedLeaf, decision: Decision) -> Decision:
         """The decision, marked weak if a name alone says which axis is the input, or that it is a layer at all."""
@@ -44,11 +47,14 @@ class Support:
             return any(around.outs for around in self.tree.chain(module_of(leaf.path)[0])[:2])
         if not orientation or _name(leaf) == _DEFINED or any(map(why.startswith, _BORNE_OUT)):
             return True
+        if module_of(leaf.path)[0] in self.unread:
+            return why == "bias of siblings"
         if why == "router" and _side_near(leaf) is not None:
             return True  # the router's inputs are the width
         if is_torch(leaf.path) and not _is_called_a_layer(leaf):
             return False  # PyTorch calls the rows of a table so too
-        return why == "bias of siblings" or orientation in self.shown[_name(leaf)]
+        gated = why == "name: linear" and f"{leaf.path.rpartition('/')[0]}/gating_einsum" in self.tree.shapes
+        return why == "bias of siblings" or gated or orientation in self.shown[_name(leaf)]
 
 
 def _name(leaf: NamedLeaf) -> str:

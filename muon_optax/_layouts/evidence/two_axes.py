@@ -8,6 +8,7 @@ from muon_optax._layouts.tree.seen import Reading, Seen
 
 _TWO_AXES = "two axes"  # and a name that says nothing
 _IN_TURN = "numbered layers"  # each takes what the one before gives
+_SIBLINGS = "bias of siblings"
 _QUERIES = frozenset({"query", "queries"})
 
 
@@ -35,6 +36,8 @@ def by_orientation(seen: Seen) -> Reading | None:
     # Without any bias or norm a tree of weights may be anybody's too: JAX users store their inputs first.
     anybodys = seen.name.endswith("_weight") or not (seen.tree.vectors or seen.tree.hidden)
     weak = why in (_TWO_AXES, _IN_TURN) or (why == "name: weight" and anybodys and not fused)
+    # Siblings that store their outputs first speak against a name that is not PyTorch's.
+    weak |= why == _SIBLINGS and letters == "oi" and not seen.outputs_first
     return Reading(letters, why, (inputs,) * 3 if fused else None, weak=weak)
 
 
@@ -49,7 +52,7 @@ def _letters(seen: Seen) -> tuple[str | None, str]:
         return own, "its bias"
     siblings = _by_siblings(seen)
     if siblings == "oi" or (siblings and seen.outputs_first):
-        return siblings, "bias of siblings"
+        return siblings, _SIBLINGS
     in_turn = seen.tree.chains.get(family_of(seen.leaf.path)) if not seen.stack.sizes else None
     if seen.outputs_first:
         by_name = {"io": ("io", _IN_TURN), "oi": ("oi", f"name: weight, {_IN_TURN}"), None: ("oi", "name: weight")}
@@ -76,7 +79,9 @@ def _fitted(core: tuple[int, ...], bias: tuple[int, ...] | None) -> str | None:
 
 def _by_siblings(seen: Seen) -> str | None:
     """The orientation on which all biases agree in the nearest scope where a bias shows one."""
-    for scope in seen.scopes[:3]:
+    # What lies outside of all blocks may be a table with a bias, which is stored the other way round.
+    near = seen.scopes[:-1] if len(seen.scopes) > 2 else seen.scopes
+    for scope in near[:3]:
         pairs = [
             p for p in scope.pairs if len(p.weight) == len(seen.leaf.shape) and p.outputs_first == seen.outputs_first
         ]

@@ -57,6 +57,8 @@ def unwrapped(leaves: Sequence[NamedLeaf]) -> list[NamedLeaf]:
 
     Wrappers may lie in wrappers: "weight/weight/args/0" beside "weight/scale/args/0".
     """
+    if _are_boxed(leaves):
+        return unwrapped([leaf._replace(path=leaf.path[:-2]) for leaf in leaves])
     parts: defaultdict[str, list[NamedLeaf]] = defaultdict(list)
     short: dict[str, str] = {}
     paths = {leaf.path for leaf in leaves}
@@ -77,3 +79,9 @@ def unwrapped(leaves: Sequence[NamedLeaf]) -> list[NamedLeaf]:
         if bare not in paths:
             short[max(wrapped, key=lambda leaf: math.prod(leaf.shape)).path] = bare
     return [leaf._replace(path=short[leaf.path]) if leaf.path in short else leaf for leaf in leaves]
+
+
+def _are_boxed(leaves: Sequence[NamedLeaf]) -> bool:
+    """Whether each array lies alone in a container of its own, as one that carries notes on axes does: "w/0"."""
+    boxed = bool(leaves) and all(leaf.path.endswith("/0") for leaf in leaves)
+    return boxed and not _ARRAYS.isdisjoint(leaf.path.split("/")[-2] for leaf in leaves)

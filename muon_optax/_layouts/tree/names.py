@@ -32,7 +32,7 @@ NORM_ARRAY = frozenset({"scale", "gamma"})
 NORM_FIELD = frozenset({"weight", "w", "g", "b", "gain"})  # never "kernel": under "norm_mlp" that is a matrix
 OTHER_SCALE = re.compile(r"(.*_)?(a_log|scales?|scalers?|coefs?|sinks?)")
 # A norm of queries or keys has the length of a head, or of a compressed rank: that says nothing of the model's width.
-INNER_NORM = re.compile(r"_*(q|k|v|kv|qk|query|key|value|attn_inner)(_\w+)?_*(layer)?_?(norm|ln|rms)\w*")
+INNER_NORM = re.compile(r"_*(q|k|v|kv|qk|query|key|value|attn_inner)(_\w+)?_*(layer)?_?(norm|ln|rms)\w*|per_dim_scale")
 
 ATTENTION = re.compile(r".*(attn|attention).*")
 CONVOLUTION = re.compile(r"conv|^depthwise|^pointwise|transpose|^patch")  # patches may be wider than any window

@@ -27,7 +27,7 @@ ROLES = {
     "output": rf"(to_)?(o|wo|out|output|attn_vec|attention_output|attention_out|attn_out){_PROJECTION}",
     "up": rf"{_FEED}(wi|w1|w3|up|fc1|fc_in|c_fc|w_in|w_up|lin1|linear1|intermediate){_FED}|dense_h_to_4h",
     "gate": rf"{_FEED}(gate|w_gate){_FED}",
-    "down": rf"{_FEED}(w2|down|fc2|fc_out|c_proj|w_out|w_down|lin2|linear2?){_FED}|dense_4h_to_h",
+    "down": rf"{_FEED}(w2|down|fc2|fc_out|c_proj|w_out|w_down|lin2|linear2){_FED}|dense_4h_to_h",
     "router": r"(\w+_)?router(_\w+)?",
 }
 _PATTERNS = {role: re.compile(pattern) for role, pattern in ROLES.items()}
