@@ -152,9 +152,10 @@ class Edges:
     def _judged_taken(self, leaf: NamedLeaf, decision: Decision, inputs: int, outputs: int) -> Decision:
         """A matrix whose outputs are taken; by nothing but a turned one outside of all blocks, it may be a decoder."""
         scope, module = module_of(leaf.path)
-        # A few outputs are another side's size by chance. A router has few, and a layer's type is known.
-        few = outputs < LEAST_CHANNELS and roles.role_of(module) != "router" and decision.why != "layer type"
-        if (few or self.firm[outputs] <= (decision.strength == "strong")) and not self.is_repeated(leaf):
+        # A few outputs are another side's size by chance, and what is read on weak evidence may not take them.
+        few = outputs < LEAST_CHANNELS and roles.role_of(module) != "router"
+        doubtful = few or self.firm[outputs] <= (decision.strength == "strong")
+        if doubtful and decision.why != "layer type" and not self.is_repeated(leaf):
             return decision._replace(strength="weak")
         # In lists of lists every scope has a number.
         block = self.is_repeated(leaf) or (_NUMBER.search(scope) and any(map(str.isalpha, scope)))
