@@ -63,7 +63,7 @@ class Piece(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """The properties that matrices must share to travel together. An owner needs to know no others."""
+    """Matrices that agree in these properties, and so are the same to an owner."""
 
     layout: Layout  # of one matrix, without batch axes
     shape: tuple[int, ...]

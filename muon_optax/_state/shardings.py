@@ -157,11 +157,9 @@ def _places(state: Any, params: Any, placement: Placement, hosted: Sequence[bool
         # By path and shape, since any Optax transform may hold a tree like the parameters somewhere in its state.
         path = parameter_of(leaf.path, leaf.shape, shapes)
         if path is not None:
-            return placement.there.get(path, everywhere)
+            return placement.there[path]
         path = parameter_of(leaf.path, (), dict.fromkeys(shapes, ()))
-        if path is None:
-            return everywhere
-        return _place_of_statistic(leaf, placement.there.get(path, everywhere), shapes[path])
+        return everywhere if path is None else _place_of_statistic(leaf, placement.there[path], shapes[path])
 
     places = [
         place(leaf).with_memory_kind(HOST) if away else place(leaf)
