@@ -11,13 +11,12 @@ The words of this folder, in the order in which an update meets them:
   *copies* of its pieces.
 - *pool*: the mesh axes along which owners differ. Axes that divide a stack of experts or layers are not among them,
   since its matrices stay with the devices of their part.
-- *owner*: the device that orthogonalizes a matrix. Pools of few axes choose first, then the costliest kinds, in rounds
-  of one matrix for each owner of the pool (``owners.py``).
+- *owner*: the device that orthogonalizes a matrix (``owners.py``).
 - *stack*: matrices that travel together, in one send and one return (``stacks.py``). They are of one kind, and all
-  owners hold equally many. A *mixed* stack has the rest of several kinds, which agree in pool, wire dtype and dividing
-  axes, and each owner runs the branch for the matrices it holds.
+  owners hold equally many. A *mixed* stack has the rest of several kinds, and each owner runs the branch for the
+  matrices it holds.
 - *held*: how many matrices of each kind an owner has in a stack.
-- *turn*: one matrix of each owner. Zeros may fill the last turn of a kind, if no device works more than 2% longer.
+- *turn*: one matrix of each owner.
 - *way*: how a stack travels to its owners, or back, in an array ``(owners, rows, width)``.
 - *row*: a line of the way's array. Pieces fill whole rows, whose width all kinds of the stack share (``packing.py``).
 - *batch*: stacks that are in memory at once. Large models take several, one after another.

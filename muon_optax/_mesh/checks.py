@@ -91,7 +91,7 @@ def refuse_off_mesh(typed: Mapping[str, NamedSharding], leaves: Sequence[NamedLe
     """Refuses leaves whose types name no mesh, beside others whose types name one."""
     # A leaf on one device among others on a mesh would make JAX fail later, without a path.
     off = [leaf.path for leaf in leaves if leaf.path not in typed]
-    if typed and off:
+    if off:
         path, sharding = next(iter(typed.items()))
         raise ValueError(
             f"{show(off[0])} lies on no mesh, and {show(path)} on {_brief(sharding.mesh)} ({len(off)} such paths). Put "

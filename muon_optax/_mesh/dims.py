@@ -21,19 +21,24 @@ def dims_of(path: str, sharding: NamedSharding, ndim: int) -> Dims:
     """The mesh axes of each of ``ndim`` array axes, major first, without mesh axes of one device."""
     refuse_unusable_spec(path, sharding, ndim)
     sizes = sharding.mesh.shape
-    parts = [names(part) for part in sharding.spec][:ndim]
-    parts += [()] * (ndim - len(parts))
-    return tuple(tuple(axis for axis in part if sizes[axis] > 1) for part in parts)
+    return tuple(tuple(axis for axis in part if sizes[axis] > 1) for part in named_axes(sharding.spec, ndim))
 
 
-def names(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The mesh axes in one entry of a ``PartitionSpec``."""
-    return () if part is None else (part,) if isinstance(part, str) else tuple(part)
+def named_axes(spec: PartitionSpec, ndim: int) -> Dims:
+    """The mesh axes that ``spec`` names for each of ``ndim`` array axes."""
+    parts = [() if part is None else (part,) if isinstance(part, str) else tuple(part) for part in spec]
+    return (*parts, *[()] * (ndim - len(parts)))[:ndim]
 
 
 def spec_of(dims: Dims) -> PartitionSpec:
-    """The inverse of :func:`dims_of`."""
+    """The inverse of :func:`named_axes`."""
     return PartitionSpec(*(part or None for part in dims))
+
+
+def short_spec_of(dims: Dims) -> PartitionSpec:
+    """:func:`spec_of` as ``jit`` writes it, without entries for the last axes if nothing divides them."""
+    # A step that finds its state otherwise than it left it is compiled again.
+    return spec_of(dims[: max((axis + 1 for axis, part in enumerate(dims) if part), default=0)])
 
 
 def local_shape(shape: tuple[int, ...], dims: Dims, sizes: Sizes) -> tuple[int, ...]:

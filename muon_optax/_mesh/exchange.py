@@ -1,7 +1,7 @@
 """Send and return. Pieces travel to their owners, whole matrices are orthogonalized, pieces travel back."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby
 from typing import TypeAlias
@@ -25,10 +25,8 @@ Numbered: TypeAlias = Mapping[int, jax.Array]  # by the number of a leaf
 def exchange(plan: Plan, map_stacks: MapStacks) -> Callable[[Arrays], dict[str, jax.Array]]:
     """Makes a function from the updates of ``plan``'s matrices, by path, to their orthogonalized counterparts.
 
-    Args:
-        plan: The plan, which gives each matrix its owner.
-        map_stacks: A function that orthogonalizes stacks ``(matrices, rows, cols)`` on one device, given the name of
-            the orthogonalizer of each.
+    ``map_stacks`` orthogonalizes stacks ``(matrices, rows, cols)`` on one device, given the name of the orthogonalizer
+    of each.
     """
     # Arrays without elements stay: beside others in a `shard_map` they crash XLA (jaxlib 0.11.2).
     filled = {number: leaf for number, leaf in enumerate(plan.leaves) if math.prod(leaf.shape)}
@@ -42,15 +40,13 @@ def exchange(plan: Plan, map_stacks: MapStacks) -> Callable[[Arrays], dict[str, 
     )
 
     def whole(arrays: Arrays) -> dict[str, jax.Array]:
-        blocks: dict[str, list[jax.Array]] = {}
         padded = {number: _padded_block(plan, leaf, arrays[leaf.path]) for number, leaf in enumerate(plan.leaves)}
-        results = run({number: padded[number] for number in filled}) if filled else {}
+        results = {**padded, **run({number: padded[number] for number in filled})}
+        blocks: dict[str, list[jax.Array]] = {}
         for number, leaf in enumerate(plan.leaves):
             # Zeros that were appended for the mesh go, and the blocks of a fused projection meet again.
-            result = results.get(number, padded[number])[tuple(map(slice, leaf.shape))]
-            blocks.setdefault(leaf.path, []).append(result)
-        axes = {leaf.path: leaf.layout.axes.index("o") for leaf in plan.leaves}
-        joined = {path: jnp.concatenate(own, axis=axes[path]) for path, own in blocks.items()}
+            blocks.setdefault(leaf.path, []).append(results[number][tuple(map(slice, leaf.shape))])
+        joined = {path: jnp.concatenate(own, plan.uses[path].layout.axes.index("o")) for path, own in blocks.items()}
         return {path: relocate(array, plan.shardings[path]) for path, array in joined.items()}
 
     return whole
@@ -58,8 +54,7 @@ def exchange(plan: Plan, map_stacks: MapStacks) -> Callable[[Arrays], dict[str, 
 
 def _padded_block(plan: Plan, leaf: Leaf, array: jax.Array) -> jax.Array:
     output = leaf.layout.axes.index("o")
-    ends = [leaf.start * (axis == output) + size for axis, size in enumerate(leaf.shape)]
-    block = array[tuple(map(slice, [end - size for end, size in zip(ends, leaf.shape, strict=True)], ends))]
+    block = array[(*[slice(None)] * output, slice(leaf.start, leaf.start + leaf.shape[output]))]
     # Zeros beyond the edge change no other row or column of the result.
     widths = [(0, padded - size) for padded, size in zip(leaf.padded, leaf.shape, strict=True)]
     return relocate(jnp.pad(block, widths), NamedSharding(plan.mesh, spec_of(leaf.there)))
@@ -72,8 +67,9 @@ def _on_each_device(plan: Plan, map_stacks: MapStacks, arrays: Numbered) -> Numb
             # A batch starts when the one before has ended, so that the stacks of one are in memory at a time.
             sent, done = jax.lax.optimization_barrier((sent, done))
         received = [_send(plan.leaves, stack, sent) for stack in stacks]
-        for stack, made in zip(stacks, _work(stacks, received, map_stacks), strict=True):
-            done |= _return(stack, made)
+        made = _work(stacks, received, map_stacks)
+        for stack in stacks:
+            done |= _return(stack, made[stack])
     results = {}
     for number, own in groupby(sorted(done), key=lambda matrix: matrix[0]):
         pieces = jnp.concatenate([done[first] for first in own])
@@ -110,28 +106,24 @@ def _pieces(leaves: Sequence[Leaf], arrays: Numbered, kind: Kind, first: Matrix 
     return leaves[number].pieces_of(arrays[number])[start : start + many].astype(kind.dtype)
 
 
-def _work(stacks: Sequence[Stack], received: Sequence[jax.Array], map_stacks: MapStacks) -> list[jax.Array]:
+def _work(stacks: Sequence[Stack], received: Sequence[jax.Array], map_stacks: MapStacks) -> dict[Stack, jax.Array]:
     """Orthogonalizes what an owner received. The results are the rows ``(receivers, rows, width)`` of each stack."""
-    by_mixed: dict[bool, Iterator[jax.Array]] = {}
-    for mixed, orthogonalize in ((False, _in_common), (True, _in_branches)):
-        own = [pair for pair in zip(stacks, received, strict=True) if pair[0].mixed == mixed]
-        by_mixed[mixed] = iter(orthogonalize([stack for stack, _ in own], map_stacks, [rows for _, rows in own]))
-    return [next(by_mixed[stack.mixed]) for stack in stacks]
-
-
-def _in_common(stacks: Sequence[Stack], map_stacks: MapStacks, received: Sequence[jax.Array]) -> list[jax.Array]:
-    """Does the work that is the same for all devices."""
-    return _orthogonalized(stacks, map_stacks, [stack.held[0] for stack in stacks], received)
+    made = {}
+    # Only mixed stacks need branches, and take one for all. Between two branches devices would wait for each other.
+    for mixed in sorted({stack.mixed for stack in stacks}):
+        own = {stack: rows for stack, rows in zip(stacks, received, strict=True) if stack.mixed == mixed}
+        made.update(zip(own, _in_branches([*own], map_stacks, [*own.values()]), strict=True))
+    return made
 
 
 def _in_branches(stacks: Sequence[Stack], map_stacks: MapStacks, received: Sequence[jax.Array]) -> list[jax.Array]:
-    """Does the work in mixed stacks, in one branch for all. Between two branches devices would wait for each other."""
-    if not stacks:
-        return []
+    """Does the work in stacks, in a branch for each combination of numbers that devices hold in them."""
     held = list(zip(*(stack.held_by_device() for stack in stacks), strict=True))
     # Devices that hold the same numbers share a branch, since each branch costs time to compile.
     programs = list(dict.fromkeys(held))
     branches = [partial(_orthogonalized, stacks, map_stacks, program) for program in programs]
+    if len(branches) == 1:
+        return branches[0](received)
     chosen = jnp.asarray([programs.index(own) for own in held])
     return jax.lax.switch(chosen[jax.lax.axis_index(tuple(stacks[0].sizes))], branches, received)
 
@@ -141,14 +133,8 @@ def _orthogonalized(
 ) -> list[jax.Array]:
     """Makes the rows that owners return if they hold these numbers in each stack."""
     # All at once, so that small matrices of several kinds and stacks share one product.
-    blocks = chain.from_iterable(map(open_rows, stacks, held, received))
-    names = [
-        kind.orthogonalizer
-        for stack, own in zip(stacks, held, strict=True)
-        for kind, _ in stack.contents(own)
-        for _ in kind.layout.blocks(kind.shape)
-    ]
-    results = iter(map_stacks(list(blocks), names))
+    blocks = list(chain.from_iterable(map(open_rows, stacks, held, received)))
+    results = iter(map_stacks([matrices for matrices, _ in blocks], [name for _, name in blocks]))
     return [close_rows(stack, own, results) for stack, own in zip(stacks, held, strict=True)]
 
 

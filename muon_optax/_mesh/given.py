@@ -22,11 +22,9 @@ def as_given(shardings: Any) -> Given:
 
 def check_given(given: Given, params: Any) -> None:
     """Refuses at ``init`` what :func:`plan_in_sight` would refuse, as far as the leaves are in sight."""
-    if given is None:
-        return
-    # Behind a mask only a part of the tree is in sight. A missing sharding can be seen, a superfluous one can't.
-    hidden = has_hidden(params)
-    _refuse_others(given, named_leaves(params), whole=not hidden)
+    if given is not None:
+        # Behind a mask only a part of the tree is in sight. A missing sharding can be seen, a superfluous one can't.
+        _refuse_others(given, named_leaves(params), whole=not has_hidden(params))
 
 
 def _refuse_others(given: Given, leaves: Sequence[NamedLeaf], whole: bool) -> None:

@@ -34,6 +34,12 @@ class Leaf(NamedTuple):
         """Picks from one value for each axis those of the other axes."""
         return tuple(value for value, letter in zip(values, self.layout.axes, strict=True) if letter != "b")
 
+    def pool(self, sizes: Sizes) -> tuple[str, ...]:
+        """The mesh axes that owners of its matrices differ by: those that do not divide its batch axes."""
+        # Matrices stay among the devices that hold their part of the batch axes, so they reach fewer devices.
+        batch = {axis for part in self.of_batch(self.there) for axis in part}
+        return tuple(axis for axis in sizes if axis not in batch)
+
     def pieces_of(self, array: jax.Array) -> jax.Array:
         """Turns one device's part of the leaf into pieces ``(matrices, *piece)``."""
         batch = self.of_batch(range(array.ndim))
@@ -57,7 +63,7 @@ class Piece(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """The properties that matrices must share to travel together. An owner needs to know no others."""
+    """Matrices that agree in these properties, and so are the same to an owner."""
 
     layout: Layout  # of one matrix, without batch axes
     shape: tuple[int, ...]
@@ -75,9 +81,7 @@ class Kind(NamedTuple):
 
 def kind_of(leaf: Leaf, sizes: Sizes) -> Kind:
     """The kind of a leaf's matrices."""
-    # Matrices stay among the devices that hold their part of the batch axes, so they reach fewer devices.
-    batch = {axis for part in leaf.of_batch(leaf.there) for axis in part}
-    pool = tuple(axis for axis in sizes if axis not in batch)
+    pool = leaf.pool(sizes)
     letters, shape = "".join(leaf.of_matrix(leaf.layout.axes)), leaf.of_matrix(leaf.padded)
     # Heads and head dimension are one axis on the way: a TPU fills an array's last axis up to 128.
     merged = len(letters) - len(letters.rstrip(letters[-1]))

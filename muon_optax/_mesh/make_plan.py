@@ -61,10 +61,9 @@ def _leaves_of(leaf: NamedLeaf, layout: Layout, placement: Placement, use: check
     for start, shape, block in _blocks(layout, leaf.shape, came, left):
         there, back = _travelable(block, shape, came, left, sizes)
         padded = padded_shape(padded_shape(shape, there, sizes), back, sizes)
-        among = {axis for part, letter in zip(there, block.axes, strict=True) if letter == "b" for axis in part}
+        found = Leaf(leaf.path, start, shape, padded, block, there, back, use.dtype, use.orthogonalizer)
         # If a device has whole matrices to itself, nothing travels, so nothing is rounded.
-        dtype = jnp.dtype(leaf.dtype).name if among == set(sizes) else use.dtype
-        yield Leaf(leaf.path, start, shape, padded, block, there, back, dtype, use.orthogonalizer)
+        yield found if found.pool(sizes) else found._replace(dtype=jnp.dtype(leaf.dtype).name)
 
 
 def _blocks(

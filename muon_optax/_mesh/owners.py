@@ -17,15 +17,8 @@ def give_away(
     """Gives every matrix an owner, with no device having more than an even share of the weights and one matrix.
 
     Pools of few mesh axes come first, and within a pool the kinds with the heaviest matrices. In each round every owner
-    gets one matrix, the owner with the least weight first. A round continues from kind to kind.
-
-    Args:
-        matrices: The matrices of every kind.
-        weights: The weight of one matrix of every kind. A plan weighs by FLOPs, but nothing here depends on that.
-        sizes: The devices along each mesh axis.
-
-    Returns:
-        For every kind, the matrices of each owner.
+    gets one matrix, the owner with the least weight first. A round continues from kind to kind. ``weights`` has the
+    weight of one matrix of every kind. A plan weighs by FLOPs, but nothing here depends on that.
     """
     load, owned = np.zeros(tuple(sizes.values())), {}
     # Matrices that stay among few devices choose first. The others even out what those leave.

@@ -12,18 +12,18 @@ from muon_optax._mesh.dims import Dims, Sizes, count
 from muon_optax._mesh.stacks import Held, Stack, Way
 
 
-def open_rows(stack: Stack, held: Held, rows: jax.Array) -> list[jax.Array]:
-    """Puts an owner's matrices together from all senders' rows, as whole blocks ``(matrices, rows, cols)``."""
+def open_rows(stack: Stack, held: Held, rows: jax.Array) -> list[tuple[jax.Array, str]]:
+    """An owner's blocks ``(matrices, rows, cols)`` from all senders' rows, each with its orthogonalizer's name."""
     blocks = []
     for (kind, turns), pieces in zip(stack.contents(held), read(stack, stack.there, held, rows), strict=True):
         by_sender = pieces.reshape(-1, turns.stop - turns.start, *kind.there.shape)
         whole = jax.vmap(partial(join, dims=kind.there.dims, sizes=stack.sizes), in_axes=1)(by_sender)
-        blocks += kind.batched.to_matrices(whole)
+        blocks += [(matrices, kind.orthogonalizer) for matrices in kind.batched.to_matrices(whole)]
     return blocks
 
 
 def close_rows(stack: Stack, held: Held, blocks: Iterator[jax.Array]) -> jax.Array:
-    """The inverse of :func:`open_rows`: all receivers' rows ``(receivers, rows, width)``."""
+    """The inverse of :func:`open_rows`, without names: all receivers' rows ``(receivers, rows, width)``."""
     pieces = []
     for kind, _ in stack.contents(held):
         own = tuple(islice(blocks, len(kind.layout.blocks(kind.shape))))

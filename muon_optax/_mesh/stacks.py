@@ -51,12 +51,7 @@ class Way:
 
 
 class Stack:
-    """Matrices that travel together. Their kinds agree in pool and dtype, and on each way in the axes that divide them.
-
-    Args:
-        sizes: The devices along each mesh axis.
-        owned: For every kind, the matrices of each owner.
-    """
+    """Matrices that travel together. Kinds agree in pool and dtype, and on each way in the axes that divide them."""
 
     def __init__(self, sizes: Sizes, owned: Mapping[Kind, Owned]) -> None:
         self.sizes, self.owned = sizes, owned

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from muon_optax._mesh.dims import names
+from muon_optax._mesh.dims import named_axes, spec_of
 
 
 def explicit_axes(mesh: Any) -> set[str]:
@@ -36,8 +36,8 @@ def relocate(array: jax.Array, place: NamedSharding) -> jax.Array:
     # The type's own mesh, if it has one, is abstract. A plan's may have other devices on the same axes.
     mesh = place.mesh if sharding.mesh.empty else sharding.mesh
     explicit = explicit_axes(mesh)
-    parts = [tuple(axis for axis in names(part) if axis in explicit) for part in place.spec][: array.ndim]
-    spec = PartitionSpec(*(part or None for part in parts), *[None] * (array.ndim - len(parts)))
+    named = named_axes(place.spec, array.ndim)
+    spec = spec_of(tuple(tuple(axis for axis in part if axis in explicit) for part in named))
     if not explicit or (spec == sharding.spec and mesh == sharding.mesh):
         return array
     return jax.sharding.reshard(array, NamedSharding(mesh, spec))

@@ -1,6 +1,7 @@
 """The shardings of an optimizer's state. Momentum lies as its parameter does, or spread further (ZeRO-1)."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import jax
@@ -9,9 +10,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
 from muon_optax._mesh.checks import refuse_no_mesh, refuse_other_paths, refuse_other_shapes, refuse_unusable_spec
-from muon_optax._mesh.dims import count, dims_of, names
+from muon_optax._mesh.dims import count, named_axes, short_spec_of
 from muon_optax._mesh.given import as_given
-from muon_optax._mesh.placement import Placement, trimmed
+from muon_optax._mesh.placement import Placement
 from muon_optax._mesh.plan import Plan
 from muon_optax._mesh.typed import explicit_axes, inside_shard_map, typed_sharding
 from muon_optax._transforms.checks.arguments import check_transform
@@ -125,7 +126,7 @@ def stay_spread(
 def _constrain(array: Any, place: NamedSharding) -> Any:
     # Inside `shard_map` all is local. Under Explicit axes an array's type holds it in place, and JAX refuses to say it
     # again, of arrays without a type too, which `jax.eval_shape` makes.
-    explicit = explicit_axes(place.mesh) & {axis for part in place.spec for axis in names(part)}
+    explicit = explicit_axes(place.mesh) & {*chain.from_iterable(named_axes(place.spec, len(place.spec)))}
     if inside_shard_map() or typed_sharding(array) is not None or explicit:
         return array
     return jax.lax.with_sharding_constraint(array, place)
@@ -156,11 +157,9 @@ def _places(state: Any, params: Any, placement: Placement, hosted: Sequence[bool
         # By path and shape, since any Optax transform may hold a tree like the parameters somewhere in its state.
         path = parameter_of(leaf.path, leaf.shape, shapes)
         if path is not None:
-            return placement.there.get(path, everywhere)
+            return placement.there[path]
         path = parameter_of(leaf.path, (), dict.fromkeys(shapes, ()))
-        if path is None:
-            return everywhere
-        return _place_of_statistic(leaf, placement.there.get(path, everywhere), shapes[path])
+        return everywhere if path is None else _place_of_statistic(leaf, placement.there[path], shapes[path])
 
     places = [
         place(leaf).with_memory_kind(HOST) if away else place(leaf)
@@ -171,9 +170,9 @@ def _places(state: Any, params: Any, placement: Placement, hosted: Sequence[bool
 
 def _place_of_statistic(leaf: NamedLeaf, own: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
     """As the parameter on every axis whose shards hold whole entries of the statistic; everywhere for other axes."""
-    same_axes, spec = len(leaf.shape) == len(shape), list(own.spec)
-    for axis, part in enumerate(dims_of(leaf.path, own, len(shape))[: len(spec)]):
-        entries = leaf.shape[axis] if same_axes else 0
-        if entries == 0 or shape[axis] % entries or entries % count(part, own.mesh.shape):
-            spec[axis] = None
-    return NamedSharding(own.mesh, trimmed(spec))
+    entries = leaf.shape if len(leaf.shape) == len(shape) else (0,) * len(shape)
+    dims = tuple(
+        part if held and size % held == 0 and held % count(part, own.mesh.shape) == 0 else ()
+        for part, size, held in zip(named_axes(own.spec, len(shape)), shape, entries, strict=True)
+    )
+    return NamedSharding(own.mesh, short_spec_of(dims))
