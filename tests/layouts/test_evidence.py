@@ -466,12 +466,12 @@ CASES = {
         a/o_proj/weight/0 64x4x16 oii""",
     "as many heads in each, outputs first (Levanter's GPT-2)": """
         ln/weight/0 64 -
-        attn/c_attn/weight/0 3x4x16x64 oooi
+        attn/c_attn/weight/0 3x4x16x64 ~oooi
         attn/c_proj/weight/0 64x4x16 oii
         mlp/c_fc/weight/0 256x64 ~oi""",
     "Megatron's names, inputs first (Haliax's layers)": """
         norm/weight/0 512 -
-        attn/query_key_value/weight/0 512x3x8x96 iooo
+        attn/query_key_value/weight/0 512x3x8x96 ~iooo
         mlp/dense_h_to_4h/weight/0 512x2048 io
         mlp/dense_4h_to_h/weight/0 2048x512 io""",
     "weights with an index (e3nn-jax's Linear beside a Dense)": """

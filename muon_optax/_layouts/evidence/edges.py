@@ -155,7 +155,7 @@ class Edges:
         # A few outputs are another side's size by chance, and what is read on weak evidence may not take them.
         few = outputs < LEAST_CHANNELS and roles.role_of(module) != "router"
         doubtful = few or self.firm[outputs] <= (decision.strength == "strong")
-        if doubtful and decision.why != "layer type" and not self.is_repeated(leaf):
+        if doubtful and decision.why != "layer type" and self.repetitions(leaf) <= (FEW if few else 1):
             return decision._replace(strength="weak")
         # In lists of lists every scope has a number.
         block = self.is_repeated(leaf) or (_NUMBER.search(scope) and any(map(str.isalpha, scope)))
@@ -169,7 +169,8 @@ class Edges:
         fused = roles.role_of(module) in ("fused", *roles.HALVES)
         multiple, produced = self.is_multiple(outputs), self.is_produced(inputs, outputs)
         if self.is_repeated(leaf):
-            head = produced and not fused and not multiple and self.repetitions(leaf) <= FEW
+            likely = outputs < LEAST_CHANNELS or (produced and not multiple)
+            head = likely and not fused and self.repetitions(leaf) <= FEW
             return decision._replace(strength="weak") if head else decision
         if fused and multiple:
             return decision

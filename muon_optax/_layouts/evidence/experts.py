@@ -19,7 +19,8 @@ def by_router(seen: Seen) -> Reading | None:
         found = {shape for shape in beside if shape[-1] == experts or (named and shape[0] == experts)}
         widths = [size for size in {rows, columns} if size > experts and {(size, experts), (experts, size)} & found]
         if widths:
-            return Reading(_letters(seen, widths), "router")
+            # Heads of an output look the same where they are as many as their sizes.
+            return Reading(_letters(seen, widths), "router", weak=not named and experts in (rows, columns))
     return None
 
 

@@ -42,7 +42,7 @@ class Support:
     def _is_borne_out(self, leaf: NamedLeaf, decision: Decision) -> bool:
         why = decision.why.rpartition(", ")[2]
         orientation = _orientation(decision.layout)
-        if why == "width" and len(leaf.shape) == 3:
+        if why == "width":
             # Blocks of a small size look like heads, but no output takes them back.
             return any(around.outs for around in self.tree.chain(module_of(leaf.path)[0])[:2])
         if not orientation or _name(leaf) == _DEFINED or any(map(why.startswith, _BORNE_OUT)):

@@ -10,12 +10,12 @@ _FED = r"(_?proj|_w)?"
 
 # Whole names of modules or arrays, in lower case and without a trailing number; the first pattern that matches decides.
 ROLES = {
-    "query": rf"(to_|c_)?w?(q|query|queries){_PROJECTION}",
-    "key": rf"(to_|c_)?w?(k|key|keys){_PROJECTION}",
-    "value": rf"(to_|c_)?w?(v|value|values){_PROJECTION}",
+    "query": rf"(to_|c_|w_)?w?(q|query|queries){_PROJECTION}",
+    "key": rf"(to_|c_|w_)?w?(k|key|keys){_PROJECTION}",
+    "value": rf"(to_|c_|w_)?w?(v|value|values){_PROJECTION}",
     # Side by side in one array.
     "fused": rf"c_attn|in_proj_weight|query_key_value|(\w+_)?w?qkv{_PROJECTION}",
-    "key_value": rf"(to_)?w?kv{_PROJECTION}",
+    "key_value": rf"(to_|w_)?w?kv{_PROJECTION}",
     "gate_up": r"(to_)?(gate_up|up_gate|gate_and_up|w13)(_(proj|projection|linear|dense))?",
     # Multi-head latent attention: down to a latent, up to the heads.
     "query_down": r"w?q_(a|down)(_proj)?",
@@ -24,7 +24,7 @@ ROLES = {
     "key_value_up": r"w?kv_(b|up)(_proj)?",
     "latent": rf"(to_)?w?(k|v|key|value)_(a|b){_PROJECTION}",
     "gating": rf"(to_)?w?gating{_PROJECTION}",
-    "output": rf"(to_)?(o|wo|out|output|attn_vec|attention_output|attention_out|attn_out){_PROJECTION}",
+    "output": rf"(to_)?(o|w_?o|out|output|attn_vec|attention_output|attention_out|attn_out){_PROJECTION}",
     "up": rf"{_FEED}(wi|w1|w3|up|fc1|fc_in|c_fc|w_in|w_up|lin1|linear1|intermediate){_FED}|dense_h_to_4h",
     "gate": rf"{_FEED}(gate|w_gate){_FED}",
     "down": rf"{_FEED}(w2|down|fc2|fc_out|c_proj|w_out|w_down|lin2|linear2){_FED}|dense_4h_to_h",
