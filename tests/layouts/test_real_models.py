@@ -42,7 +42,7 @@ LEAST_RIGHT = {
     "unseen_models/seventh": 0.94,
     "unseen_models/eighth": 0.99,
 }
-MOST_WEAK = 0.05  # of the right matrices of all trees
+MOST_WEAK = {"real_models": 0.02, "": 0.06}  # of the right matrices, of these trees and of all
 FILES = {folder: sorted((TESTS / folder).glob("*.json")) for folder in FOLDERS}
 
 
@@ -97,10 +97,12 @@ def test_most_matrices_are_right(folder: str) -> None:
     assert total["right"] >= LEAST_RIGHT[folder] * total["matrices"]
 
 
-def test_few_of_the_right_matrices_are_marked_weak() -> None:
-    total = sum((scores(file)[0] for files in FILES.values() for file in files), Counter())
-    assert total["right"] > 8000
-    assert total["weak"] <= MOST_WEAK * total["right"]
+@pytest.mark.parametrize("among", MOST_WEAK, ids=["these", "all"])
+def test_few_of_the_right_matrices_are_marked_weak(among: str) -> None:
+    chosen = [file for folder, files in FILES.items() for file in files if among in folder]
+    total = sum((scores(file)[0] for file in chosen), Counter())
+    assert total["right"] > 4000
+    assert total["weak"] <= MOST_WEAK[among] * total["right"]
 
 
 JOINED: dict[str, Callable[[str], Any]] = {
