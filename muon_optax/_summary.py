@@ -300,9 +300,10 @@ def summarize(
         factors = scale_factors(chosen.at(leaf.path).scale or scale, layout, leaf.shape) if layout else ()
         label, own = "muon" if layout else "adamw", tuple(globs.get(leaf.path, ()))
         rows.append(Row(leaf.path, leaf.shape, layout, label, why, strength, factors, kept, away, own))
-    placed = optimizer is not None and shardings is not None
-    on_a_device = state_bytes_of_a_device(optimizer, params, shardings) if placed else {}
-    return Summary(tuple(rows), chosen.by_path, on_a_device)
+    of_a_device: dict[str, int] = {}
+    if optimizer is not None and shardings is not None:
+        of_a_device = state_bytes_of_a_device(optimizer, params, shardings)
+    return Summary(tuple(rows), chosen.by_path, of_a_device)
 
 
 def _bytes(leaf: NamedLeaf) -> int:
