@@ -112,10 +112,10 @@ def run(optimizer: Any, params: Any = PARAMS, gradients: Any = GRADIENTS, state:
     return params
 
 
-def assert_near(got: Any, want: Any, within: float = SAME) -> None:
+def assert_near(got: Any, want: Any) -> None:
     for path in want:
         moved = np.abs(np.asarray(want[path]) - np.asarray(PARAMS[path])).max()
-        np.testing.assert_allclose(got[path], want[path], rtol=0, atol=within * max(1e-2, moved), err_msg=path)
+        np.testing.assert_allclose(got[path], want[path], rtol=0, atol=SAME * max(0.1, moved), err_msg=path)
 
 
 @pytest.mark.parametrize("rate", [RATE, optax.linear_schedule(RATE, 0.0, 10)], ids=["number", "schedule"])
