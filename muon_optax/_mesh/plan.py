@@ -100,16 +100,6 @@ class Plan:
         return found
 
     @cached_property
-    def first_batch(self) -> dict[str, int]:
-        """The number of the first batch in which matrices of a parameter travel, by path."""
-        found: dict[str, int] = {}
-        for number, batch in enumerate(self.batches):
-            for owners in chain.from_iterable(stack.owned.values() for stack in batch):
-                for leaf, _ in filter(None, chain.from_iterable(owners)):
-                    found.setdefault(self.leaves[leaf].path, number)
-        return found
-
-    @cached_property
     def peak_bytes(self) -> int:
         """Bytes of the stacks that a device holds at once: packed and received, there and back."""
         held = []

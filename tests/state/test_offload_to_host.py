@@ -13,8 +13,7 @@ from jax.sharding import PartitionSpec as P
 from meshes import AUTO, AUTO_FIRST, EXPLICIT, ONE_STEP, mesh_of, random_tree, shardings
 
 import muon_optax as mo
-from muon_optax._mesh import make_plan
-from muon_optax._transforms.momenta.offload_to_host import _batches, _order
+from muon_optax._transforms.momenta.offload_to_host import _batches
 
 SHAPES = {"down": (32, 16), "query": (16, 16), "up": (16, 64), "wide": (16, 32), "bias": (32,)}
 PARAMS = random_tree(SHAPES, 50)
@@ -326,44 +325,15 @@ def test_a_plan_prints_the_state_by_memory():
 @pytest.mark.parametrize(
     "sizes, batches, want",
     [
-        ([1, 1, 1, 1], 2, [[3, 2], [1, 0]]),
-        ([8, 1, 1, 1, 1, 4], 2, [[5, 4, 3, 2, 1], [0]]),
-        ([5, 5], 16, [[1], [0]]),
-        ([0, 0], 4, [[1, 0]]),
-        ([], 4, [[]]),
+        ([1, 1, 1, 1], 2, [(0, 2), (2, 4)]),
+        ([8, 1, 1, 1, 1, 4], 2, [(0, 1), (1, 6)]),
+        ([5, 5], 16, [(0, 1), (1, 2)]),
+        ([0, 0], 4, [(0, 2)]),
+        ([], 4, [(0, 0)]),
     ],
 )
-def test_batches_follow_an_order_in_parts_of_about_equal_bytes(sizes, batches, want):
-    assert _batches(sizes, batches, list(range(len(sizes)))[::-1]) == want
-
-
-def test_batches_follow_the_plan(monkeypatch):
-    """The matrices that travel first come first, and within a batch of the plan the last parameters."""
-    monkeypatch.setattr(make_plan, "BATCH_BYTES", 1)
-    shapes = {
-        f"{kind}_{number}": shape for kind, shape in {"a": (32, 64), "b": (16, 16)}.items() for number in range(16)
-    }
-    params = random_tree(shapes, 0)
-    places = shardings(mesh_of(data=8), dict.fromkeys(shapes, P("data")))
-    plan = mo.plan(params, places, orthogonalizer=ONE_STEP)
-    first = [plan.first_batch[path] for path in shapes]
-    assert set(first) == set(range(len(plan.batches))) > {0}
-    paths = [list(shapes)[number] for number in _order(params, plan)]
-    assert [plan.first_batch[path] for path in paths] == sorted(first)
-    assert _order(params, None) == list(range(len(shapes)))[::-1]
-    of_one = [list(shapes).index(path) for path in paths if plan.first_batch[path] == 0]
-    assert of_one == sorted(of_one, reverse=True)
-    assert paths[0].startswith("a")
-    assert _order({"scale": 0.0} | params, plan)[-1] == len(shapes)  # last, since the plan knows nothing of it
-
-    def trained(momentum):
-        optimizer = mo.muon(0.1, momentum=momentum, orthogonalizer=ONE_STEP, shardings=plan)
-        placed = jax.device_put(params, places)
-        state = mo.init_sharded(optimizer, placed, plan)
-        return train(optimizer, placed, state, [jax.device_put(random_tree(shapes, 1), places)])
-
-    plain = MOMENTA[FIRST]()
-    assert_same_bits(trained(mo.offload_to_host(plain, batches=4, plan=plan)), trained(plain))
+def test_batches_are_neighbors_of_about_equal_bytes(sizes, batches, want):
+    assert [(own.start, own.stop) for own in _batches(sizes, batches)] == want
 
 
 def test_a_batch_waits_for_the_one_before():
@@ -373,7 +343,7 @@ def test_a_batch_waits_for_the_one_before():
     jaxpr = jax.make_jaxpr(transform.update)(GRADIENTS[0], state)
     barriers = [equation for equation in jaxpr.eqns if equation.primitive.name == "optimization_barrier"]
     sizes = [leaf.size for leaf in jax.tree.leaves(state.trace)]
-    assert len(barriers) == len(_batches(sizes, 5, range(len(sizes)))) - 1 > 1
+    assert len(barriers) == len(_batches(sizes, 5)) - 1 > 1
     fetched = put = 0
     for equation in barriers:
         spaces = [variable.aval.memory_space.name for variable in equation.invars if variable.aval.ndim]

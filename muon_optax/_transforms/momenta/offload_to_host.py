@@ -1,7 +1,7 @@
 """A momentum that lies in the host's memory and visits the device batch by batch."""
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import jax
@@ -9,15 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from muon_optax._layouts.paths import named_leaves, show
-from muon_optax._mesh.plan import Plan
 from muon_optax._transforms.checks.coupling import coupled_inputs
 
 HOST = "pinned_host"  # as JAX names the memory
 
 
-def offload_to_host(
-    transform: optax.GradientTransformation, *, batches: int = 16, plan: Plan | None = None
-) -> optax.GradientTransformation:
+def offload_to_host(transform: optax.GradientTransformation, *, batches: int = 16) -> optax.GradientTransformation:
     """Keeps the state of ``transform`` in the host's memory (``pinned_host``). The device holds a part of it at a time.
 
     The parameters are cut into batches of about equal bytes. One after another their momenta are fetched, updated and
@@ -33,8 +30,6 @@ def offload_to_host(
             ``optax.scale_by_adam``. As ``momentum=`` of :func:`muon_optax.muon` it brings its own Nesterov and dtype.
         batches: Into how many the parameters are cut, >= 1. The device holds about ``2 / batches`` of the state, and
             never less than one parameter's.
-        plan: A :func:`muon_optax.plan` of the parameters. Those whose matrices it sends first then come first. ``None``
-            for the order of the gradients, from the last parameter to the first.
 
     Returns:
         A transform with the state of ``transform``, whose arrays of one axis or more lie in ``pinned_host``. A jitted
@@ -69,8 +64,8 @@ def offload_to_host(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
         done: list[tuple[optax.Updates, optax.OptState]] = []
-        numbers = _batches(_sizes(state, updates), batches, _order(updates, plan))
-        for own in numbers:
+        # Backward: gradients of the last layers come first, and need not wait for those of the others.
+        for own in reversed(_batches(_sizes(state, updates), batches)):
             held = _part(state, updates, own)
             if done:
                 # A batch comes when the one before has been put back: XLA would fetch all of them at once.
@@ -78,8 +73,8 @@ def offload_to_host(
             weights = None if params is None else _part(params, updates, own)
             moved, after = transform.update(_part(updates, updates, own), to_device(held), weights)
             done.append((moved, _to_host(after)))
-        moved, after = zip(*done, strict=True)
-        return _joined(numbers, moved, updates, updates), _joined(numbers, after, state, updates)
+        moved, after = zip(*reversed(done), strict=True)
+        return _joined(moved, updates, updates), _joined(after, state, updates)
 
     return optax.GradientTransformation(init, update)
 
@@ -127,48 +122,35 @@ def _sizes(state: Any, like: Any) -> list[int]:
     return [sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) for leaves in zip(*kept, strict=True)]
 
 
-def _order(updates: Any, plan: Plan | None) -> list[int]:
-    """The numbers of the leaves in the order in which their momenta are fetched."""
-    leaves = named_leaves(updates)
-    first = {} if plan is None else plan.first_batch
-    # Within a batch of the plan backward: gradients of the last layers come first, and need not wait for the others'.
-    return sorted(range(len(leaves)), key=lambda number: (first.get(leaves[number].path, len(leaves)), -number))
-
-
-def _batches(sizes: Sequence[int], batches: int, order: Sequence[int]) -> list[list[int]]:
-    """The numbers of the leaves in each batch, in this order; at least one batch, which may be empty."""
+def _batches(sizes: Sequence[int], batches: int) -> list[range]:
+    """The numbers of the leaves in each batch, which are neighbors; at least one batch, which may be empty."""
     total = max(1, sum(sizes))
-    ends = accumulate(sizes[number] for number in order)
     # A leaf belongs to the batch in which its middle lies.
-    middles = ((number, end - sizes[number] / 2) for number, end in zip(order, ends, strict=True))
-    grouped = groupby(middles, key=lambda pair: int(batches * pair[1] / total))
-    return [[number for number, _ in own] for _, own in grouped] or [[]]
+    batch = [int(batches * (end - size / 2) / total) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+    ends = list(accumulate(len(list(own)) for _, own in groupby(batch)))
+    return [range(start, end) for start, end in pairwise([0, *ends])] or [range(0)]
 
 
-def _part(tree: Any, like: Any, numbers: Sequence[int]) -> Any:
+def _part(tree: Any, like: Any, numbers: range) -> Any:
     """``tree`` with ``None`` for all leaves of its trees like ``like`` but those of these numbers."""
     nodes, outer, alike = _trees(tree, like)
-    kept = set(numbers)
 
     def part(node: Any) -> Any:
         leaves, inner = jax.tree.flatten(node)
-        return jax.tree.unflatten(inner, [leaf if number in kept else None for number, leaf in enumerate(leaves)])
+        return jax.tree.unflatten(inner, [leaf if number in numbers else None for number, leaf in enumerate(leaves)])
 
     return jax.tree.unflatten(outer, [part(node) if own else node for node, own in zip(nodes, alike, strict=True)])
 
 
-def _joined(numbers: Sequence[Sequence[int]], parts: Sequence[Any], whole: Any, like: Any) -> Any:
+def _joined(parts: Sequence[Any], whole: Any, like: Any) -> Any:
     """The inverse of :func:`_part`. Of values that aren't trees like ``like``, such as counters, it takes the last."""
     nodes, outer, alike = _trees(whole, like)
     held = [outer.flatten_up_to(part) for part in parts]
     joined = []
     for index, own in enumerate(alike):
-        leaves: dict[int, Any] = {}
-        for batch, part in zip(numbers, held, strict=True):
-            # A part keeps the order of the tree.
-            leaves |= zip(sorted(batch), jax.tree.leaves(part[index]), strict=True) if own else {}
-        inner = jax.tree.structure(nodes[index])
-        joined.append(jax.tree.unflatten(inner, map(leaves.get, sorted(leaves))) if own else held[-1][index])
+        leaves = [leaf for part in held for leaf in jax.tree.leaves(part[index])]
+        # Batches hold neighbors, in order.
+        joined.append(jax.tree.unflatten(jax.tree.structure(nodes[index]), leaves) if own else held[-1][index])
     return jax.tree.unflatten(outer, joined)
 
 
