@@ -1,6 +1,9 @@
 """The plan of a mesh, as a user asks for it."""
 
+from dataclasses import replace
 from typing import Any
+
+import optax
 
 from muon_optax._layouts.assigning.assign import assign_layouts
 from muon_optax._layouts.assigning.resolve import Layouts
@@ -11,8 +14,10 @@ from muon_optax._mesh.placement import given_placement, spread_momentum
 from muon_optax._mesh.plan import Plan
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 from muon_optax._orthogonalizers.orthogonalizer import MatrixFunction
+from muon_optax._state.shardings import state_bytes_of_a_device
 from muon_optax._transforms.by_path.chosen import Chosen, SettingsByPath
 from muon_optax._transforms.by_path.refusals import refuse_idle
+from muon_optax._transforms.checks.arguments import check_transform
 
 
 def plan(
@@ -23,6 +28,7 @@ def plan(
     orthogonalizer: MatrixFunction | None = None,
     over: str | None = None,
     by_path: SettingsByPath = None,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> Plan:
     """Plans an update on a mesh: the owner of each matrix, the way there and back, and the cost.
 
@@ -42,6 +48,8 @@ def plan(
             along its longest axis that can be. ``muon(shardings=plan)`` then keeps its state spread.
         by_path: As given to :func:`muon_optax.muon`. Matrices with an orthogonalizer of their own travel in stacks of
             their own, and cost what it says.
+        optimizer: Whose state to count: one line more shows what a device keeps of it in its own memory and in its
+            host's (:func:`muon_optax.offload_to_host`). The rest of the plan does not depend on it.
 
     Returns:
         A :class:`Plan`: ``print`` it, or give it to ``muon(shardings=...)`` in place of the shardings.
@@ -50,7 +58,7 @@ def plan(
         ValueError: If the shardings are on several meshes or of another tree, no leaf is on a mesh, ``over`` is not a
             mesh axis, for layouts that :func:`muon_optax.assign_layouts` refuses, or for settings by path that
             :func:`muon_optax.muon` refuses. Paths are named.
-        TypeError: If a leaf of ``shardings`` carries no sharding.
+        TypeError: If a leaf of ``shardings`` carries no sharding, or ``optimizer`` is not a transform.
 
     Warns:
         UserWarning: If ``orthogonalizer`` lacks ``dtype`` or ``flops``.
@@ -68,6 +76,8 @@ def plan(
         memory: 1.049 MB of stacks on a device at once
     """
     # Every refusal comes before anything is planned.
+    if optimizer is not None:
+        check_transform("optimizer", optimizer)
     placement = given_placement(params if shardings is None else shardings) or checks.refuse_no_mesh("plan")
     resolved, leaves = assign_layouts(params, layouts), named_leaves(params)
     checks.refuse_other_paths(placement.back, leaves, whole=True)
@@ -78,4 +88,5 @@ def plan(
         placement = spread_momentum(placement, over, leaves, resolved)
     matrices = [(leaf, layout) for leaf in leaves if (layout := resolved[leaf.path]) is not None]
     everywhere = newton_schulz() if orthogonalizer is None else orthogonalizer
-    return make_plan(matrices, placement, chosen.orthogonalizers(everywhere))
+    made = make_plan(matrices, placement, chosen.orthogonalizers(everywhere))
+    return made if optimizer is None else replace(made, state_bytes=state_bytes_of_a_device(optimizer, params, made))

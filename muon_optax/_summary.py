@@ -18,6 +18,7 @@ from muon_optax._layouts.decision import Strength, layouts_in
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.path_patterns import natural_order, pattern, without_numbers
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, parameter_of
+from muon_optax._state.shardings import state_bytes_of_a_device
 from muon_optax._transforms.by_path.chosen import Chosen, SettingsByPath
 from muon_optax._transforms.by_path.refusals import refuse_idle
 from muon_optax._transforms.by_path.settings import Settings
@@ -92,10 +93,13 @@ class Summary:
     Args:
         rows: One for each parameter, in natural order of their paths.
         by_path: The settings by path glob, in their order.
+        device_bytes: Bytes of the state that one device of a mesh keeps, by memory (``"device"`` and ``"pinned_host"``,
+            its host's). Empty unless ``summarize`` was told how the parameters lie.
     """
 
     rows: tuple[Row, ...]
     by_path: Mapping[str, Settings] = field(default_factory=dict)
+    device_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def muon_share(self) -> float:
@@ -164,8 +168,17 @@ class Summary:
             f"{total - _elements(by_muon):,} by AdamW{left}. "
             + (f"On weak evidence (~): {weak}. " if weak else "")
             + f"Optimizer state: {sum(row.state_bytes for row in self.rows):,} bytes"
-            + (f", {on_host:,} of them in host memory." if on_host else ".")
+            + _in_host_memory(on_host)
+            + self._on_a_device()
         )
+
+    def _on_a_device(self) -> str:
+        """What one device of a mesh keeps, where it is known."""
+        if not self.device_bytes:
+            return ""
+        on_host = self.device_bytes["pinned_host"]
+        kept = self.device_bytes["device"] + on_host
+        return f" Of a device: {kept:,} bytes" + _in_host_memory(on_host)
 
     def _alarms(self) -> list[str]:
         """The lines that a person should not overlook."""
@@ -193,6 +206,10 @@ def _by_muon(row: Row) -> bool:
 
 def _is_unknown(row: Row) -> bool:
     return row.unknown
+
+
+def _in_host_memory(count: int) -> str:
+    return f", {count:,} of them in host memory." if count else "."
 
 
 def _elements(rows: Iterable[Row]) -> int:
@@ -223,6 +240,7 @@ def summarize(
     optimizer: optax.GradientTransformation | None = None,
     strict: bool = False,
     by_path: SettingsByPath = None,
+    shardings: Any = None,
 ) -> Summary:
     """A table of all parameters: who trains each, as which matrices, with which scale, and why.
 
@@ -235,6 +253,8 @@ def summarize(
         strict: Whether to refuse what weak evidence decides, or none, as in :func:`muon_optax.assign_layouts`.
         by_path: As given to :func:`muon_optax.muon`. One column more shows which glob acts on each parameter and before
             which others, and a line for each glob what it sets.
+        shardings: How the parameters lie on a mesh, as in :func:`muon_optax.state_shardings`, or their plan. The last
+            line then also says how many bytes of the state one device keeps. Needs ``optimizer``.
 
     Returns:
         A summary: ``print`` it for columns path, shape, layout, matrices, label, why (which evidence decided), scale
@@ -243,8 +263,8 @@ def summarize(
         the share of elements under Muon. Matrices are written ``fan_in x fan_out``. In a notebook it shows as HTML.
 
     Raises:
-        ValueError: As :func:`muon_optax.assign_layouts`, for an unknown scale, and for settings by path that
-            :func:`muon_optax.muon` refuses.
+        ValueError: As :func:`muon_optax.assign_layouts`, for an unknown scale, for settings by path that
+            :func:`muon_optax.muon` refuses, and for shardings without an optimizer or of another tree.
         TypeError: If ``optimizer`` is not a transform.
 
     Warns:
@@ -262,6 +282,8 @@ def summarize(
     """
     if optimizer is not None:
         check_transform("optimizer", optimizer)
+    elif shardings is not None:
+        raise ValueError("shardings= says where the state of optimizer= lies: give both, or neither.")
     leaves = named_leaves(params)
     decisions = decisions_on(params, leaves, layouts)
     if strict:
@@ -278,7 +300,10 @@ def summarize(
         factors = scale_factors(chosen.at(leaf.path).scale or scale, layout, leaf.shape) if layout else ()
         label, own = "muon" if layout else "adamw", tuple(globs.get(leaf.path, ()))
         rows.append(Row(leaf.path, leaf.shape, layout, label, why, strength, factors, kept, away, own))
-    return Summary(tuple(rows), chosen.by_path)
+    of_a_device: dict[str, int] = {}
+    if optimizer is not None and shardings is not None:
+        of_a_device = state_bytes_of_a_device(optimizer, params, shardings)
+    return Summary(tuple(rows), chosen.by_path, of_a_device)
 
 
 def _bytes(leaf: NamedLeaf) -> int:

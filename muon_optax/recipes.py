@@ -15,17 +15,23 @@ from muon_optax._muon import muon
 from muon_optax._orthogonalizers.coefficients import YOU_JIACHENG, Coefficients, polar_express
 from muon_optax._orthogonalizers.newton_schulz import newton_schulz
 from muon_optax._transforms.by_path.chosen import Chosen, SettingsByPath
-from muon_optax._transforms.by_path.parts import momentum_by_path, orthogonalize_by_path, scale_by_path
+from muon_optax._transforms.by_path.parts import (
+    grouped,
+    momentum_by_path,
+    orthogonalize_by_path,
+    scale_by_path,
+    times,
+)
+from muon_optax._transforms.by_path.refusals import refuse_without_meaning
+from muon_optax._transforms.by_path.settings import Settings
 from muon_optax._transforms.checks.arguments import check_decay, check_rate
 from muon_optax._transforms.checks.keywords import explain_arguments
 from muon_optax._transforms.family.cautious_decay import add_cautious_decayed_weights
 from muon_optax._transforms.family.clip_qk import clip_qk
-from muon_optax._transforms.family.hyperball import scale_by_hyperball
+from muon_optax._transforms.family.hyperball import scale_by_hyperball_of
 from muon_optax._transforms.family.normuon import Axis, scale_by_normuon
 from muon_optax._transforms.heads import head_labels
-from muon_optax._transforms.momenta.momentum import Momentum, keep_momentum
-from muon_optax._transforms.orthogonalize import orthogonalize_via_newton_schulz
-from muon_optax._transforms.scale_by_shape import scale_by_shape
+from muon_optax._transforms.momenta.momentum import Momentum
 from muon_optax._transforms.state.refusals import refuse_other_chain
 
 __all__ = ["muon_clip", "muon_h", "muon_speedrun", "normuon"]
@@ -149,6 +155,12 @@ def muon_clip(
     return optax.GradientTransformationExtraArgs(clipped.init, update)
 
 
+_WITHOUT_MEANING_ON_A_SPHERE = {
+    "weight_decay": "nothing decays there, since matrices and heads keep their norms",
+    "scale": "each step has the size that the learning rate gives it, relative to the matrix",
+}
+
+
 @explain_arguments
 def muon_h(
     learning_rate: optax.ScalarOrSchedule,
@@ -158,6 +170,7 @@ def muon_h(
     momentum: Momentum = 0.95,
     layouts: Layouts = None,
     shardings: Any = None,
+    by_path: SettingsByPath = None,
 ) -> optax.GradientTransformationExtraArgs:
     """MuonH, as Marin trains: :func:`muon_optax.scale_by_hyperball` for matrices and the head, Adam for the rest.
 
@@ -171,13 +184,14 @@ def muon_h(
         momentum: As in :func:`muon_optax.muon`.
         layouts: As in :func:`muon_optax.assign_layouts`.
         shardings: As in :func:`muon_optax.muon`.
+        by_path: As in :func:`muon_optax.muon`, with ``learning_rate``, ``momentum`` and ``orthogonalizer``.
 
     Returns:
         A transform as :func:`muon_optax.partition_by_layout` makes it. ``update`` needs ``params``.
 
     Raises:
-        ValueError: As :func:`muon_optax.muon`; at ``init``, also for a matrix or head of zeros, with its path, and for
-            a glob of ``heads`` that matches no parameter, or one that Muon trains.
+        ValueError: As :func:`muon_optax.muon`, and for decay or scale by path; at ``init``, also for a matrix or head
+            of zeros, with its path, and for a glob of ``heads`` that matches no parameter, or one that Muon trains.
         TypeError: As :func:`muon_optax.muon`, and if ``heads`` is not a sequence of globs.
 
     References:
@@ -190,11 +204,18 @@ def muon_h(
         >>> optimizer = mo.recipes.muon_h(0.01, adamw_learning_rate=3e-3)
         >>> updates, state = optimizer.update(params, optimizer.init(params), params)
     """
+    check_rate("learning_rate", learning_rate)
     check_rate("adamw_learning_rate", adamw_learning_rate)
+    chosen = Chosen(by_path)
+    refuse_without_meaning(chosen, "muon_h", _WITHOUT_MEANING_ON_A_SPHERE)
+
+    def on_spheres(value: optax.ScalarOrSchedule, layouts: Layouts = None) -> optax.GradientTransformation:
+        return scale_by_hyperball_of(lambda path: times(value, chosen.at(path).learning_rate), layouts=layouts)
+
     matrices = (
-        keep_momentum(momentum),
-        orthogonalize_via_newton_schulz(YOU_JIACHENG, shardings=shardings),
-        scale_by_hyperball(learning_rate),
+        momentum_by_path(momentum, True, None, chosen),
+        orthogonalize_by_path(newton_schulz(YOU_JIACHENG), shardings, chosen),
+        on_spheres(learning_rate),
     )
 
     def adam() -> optax.GradientTransformation:
@@ -202,12 +223,12 @@ def muon_h(
 
     others = optax.partition(
         {
-            "head": optax.chain(adam(), scale_by_hyperball(adamw_learning_rate, layouts=_whole)),
-            "adam": optax.chain(adam(), rate(adamw_learning_rate, "adamw_learning_rate")),
+            "head": optax.chain(adam(), on_spheres(adamw_learning_rate, _whole)),
+            "adam": optax.chain(adam(), rate(adamw_learning_rate, "adamw_learning_rate", chosen)),
         },
         head_labels(heads),
     )
-    return assemble(matrices, others, layouts, shardings)
+    return assemble(matrices, others, layouts, shardings, chosen)
 
 
 def _coefficients_of_the_record() -> Coefficients:
@@ -225,6 +246,7 @@ def muon_speedrun(
     momentum: Momentum | None = None,
     layouts: Layouts = None,
     shardings: Any = None,
+    by_path: SettingsByPath = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon as in the NanoGPT speed runs of 2026, of four parts that each took a record.
 
@@ -241,7 +263,8 @@ def muon_speedrun(
        schedule that knows your last step.
     3. The record adds 1e-6 to a gradient's norm before it divides. This changes 2e-6 if gradients are near 1, and the
        whole update if they are far below 1e-6. Here the scale of a gradient does not matter.
-    4. The record doubles the rate of the MLP's second matrices. Here one rate holds for all.
+    4. The record doubles the rate of the MLP's second matrices. Here one rate holds for all, unless ``by_path`` says
+       otherwise, as in ``{"*/down/*": muon_optax.Settings(learning_rate=2)}``.
     5. All other parameters get AdamW with one rate; the record has tables of rates, betas and decays for them.
 
     Args:
@@ -253,6 +276,8 @@ def muon_speedrun(
         momentum: As in :func:`muon_optax.muon`. Default: a schedule, linear from 0.85 to 0.95 over 300 steps.
         layouts: As in :func:`muon_optax.assign_layouts`.
         shardings: As in :func:`muon_optax.muon`.
+        by_path: As in :func:`muon_optax.muon`. A factor on the rate of a matrix acts as it would on ``learning_rate``,
+            so its decay changes by the square of the factor.
 
     Returns:
         A transform as :func:`muon_optax.partition_by_layout` makes it. ``update`` needs ``params``.
@@ -274,20 +299,27 @@ def muon_speedrun(
     check_rate("learning_rate", learning_rate)
     check_decay(weight_decay)
 
-    def decay(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
-        factors = (value(step) if callable(value) else value for value in (weight_decay, learning_rate))
-        return math.prod(factors)
+    chosen = Chosen(by_path)
+
+    def decay(settings: Settings) -> optax.GradientTransformation:
+        own = times(weight_decay, settings.weight_decay), times(learning_rate, settings.learning_rate)
+        # A schedule, so that its state has a step whatever the two are.
+        return add_cautious_decayed_weights(lambda step: math.prod(_at(value, step) for value in own))
 
     matrices = (
-        keep_momentum(optax.linear_schedule(0.85, 0.95, 300) if momentum is None else momentum),
-        orthogonalize_via_newton_schulz(_coefficients_of_the_record(), shardings=shardings),
+        momentum_by_path(optax.linear_schedule(0.85, 0.95, 300) if momentum is None else momentum, True, None, chosen),
+        orthogonalize_by_path(newton_schulz(_coefficients_of_the_record()), shardings, chosen),
         scale_by_normuon(0.9, axis="longer"),
         # Before the scale, which multiplies it too.
-        add_cautious_decayed_weights(decay),
-        scale_by_shape("keller"),
-        rate(learning_rate),
+        grouped(decay, chosen),
+        scale_by_path("keller", chosen),
+        rate(learning_rate, chosen=chosen),
     )
-    return assemble(matrices, default_adamw(adamw_learning_rate, 1e-4), layouts, shardings)
+    return assemble(matrices, default_adamw(adamw_learning_rate, 1e-4, chosen=chosen), layouts, shardings, chosen)
+
+
+def _at(value: optax.ScalarOrSchedule, step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    return value(step) if callable(value) else value
 
 
 def _whole(params: Any) -> dict[str, Layout]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 
@@ -30,6 +30,8 @@ class Plan:
         owned: For every kind, the matrices of each owner.
         loads: The cost of every device's matrices, in multiplications and additions.
         batches: The stacks that travel together.
+        state_bytes: The bytes of the optimizer's state that one device keeps, by memory (``"device"`` and
+            ``"pinned_host"``, its host's). Empty unless :func:`muon_optax.plan` was told the optimizer.
     """
 
     placement: Placement
@@ -38,6 +40,7 @@ class Plan:
     owned: Mapping[Kind, Owned]
     loads: np.ndarray
     batches: tuple[tuple[Stack, ...], ...]
+    state_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def mesh(self) -> AnyMesh:
@@ -118,6 +121,10 @@ class Plan:
             f"travel: {1e-6 * self.bytes:,.4g} MB sent by a device, {collectives}, {batches}",
             f"memory: {1e-6 * self.peak_bytes:,.4g} MB of stacks on a device at once",
         ]
+        if self.state_bytes:
+            # Counters alone are no thousandth.
+            device, host = (round(1e-6 * self.state_bytes[memory], 3) for memory in ("device", "pinned_host"))
+            lines.append(f"state: {device:,.4g} MB on a device" + (f", {host:,.4g} MB in host memory" if host else ""))
         return "\n".join(lines)
 
     def _line(self, kind: Kind) -> str:

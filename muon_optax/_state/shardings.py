@@ -1,5 +1,6 @@
 """The shardings of an optimizer's state. Momentum lies as its parameter does, or spread further (ZeRO-1)."""
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -91,6 +92,21 @@ def init_sharded(
     """
     check_transform("optimizer", optimizer)
     return jax.jit(optimizer.init, out_shardings=state_shardings(optimizer, params, shardings))(params)
+
+
+def state_bytes_of_a_device(
+    optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None
+) -> dict[str, int]:
+    """The bytes of state that one device keeps, ``"device"`` in its memory and ``"pinned_host"`` in its host's.
+
+    They are those of the state's arrays in the shardings of :func:`state_shardings`, which gives the arguments.
+    """
+    state, places = jax.eval_shape(optimizer.init, params), state_shardings(optimizer, params, shardings)
+    kept = {"device": 0, HOST: 0}
+    for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(places), strict=True):
+        memory = HOST if place.memory_kind == HOST else "device"
+        kept[memory] += math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return kept
 
 
 def stay_spread(

@@ -83,8 +83,7 @@ def apart(one: np.ndarray, other: np.ndarray, weight: np.ndarray) -> float:
 
 @pytest.fixture
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = partial(mo.orthogonalize_via_newton_schulz, dtype=jnp.float32)
-    monkeypatch.setattr(recipes, "orthogonalize_via_newton_schulz", exact)
+    monkeypatch.setattr(recipes, "newton_schulz", partial(mo.newton_schulz, dtype=jnp.float32))
 
 
 @pytest.mark.usefixtures("in_float32")

@@ -88,7 +88,7 @@ def decay_by_path(
     """``add_counted_decay``, times each group's factor."""
     if not chosen.gives("weight_decay"):
         return add_counted_decay(weight_decay, mask)
-    factors = _grouped(lambda settings: counted_decay(_times(weight_decay, settings.weight_decay)), chosen)
+    factors = grouped(lambda settings: counted_decay(times(weight_decay, settings.weight_decay)), chosen)
     return masked_decay(factors, mask)
 
 
@@ -96,7 +96,7 @@ def rate_by_path(learning_rate: optax.ScalarOrSchedule, chosen: Chosen) -> optax
     """``scale_by_counted_rate``, times each group's factor."""
     if not chosen.gives("learning_rate"):
         return scale_by_counted_rate(learning_rate)
-    return _grouped(lambda settings: scale_by_counted_rate(_times(learning_rate, settings.learning_rate)), chosen)
+    return grouped(lambda settings: scale_by_counted_rate(times(learning_rate, settings.learning_rate)), chosen)
 
 
 def scale_others_by_path(chosen: Chosen, updates: Any, layouts: LayoutMap, step: jax.Array) -> Any:
@@ -108,7 +108,7 @@ def scale_others_by_path(chosen: Chosen, updates: Any, layouts: LayoutMap, step:
     return jax.tree.unflatten(jax.tree.structure(updates), scaled)
 
 
-def _grouped(
+def grouped(
     part_of: Callable[[Settings], optax.GradientTransformation], chosen: Chosen
 ) -> optax.GradientTransformation:
     """A part that keeps nothing but the step, as ``part_of`` makes it for each group's settings."""
@@ -128,7 +128,8 @@ def _grouped(
     return optax.GradientTransformation(plain.init, update)
 
 
-def _times(value: optax.ScalarOrSchedule, factor: optax.ScalarOrSchedule | None) -> optax.ScalarOrSchedule:
+def times(value: optax.ScalarOrSchedule, factor: optax.ScalarOrSchedule | None) -> optax.ScalarOrSchedule:
+    """A number or a schedule times a factor, which may be either too; ``None`` for 1."""
     if factor is None:
         return value
     if not callable(value) and not callable(factor):

@@ -34,6 +34,17 @@ def refuse_idle(chosen: Chosen, tree: Any, leaves: list[NamedLeaf], layouts: Lay
         _refuse_without_matrices(glob, chosen.by_path[glob], taken[glob], layouts)
 
 
+def refuse_without_meaning(chosen: Chosen, optimizer: str, reasons: Mapping[str, str]) -> None:
+    """Raises ValueError for a setting that ``optimizer`` has no use for, with the reason by name of the setting."""
+    for glob, settings in chosen.by_path.items():
+        for name in settings.given:
+            if name in reasons:
+                raise ValueError(
+                    f"by_path[{glob!r}] sets {name}, which has no meaning in {optimizer}: {reasons[name]}. Leave it "
+                    "out."
+                )
+
+
 def refuse_idle_decay(
     chosen: Chosen, mask: MaskFunction | None, own_adamw: bool
 ) -> Callable[[Any, list[NamedLeaf], LayoutMap], None]:

@@ -1,5 +1,6 @@
 """Hyperball: update and weight on the sphere of each matrix's initial norm."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -75,6 +76,13 @@ def scale_by_hyperball(
     """
     if not callable(learning_rate):
         check_number("learning_rate", learning_rate, "use a finite number >= 0, or a schedule", 0.0)
+    return scale_by_hyperball_of(lambda _: learning_rate, layouts=layouts)
+
+
+def scale_by_hyperball_of(
+    rate_at: Callable[[str], optax.ScalarOrSchedule], *, layouts: Layouts = None
+) -> optax.GradientTransformation:
+    """:func:`scale_by_hyperball` with the learning rate of each path, checked before."""
 
     def init(params: optax.Params) -> ScaleByHyperballState:
         radii = [_radii(leaf, layout) for leaf, layout in matrices_of(params, layouts)]
@@ -85,9 +93,12 @@ def scale_by_hyperball(
     ) -> tuple[optax.Updates, ScaleByHyperballState]:
         if params is None:
             raise ValueError("scale_by_hyperball needs the parameters: call update(updates, state, params).")
-        rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
         found = zip(matrices_of(updates, layouts), jax.tree.leaves(params), jax.tree.leaves(state.radii), strict=True)
-        moves = [_move(jnp.asarray(leaf.value), layout, W, radii, rate) for (leaf, layout), W, radii in found]
+        moves = []
+        for (leaf, layout), W, radii in found:
+            rate = rate_at(leaf.path)
+            rate = rate(state.step) if callable(rate) else rate
+            moves.append(_move(jnp.asarray(leaf.value), layout, W, radii, rate))
         new_state = ScaleByHyperballState(jnp.asarray(optax.safe_increment(state.step)), state.radii)
         return jax.tree.unflatten(jax.tree.structure(updates), moves), new_state
 
