@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from muon_optax._orthogonalizers.precision import accumulation_dtype
-from muon_optax._transforms.checks.arguments import check_number
+from muon_optax._transforms.checks.arguments import check_flag, check_momentum_dtype, check_number, check_schedule
 
 
 def nesterov_ema(
@@ -57,9 +57,12 @@ def nesterov_ema(
         >>> updates["w"].tolist(), state.ema["w"].tolist()
         ([3.0], [2.0])
     """
+    check_momentum_dtype(momentum_dtype)
+    check_flag("debias", debias)
     if not callable(decay):
         check_number("decay", decay, "use a number in [0, 1), such as 0.95, or a schedule", 0.0, 1.0)
-    elif debias:
+    check_schedule("decay", decay)
+    if callable(decay) and debias:
         raise ValueError("debias=True is not allowed with a schedule: the average's bias is decay^step of one decay.")
 
     def init(params: optax.Params) -> optax.EmaState:

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, show
 from muon_optax._mesh.typed import relocate, relocate_like
-from muon_optax._transforms.checks.arguments import check_number
+from muon_optax._transforms.checks.arguments import check_flag, check_number
 
 Bits = Literal[8, 4]
 
@@ -76,6 +76,7 @@ def quantized_trace(
         ([[127, 3]], [[190.5, 4.5]])
     """
     check_number("decay", decay, "use a number in [0, 1), such as 0.95", 0.0, 1.0)
+    check_flag("nesterov", nesterov)
     if bits not in (8, 4):
         raise ValueError(f"bits={bits!r} is not allowed: use 8 or 4.")
     if not isinstance(block_size, int) or block_size < 2 or block_size % 2:
