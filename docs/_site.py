@@ -1,12 +1,15 @@
 """What the site needs beside Sphinx: formulas without a network, and links into Optax's and JAX's documentation."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 OPTAX = "https://optax.readthedocs.io/en/latest/api"
@@ -66,9 +69,27 @@ def bring_notebooks(app: Sphinx) -> None:
         shutil.copy2(notebook, target)
 
 
+def read_constant(_: Sphinx, what: str, name: str, __: Any, ___: Any, lines: list[str]) -> None:
+    """The text below a constant or a type alias: autodoc looks for it where the name is imported to, or shows tuple's.
+
+    Raises:
+        ExtensionError: If there is none.
+    """
+    if what != "data":
+        return
+    package, _, short = name.partition(".")
+    modules = [module for module in sorted(sys.modules) if module.startswith(f"{package}._")]
+    found = [ModuleAnalyzer.for_module(module).find_attr_docs().get(("", short)) for module in modules]
+    texts = [text for text in found if text]
+    if len(texts) != 1:
+        raise ExtensionError(f"{name} has {len(texts)} texts below it in {package}, and one is needed")
+    lines[:] = texts[0]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Registers all of it."""
     app.connect("builder-inited", bring_notebooks, priority=100)
+    app.connect("autodoc-process-docstring", read_constant)
     app.add_html_math_renderer("mathml", (visit_formula, None), (visit_formulas, None))
     app.add_post_transform(LinkForeignNames)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -44,7 +44,7 @@ def plan(
             their own, and cost what it says.
 
     Returns:
-        A :class:`Plan`: ``print`` it, or give it to ``muon(shardings=...)`` in place of the shardings.
+        A :class:`Plan`. ``print`` it, or give it to ``muon(shardings=...)`` in place of the shardings.
 
     Raises:
         ValueError: If the shardings are on several meshes or of another tree, no leaf is on a mesh, ``over`` is not a

@@ -65,7 +65,7 @@ class Row:
 
     @property
     def known(self) -> bool:
-        """Whether strong evidence decides: neither weak nor unknown."""
+        """Whether strong evidence decides, neither weak nor unknown."""
         return self.strength == "strong"
 
     @property
@@ -229,7 +229,7 @@ def summarize(
             which others, and a line for each glob what it sets.
 
     Returns:
-        A summary: ``print`` it for columns path, shape, layout, matrices, label, why (which evidence decided), scale
+        A summary. ``print`` it for columns path, shape, layout, matrices, label, why (which evidence decided), scale
         and optimizer state in bytes, with totals below. Equal parameters of repeated layers share a row, as in
         ``layers/{0..25}/attn/w x26``; ``.table(every_row=True)`` lists all, ``.rows`` has the values, ``.muon_share``
         the share of elements under Muon. Matrices are written ``fan_in x fan_out``. In a notebook it shows as HTML.

@@ -17,6 +17,8 @@ from muon_optax._layouts.paths import NamedLeaf, brief, hidden_paths, show
 LayoutMap: TypeAlias = Mapping[str, Layout | None]
 LayoutsByPath: TypeAlias = Mapping[str, Layout | str | None]
 Layouts: TypeAlias = LayoutsByPath | DimensionTree | Callable[[Any], LayoutsByPath | DimensionTree] | None
+"""How parameters are read as matrices: path globs with letters such as ``"io"``, a :class:`Layout` or ``None``; a tree
+of ``optax.contrib.MuonDimensionNumbers``; a function from parameters to one of the two; ``None`` for the rules."""
 
 
 def resolve(

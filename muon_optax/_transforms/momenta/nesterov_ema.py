@@ -19,15 +19,14 @@ def nesterov_ema(
     ``optax.trace(decay, nesterov=True)`` keeps and gives, so after an orthogonalizer the two differ in rounding only.
     Without Nesterov momentum use ``optax.ema(decay, debias=False)``.
 
-    ================================== ===============================================================================
-    to continue a run of               write
-    ================================== ===============================================================================
-    ``torch.optim.Muon``, Keller       ``muon(..., momentum=nesterov_ema(0.95))``
-    Jordan's Muon
-    ``optax.contrib.muon``             ``muon(..., momentum=nesterov_ema(0.95, debias=True))``
-    ``optax.contrib.muon`` with        ``muon(..., momentum=optax.ema(0.95))``
-    ``nesterov=False``
-    ================================== ===============================================================================
+    ========================================= ========================================================================
+    to continue a run of                      write
+    ========================================= ========================================================================
+    ``torch.optim.Muon``                      ``muon(..., momentum=nesterov_ema(0.95))``
+    Keller Jordan's Muon                      the same
+    ``optax.contrib.muon``                    ``muon(..., momentum=nesterov_ema(0.95, debias=True))``
+    ``optax.contrib.muon``, nesterov=False    ``muon(..., momentum=optax.ema(0.95))``
+    ========================================= ========================================================================
 
     When to choose it: to keep a state that another library reads or wrote, or to repeat a run whose decay changes,
     since an average weighs the gradients of a warm-up by ``1 - decay``. No difference in loss is on record.
@@ -39,7 +38,7 @@ def nesterov_ema(
         momentum_dtype: The dtype in which the average is stored; ``None`` for each parameter's own.
 
     Returns:
-        A transform with an ``optax.EmaState``: the step, int32 scalar, and the average, a tree like the parameters.
+        A transform with an ``optax.EmaState`` of the step, int32 scalar, and the average, a tree like the parameters.
         Updates keep their shape and dtype.
 
     Raises:

@@ -55,8 +55,8 @@ def quantized_trace(
             axis, and for a split of it, let it divide the size of a shard or block.
 
     Returns:
-        A transform with a ``QuantizedTraceState``. For a parameter ``(*rest, n)``: ``codes`` int8 ``(*rest, n)``, or
-        with 4 bits uint8 ``(*rest, ceil(n / 2))``, two entries a byte; ``scales`` float32
+        A transform with a ``QuantizedTraceState``. Of a parameter ``(*rest, n)`` it has ``codes`` int8 ``(*rest, n)``,
+        or with 4 bits uint8 ``(*rest, ceil(n / 2))``, two entries a byte; ``scales`` float32
         ``(*rest, ceil(n / block_size))``. Updates keep their shape and dtype. An entry that is not finite is NaN in the
         next step and harms no other.
 
