@@ -12,28 +12,23 @@ from sphinx.errors import ExtensionError
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-OPTAX = "https://optax.readthedocs.io/en/latest/api"
+# A page for each name, as their autosummary writes it. Sphinx's own extension for this downloads an index in each
+# build, which fails where there is no network.
+OPTAX = "https://optax.readthedocs.io/en/latest/api/generated"
 JAX = "https://docs.jax.dev/en/latest/_autosummary"
-
-# Sphinx's own extension for this downloads an index in each build, which fails where there is no network.
-PAGES = {
-    f"{OPTAX}/optimizers.html": "adam adamw lion sgd",
-    f"{OPTAX}/contrib.html": "contrib.muon contrib.scale_by_muon contrib.split_real_and_imaginary",
-    f"{OPTAX}/transformations.html": (
-        "add_decayed_weights clip_by_block_rms clip_by_global_norm ema scale scale_by_adam scale_by_learning_rate "
-        "scale_by_schedule set_to_zero trace EmaState TraceState"
-    ),
-    f"{OPTAX}/combining_optimizers.html": "chain partition",
-    f"{OPTAX}/optimizer_wrappers.html": "apply_if_finite masked MultiSteps",
-    f"{OPTAX}/optimizer_schedules.html": (
-        "cosine_decay_schedule inject_hyperparams linear_schedule warmup_cosine_decay_schedule"
-    ),
-    f"{OPTAX}/apply_updates.html": "apply_updates",
-}
-LINKS = {f"optax.{name}": f"{page}#optax.{name}" for page, names in PAGES.items() for name in names.split()} | {
-    f"jax.{name}": f"{JAX}/jax.{name}.html"
-    for name in ("eval_shape", "jit", "lax.scan", "lax.stop_gradient", "make_mesh", "shard_map", "vmap")
-}
+OF_OPTAX = """
+    adam adamw add_decayed_weights apply_if_finite apply_updates chain clip_by_block_rms clip_by_global_norm ema lion
+    masked partition scale scale_by_adam scale_by_learning_rate scale_by_schedule set_to_zero sgd trace EmaState
+    MultiSteps TraceState
+    contrib.muon contrib.scale_by_muon contrib.split_real_and_imaginary
+"""
+SCHEDULES = "cosine_decay_schedule inject_hyperparams linear_schedule warmup_cosine_decay_schedule"
+OF_JAX = "eval_shape jit lax.scan lax.stop_gradient make_mesh shard_map vmap"
+LINKS = (
+    {f"optax.{name}": f"{OPTAX}/optax.{name}.html" for name in OF_OPTAX.split()}
+    | {f"optax.{name}": f"{OPTAX}/optax.schedules.{name}.html" for name in SCHEDULES.split()}
+    | {f"jax.{name}": f"{JAX}/jax.{name}.html" for name in OF_JAX.split()}
+)
 
 
 class LinkForeignNames(SphinxPostTransform):
