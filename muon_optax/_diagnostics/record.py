@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from muon_optax._diagnostics.leaves import by_path, floating_leaves, planned
 from muon_optax._diagnostics.measure import AFTER, BEFORE, MEASUREMENTS, Leaf, after_step, before_step
@@ -174,8 +175,9 @@ def _empty(leaves: list[Leaf], arrays: Mapping[str, jax.Array], keep: int) -> Re
 
 
 def _if_due(due: jax.Array | bool, measured: Callable[..., Any], otherwise: Any, *operands: Any) -> Any:
-    if due is True:
-        return measured(otherwise, *operands)
+    if not isinstance(due, Tracer):
+        # Outside jit, where a cond would be compiled anew at each step, since its branches are new functions.
+        return measured(otherwise, *operands) if due else otherwise
     return jax.lax.cond(due, measured, lambda unchanged, *_: unchanged, otherwise, *operands)
 
 
