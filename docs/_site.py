@@ -1,36 +1,34 @@
 """What the site needs beside Sphinx: formulas without a network, and links into Optax's and JAX's documentation."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-OPTAX = "https://optax.readthedocs.io/en/latest/api"
+# A page for each name, as their autosummary writes it. Sphinx's own extension for this downloads an index in each
+# build, which fails where there is no network.
+OPTAX = "https://optax.readthedocs.io/en/latest/api/generated"
 JAX = "https://docs.jax.dev/en/latest/_autosummary"
-
-# Sphinx's own extension for this downloads an index in each build, which fails where there is no network.
-PAGES = {
-    f"{OPTAX}/optimizers.html": "adam adamw lion sgd",
-    f"{OPTAX}/contrib.html": "contrib.muon contrib.scale_by_muon contrib.split_real_and_imaginary",
-    f"{OPTAX}/transformations.html": (
-        "add_decayed_weights clip_by_block_rms clip_by_global_norm ema scale scale_by_adam scale_by_learning_rate "
-        "scale_by_schedule set_to_zero trace EmaState TraceState"
-    ),
-    f"{OPTAX}/combining_optimizers.html": "chain partition",
-    f"{OPTAX}/optimizer_wrappers.html": "apply_if_finite masked MultiSteps",
-    f"{OPTAX}/optimizer_schedules.html": (
-        "cosine_decay_schedule inject_hyperparams linear_schedule warmup_cosine_decay_schedule"
-    ),
-    f"{OPTAX}/apply_updates.html": "apply_updates",
-}
-LINKS = {f"optax.{name}": f"{page}#optax.{name}" for page, names in PAGES.items() for name in names.split()} | {
-    f"jax.{name}": f"{JAX}/jax.{name}.html"
-    for name in ("eval_shape", "jit", "lax.scan", "lax.stop_gradient", "make_mesh", "shard_map", "vmap")
-}
+OF_OPTAX = """
+    adam adamw add_decayed_weights apply_if_finite apply_updates chain clip_by_block_rms clip_by_global_norm ema lion
+    masked partition scale scale_by_adam scale_by_learning_rate scale_by_schedule set_to_zero sgd trace EmaState
+    MultiSteps TraceState
+    contrib.muon contrib.scale_by_muon contrib.split_real_and_imaginary
+"""
+SCHEDULES = "cosine_decay_schedule inject_hyperparams linear_schedule warmup_cosine_decay_schedule"
+OF_JAX = "eval_shape jit lax.scan lax.stop_gradient make_mesh shard_map vmap"
+LINKS = (
+    {f"optax.{name}": f"{OPTAX}/optax.{name}.html" for name in OF_OPTAX.split()}
+    | {f"optax.{name}": f"{OPTAX}/optax.schedules.{name}.html" for name in SCHEDULES.split()}
+    | {f"jax.{name}": f"{JAX}/jax.{name}.html" for name in OF_JAX.split()}
+)
 
 
 class LinkForeignNames(SphinxPostTransform):
@@ -66,9 +64,27 @@ def bring_notebooks(app: Sphinx) -> None:
         shutil.copy2(notebook, target)
 
 
+def read_constant(_: Sphinx, what: str, name: str, __: Any, ___: Any, lines: list[str]) -> None:
+    """The text below a constant or a type alias: autodoc looks for it where the name is imported to, or shows tuple's.
+
+    Raises:
+        ExtensionError: If there is none.
+    """
+    if what != "data":
+        return
+    package, _, short = name.partition(".")
+    modules = [module for module in sorted(sys.modules) if module.startswith(f"{package}._")]
+    found = [ModuleAnalyzer.for_module(module).find_attr_docs().get(("", short)) for module in modules]
+    texts = [text for text in found if text]
+    if len(texts) != 1:
+        raise ExtensionError(f"{name} has {len(texts)} texts below it in {package}, and one is needed")
+    lines[:] = texts[0]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Registers all of it."""
     app.connect("builder-inited", bring_notebooks, priority=100)
+    app.connect("autodoc-process-docstring", read_constant)
     app.add_html_math_renderer("mathml", (visit_formula, None), (visit_formulas, None))
     app.add_post_transform(LinkForeignNames)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -25,6 +25,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 nb_execution_mode = "off"  # the notebooks hold their outputs; tests run them
+nb_merge_streams = True  # what one cell prints, in one box
 copybutton_exclude = ".linenos, .gp, .go"  # neither the prompts of a doctest nor what it prints
 
 # Each docstring says what an argument may be; the aliases of JAX and Optax, written out, would bury it.

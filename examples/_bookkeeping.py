@@ -156,9 +156,9 @@ def write_recording(output: Path, name: str, recording: mo.diagnostics.Recording
     with open(output / f"diagnostics_{name}.csv", "w", newline="") as file:
         csv.writer(file).writerows([["step", "path", *values], *rows])
     figure = Figure(figsize=(14, 2 + 0.3 * len(paths)), layout="constrained")
-    for axes, measured in zip(
-        figure.subplots(2, 2).flat, ("update_size", "growth", "momentum_cosine", "orthogonality_error"), strict=True
-    ):
+    # AdamW's updates have no predicted size.
+    size, least = ("update_size", "orthogonality_error") if recording.last("update_size") else ("update_rms", "idle")
+    for axes, measured in zip(figure.subplots(2, 2).flat, (size, "growth", "momentum_cosine", least), strict=True):
         heat_map(recording, measured, axes=axes)
     figure.savefig(output / f"diagnostics_{name}.png", dpi=120)
 

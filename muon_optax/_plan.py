@@ -52,7 +52,7 @@ def plan(
             host's (:func:`muon_optax.offload_to_host`). The rest of the plan does not depend on it.
 
     Returns:
-        A :class:`Plan`: ``print`` it, or give it to ``muon(shardings=...)`` in place of the shardings.
+        A :class:`Plan`. ``print`` it, or give it to ``muon(shardings=...)`` in place of the shardings.
 
     Raises:
         ValueError: If the shardings are on several meshes or of another tree, no leaf is on a mesh, ``over`` is not a

@@ -1,6 +1,5 @@
 """The table that a person reads before training: who trains each parameter, as which matrices, and why."""
 
-import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import optax
 from muon_optax._layouts.assigning.globs import matching
 from muon_optax._layouts.assigning.messages import refuse_uncertain, warn_unknown
 from muon_optax._layouts.assigning.resolve import Layouts, decisions_on
-from muon_optax._layouts.columns import in_columns
+from muon_optax._layouts.columns import in_columns, in_html
 from muon_optax._layouts.decision import Strength, layouts_in
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.path_patterns import natural_order, pattern, without_numbers
@@ -22,7 +21,7 @@ from muon_optax._state.shardings import state_bytes_of_a_device
 from muon_optax._transforms.by_path.chosen import Chosen, SettingsByPath
 from muon_optax._transforms.by_path.refusals import refuse_idle
 from muon_optax._transforms.by_path.settings import Settings
-from muon_optax._transforms.checks.arguments import check_transform
+from muon_optax._transforms.checks.arguments import check_flag, check_transform
 from muon_optax._transforms.momenta.offload_to_host import noting_host
 from muon_optax._transforms.scales import Scale, scale_factors
 
@@ -67,7 +66,7 @@ class Row:
 
     @property
     def known(self) -> bool:
-        """Whether strong evidence decides: neither weak nor unknown."""
+        """Whether strong evidence decides, neither weak nor unknown."""
         return self.strength == "strong"
 
     @property
@@ -120,14 +119,7 @@ class Summary:
 
     def _repr_html_(self) -> str:
         """The same for notebooks."""
-        lines = self._lines(every_row=False)
-        head, *body = (
-            "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
-            for tag, cells in zip(["th", *["td"] * len(lines)], lines, strict=False)
-        )
-        rows = "".join(f"<tr>{cells}</tr>" for cells in body)
-        notes = "".join(f"<p>{html.escape(text)}</p>" for text in self._notes())
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{notes}"
+        return in_html(self._lines(every_row=False), self._notes())
 
     def _lines(self, every_row: bool) -> list[tuple[str, ...]]:
         """The cells of the headings and of every row."""
@@ -257,7 +249,7 @@ def summarize(
             line then also says how many bytes of the state one device keeps. Needs ``optimizer``.
 
     Returns:
-        A summary: ``print`` it for columns path, shape, layout, matrices, label, why (which evidence decided), scale
+        A summary. ``print`` it for columns path, shape, layout, matrices, label, why (which evidence decided), scale
         and optimizer state in bytes, with totals below. Equal parameters of repeated layers share a row, as in
         ``layers/{0..25}/attn/w x26``; ``.table(every_row=True)`` lists all, ``.rows`` has the values, ``.muon_share``
         the share of elements under Muon. Matrices are written ``fan_in x fan_out``. In a notebook it shows as HTML.
@@ -280,6 +272,7 @@ def summarize(
         layout: i input, o output, b each index is a matrix of its own, - not a matrix, ~ weak evidence, ? no rule knows
         2 parameters, 288 elements: 256 by Muon (88.9%), 32 by AdamW. Optimizer state: 1,280 bytes.
     """
+    check_flag("strict", strict)
     if optimizer is not None:
         check_transform("optimizer", optimizer)
     elif shardings is not None:

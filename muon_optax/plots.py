@@ -9,6 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from muon_optax._diagnostics.recording import Recording
+from muon_optax._layouts.paths import brief
 
 # Measurements that differ by factors; the others are shares, cosines and errors, on a linear scale.
 _BY_FACTORS = (
@@ -37,7 +38,8 @@ def heat_map(recording: Recording, measurement: str, *, grouped: bool = False, a
         where colors stand for factors.
 
     Raises:
-        ValueError: For another name, and if nothing has been measured yet.
+        TypeError: For anything but a recording.
+        ValueError: For another name, if nothing has been measured yet, and if no leaf has this measurement.
 
     Example:
         >>> import jax.numpy as jnp, muon_optax as mo
@@ -48,9 +50,16 @@ def heat_map(recording: Recording, measurement: str, *, grouped: bool = False, a
         >>> heat_map(mo.diagnostics.recorded(state), "growth").get_title()
         'growth, by leaf'
     """
+    if not isinstance(recording, Recording):
+        raise TypeError(
+            f"recording={brief(type(recording))} is not a Recording: give what muon_optax.diagnostics.recorded(state) "
+            "returns."
+        )
     steps, paths, values = recording.history(measurement, grouped)
     shown = [index for index, row in enumerate(values) if not np.isnan(row).all()]
     if not shown:
+        if steps:
+            raise ValueError(f"measurement={measurement!r} has no value: no leaf of this optimizer has one.")
         raise ValueError(f"measurement={measurement!r} has no value yet: update the optimizer, and read its new state.")
     rows = np.asarray(values[shown], float)
     factors = measurement in _BY_FACTORS

@@ -11,7 +11,7 @@ from muon_optax._diagnostics.sizes import update_rms
 from muon_optax._layouts.assigning.messages import MuonWarning
 from muon_optax._layouts.paths import brief, show
 from muon_optax._state.kept_arrays import holds_state, kept_arrays
-from muon_optax._transforms.checks.arguments import check_transform
+from muon_optax._transforms.checks.arguments import check_transform, is_transform
 
 _LISTED = 8  # leaves that a message names
 
@@ -48,7 +48,7 @@ def moved_without_gradient(
         {}
     """
     check_transform("optimizer", optimizer)
-    if not holds_state(state):
+    if is_transform(state) or not holds_state(state):
         raise TypeError(
             f"state={brief(state)} holds no state of an optimizer: call moved_without_gradient(optimizer, state, "
             "params)."
@@ -58,9 +58,14 @@ def moved_without_gradient(
         # Radii are norms of the parameter, and a recorder keeps more of those.
         if one.path and not one.counts and one.field != "radii" and one.node.kind != "RecordState":
             kept.setdefault(one.path, []).extend(one.values)
+    sizes_before = update_rms(params)
+    if not sizes_before:
+        raise TypeError(
+            f"params={brief(params)} holds no arrays: call moved_without_gradient(optimizer, state, params)."
+        )
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = jax.jit(optimizer.update)(zeros, state, params, **extra_args)
-    sizes = zip(update_rms(params).items(), update_rms(updates).values(), strict=True)
+    sizes = zip(sizes_before.items(), update_rms(updates).values(), strict=True)
     shares = {
         path: float(moved) / float(size)
         for (path, size), moved in sizes

@@ -15,7 +15,18 @@ from muon_optax._layouts.paths import named_leaves, show
 
 def floating_leaves(tree: Any) -> list[tuple[str, Any]]:
     leaves = [(leaf.path, leaf.value) for leaf in named_leaves(tree)]
+    for path, value in leaves:
+        refuse_shape(path, value)
     return [leaf for leaf in leaves if jnp.issubdtype(getattr(leaf[1], "dtype", type(leaf[1])), jnp.inexact)]
+
+
+def refuse_shape(path: str, value: Any) -> None:
+    """Raises TypeError for a ``ShapeDtypeStruct``, which has a type and no numbers."""
+    if isinstance(value, jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"{show(path)} is a jax.ShapeDtypeStruct, a shape without numbers: give arrays, or call the function "
+            "inside jax.eval_shape."
+        )
 
 
 def matrix_leaves(tree: Any, layouts: Layouts) -> Iterator[tuple[str, Any, Layout]]:

@@ -30,7 +30,7 @@ class Leaf(NamedTuple):
     path: str
     layout: Layout | None
     shape: tuple[int, ...]
-    predicted: float  # the update's root mean square at a learning rate of 1; NaN without a layout
+    predicted: float  # the update's root mean square at a learning rate of 1; NaN if it is not orthogonalized
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -64,7 +64,7 @@ def after_step(leaf: Leaf, learning_rate: jax.typing.ArrayLike, weight_rms: jax.
     """The values of ``AFTER``, float32."""
     size = planned(root_mean_square, update).astype(jnp.float32)
     missing = jnp.full((), jnp.nan, jnp.float32)
-    if leaf.layout is None:
+    if leaf.layout is None or math.isnan(leaf.predicted):
         return jnp.stack([size, _over(size, weight_rms), missing, missing])
     error = planned(partial(error_of_matrices, leaf.layout), update)
     predicted = learning_rate * leaf.predicted

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from muon_optax._diagnostics.leaves import by_path, matrix_leaves, planned
+from muon_optax._diagnostics.leaves import by_path, matrix_leaves, planned, refuse_shape
 from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._orthogonalizers.precision import accumulation_dtype, near_one
@@ -43,6 +43,8 @@ def orthogonality_error(updates: Any, layouts: Layouts = None) -> dict[str, jax.
         >>> {path: round(float(error), 4) for path, error in mo.diagnostics.orthogonality_error(updates).items()}
         {'rank_one': 1.0, 'rotation': 0.0}
     """
+    for path, value, _ in matrix_leaves(updates, layouts):
+        refuse_shape(path, value)
     return by_path(
         (path, planned(partial(error_of_matrices, layout), jnp.asarray(value)))
         for path, value, layout in matrix_leaves(updates, layouts)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from muon_optax._diagnostics.leaves import by_path, floating_leaves, planned
 from muon_optax._diagnostics.measure import AFTER, BEFORE, MEASUREMENTS, Leaf, after_step, before_step
@@ -18,7 +19,7 @@ from muon_optax._layouts.paths import named_leaves
 from muon_optax._mesh.typed import relocate_like
 from muon_optax._state.kept_arrays import kept_arrays
 from muon_optax._transforms.checks.arguments import check_rate, check_transform, check_whole_number
-from muon_optax._transforms.checks.updates import refuse_other_tree
+from muon_optax._transforms.checks.updates import refuse_exchanged, refuse_other_tree
 from muon_optax._transforms.scales import Scale, scale_function
 
 
@@ -65,7 +66,8 @@ def record(
     orthogonality_error of the update, as :func:`orthogonality_error`
     =================== ==================================================================================
 
-    What a leaf does not have is NaN. At other steps nothing is computed but a counter.
+    What a leaf does not have is NaN. The last two are for what is orthogonalized: a leaf of which the optimizer keeps
+    second moments, as AdamW does, has none. At other steps nothing is computed but a counter.
 
     Args:
         optimizer: Any transform of the whole tree, such as :func:`muon_optax.muon`.
@@ -112,11 +114,14 @@ def record(
     ) -> tuple[optax.Updates, RecordState]:
         if params is None:
             raise ValueError("record measures the parameters: call optimizer.update(gradients, state, params).")
+        refuse_exchanged(updates, state, params)
         leaves, gradients = _leaves(updates, layouts, scale)
         _refuse_other_leaves(gradients, state.initial)
+        leaves, weights = _predicted(leaves, state.inner_state), _arrays(params)
+        _refuse_other_params(gradients, weights)
         due = True if every == 1 else state.step % every == 0
         with jax.numpy_dtype_promotion("standard"):
-            seen = _before(due, leaves, state, gradients, _arrays(params))
+            seen = _before(due, leaves, state, gradients, weights)
             # The step must wait: else XLA would copy momenta and parameters, which it overwrites.
             updates, seen = jax.lax.optimization_barrier((updates, seen))
         results, inner_state = extended.update(updates, state.inner_state, params, **extra_args)
@@ -150,6 +155,12 @@ def _leaves(tree: Any, layouts: Layouts, scale: Scale) -> tuple[list[Leaf], dict
     return leaves, arrays
 
 
+def _predicted(leaves: list[Leaf], state: Any) -> list[Leaf]:
+    """The leaves without a prediction for those that ``state`` keeps second moments of: no step orthogonalizes them."""
+    by_adam = {kept.path for kept in kept_arrays(state) if kept.what == "second moment"}
+    return [leaf._replace(predicted=math.nan) if leaf.path in by_adam else leaf for leaf in leaves]
+
+
 def _empty(leaves: list[Leaf], arrays: Mapping[str, jax.Array], keep: int) -> RecordState:
     initial = {leaf.path: planned(root_mean_square, arrays[leaf.path]).astype(jnp.float32) for leaf in leaves}
     outputs = sum(leaf.outputs for leaf in leaves)
@@ -164,8 +175,9 @@ def _empty(leaves: list[Leaf], arrays: Mapping[str, jax.Array], keep: int) -> Re
 
 
 def _if_due(due: jax.Array | bool, measured: Callable[..., Any], otherwise: Any, *operands: Any) -> Any:
-    if due is True:
-        return measured(otherwise, *operands)
+    if not isinstance(due, Tracer):
+        # Outside jit, where a cond would be compiled anew at each step, since its branches are new functions.
+        return measured(otherwise, *operands) if due else otherwise
     return jax.lax.cond(due, measured, lambda unchanged, *_: unchanged, otherwise, *operands)
 
 
@@ -230,3 +242,8 @@ def _after(
 def _refuse_other_leaves(gradients: Mapping[str, jax.Array], initial: Mapping[str, jax.Array]) -> None:
     seen, expected = (dict.fromkeys(paths, "one") for paths in (gradients, initial))
     refuse_other_tree(seen, expected, "init")
+
+
+def _refuse_other_params(gradients: Mapping[str, jax.Array], params: Mapping[str, jax.Array]) -> None:
+    seen, expected = ({path: array.shape for path, array in arrays.items()} for arrays in (gradients, params))
+    refuse_other_tree(seen, expected, "params")

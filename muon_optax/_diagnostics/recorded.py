@@ -21,7 +21,7 @@ def recorded(state: Any) -> Recording:
             its ``nnx.state``, the state of a wrapper, a checkpoint restored as nested dicts.
 
     Returns:
-        A recording of at most ``keep`` measurements: ``print`` it; ``.scalars()`` for metric writers,
+        A recording of at most ``keep`` measurements. ``print`` it; ``.scalars()`` for metric writers,
         ``.history(name)`` for plots, ``.standing_out()`` for checks.
 
     Raises:

@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from muon_optax._diagnostics.measure import MEASUREMENTS
 from muon_optax._diagnostics.standing_out import NEVER_MISSING, Finding, findings_of, median
-from muon_optax._layouts.columns import in_columns
+from muon_optax._diagnostics.wide_table import in_parts
+from muon_optax._layouts.columns import in_columns, in_html
 from muon_optax._layouts.path_patterns import pattern, without_numbers
 
-_HEADINGS = ("path", *(name.replace("_", " ") for name in MEASUREMENTS), "stands out because")
+_HEADINGS = ("path", *(name.replace("_", " ") for name in MEASUREMENTS))
+_WHY = "stands out because"
 _REASONS = 2  # shown of a leaf; the first is the surest, and others often follow from it
-_NUMBERS = range(1, len(MEASUREMENTS) + 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +87,13 @@ class Recording:
 
     def standing_out(self) -> list[tuple[str, str, str]]:
         """Path, measurement and reason of each leaf that stands out at the latest measurement, ranked as the table."""
-        found = ((self._findings()[index], self.paths[index]) for index in self._ranked())
-        return [(path, own[0].measurement, own[0].why) for own, path in found]
+        found = ((self._found[index][0], self.paths[index]) for index in self._ranked())
+        return [(path, first.measurement, first.why) for first, path in found]
 
     def table(self, every_row: bool = False) -> str:
-        """The latest values in columns, with the leaves that stand out first.
+        """The leaves that stand out with the reasons, and below the latest values in columns, in the same order.
+
+        Paths of up to 35 characters give lines of at most 100: what would be wider goes on in a part below.
 
         Args:
             every_row: Whether repeated layers that do not stand out have a row each. By default they share their
@@ -97,23 +101,48 @@ class Recording:
         """
         if not self.steps:
             return "Nothing has been measured yet."
-        ranked, found = self._ranked(), self._findings()
-        others = [index for index in range(len(self.paths)) if index not in ranked]
-        groups = [[index] for index in others] if every_row else self._groups(others)
-        rows = [self._cells([index], "; ".join(one.why for one in found[index][:_REASONS])) for index in ranked]
-        rows += [self._cells(group, "") for group in groups]
-        counted = f"{len(ranked)} of {len(self.paths)} leaves stand out" if ranked else "No leaf stands out"
-        return "\n".join([*in_columns([_HEADINGS, *rows], _NUMBERS), f"Step {self.steps[-1]}. {counted}."])
+        ranked = self._ranked()
+        reasons = [
+            (self.paths[index] if number == 0 else "", why)
+            for index in ranked
+            for number, why in enumerate(self._reasons(index))
+        ]
+        first = [*in_columns([("path", _WHY), *reasons]), ""] if ranked else []
+        values = in_parts([_HEADINGS, *map(self._cells, self._shown(ranked, every_row))])
+        return "\n".join([*first, *values, self._counted(ranked)])
 
     def __str__(self) -> str:
         """The table with repeated layers collapsed."""
         return self.table()
 
-    def _findings(self) -> list[list[Finding]]:
+    def _repr_html_(self) -> str:
+        """The same for notebooks, in one part."""
+        if not self.steps:
+            return f"<p>{self.table()}</p>"
+        ranked = self._ranked()
+        shown = self._shown(ranked, every_row=False)
+        whys = [*("; ".join(self._reasons(index)) for index in ranked), *[""] * (len(shown) - len(ranked))]
+        rows = [(*self._cells(group), why) for group, why in zip(shown, whys, strict=True)]
+        return in_html([(*_HEADINGS, _WHY), *rows], [self._counted(ranked)])
+
+    def _counted(self, ranked: Sequence[int]) -> str:
+        counted = f"{len(ranked)} of {len(self.paths)} leaves stand out" if ranked else "No leaf stands out"
+        return f"Step {self.steps[-1]}. {counted}."
+
+    def _reasons(self, index: int) -> list[str]:
+        return [one.why for one in self._found[index][:_REASONS]]
+
+    def _shown(self, ranked: Sequence[int], every_row: bool) -> list[list[int]]:
+        """The leaves of each row."""
+        others = [index for index in range(len(self.paths)) if index not in ranked]
+        return [*([index] for index in ranked), *([[index] for index in others] if every_row else self._groups(others))]
+
+    @cached_property
+    def _found(self) -> list[list[Finding]]:
         return findings_of(self.values, self.paths, self.matrices) if self.steps else []
 
     def _ranked(self) -> list[int]:
-        found = self._findings()
+        found = self._found
         return sorted((index for index, own in enumerate(found) if own), key=lambda index: found[index][0])
 
     def _groups(self, indices: Sequence[int]) -> list[list[int]]:
@@ -125,9 +154,9 @@ class Recording:
     def _name(self, group: Sequence[int]) -> str:
         return pattern([self.paths[index] for index in group])
 
-    def _cells(self, group: Sequence[int], why: str) -> tuple[str, ...]:
+    def _cells(self, group: Sequence[int]) -> tuple[str, ...]:
         numbers = (
             "-" if np.isnan(value) and name not in NEVER_MISSING else f"{value:.3g}"
             for name, value in zip(MEASUREMENTS, median(self.values[-1, list(group)]), strict=True)
         )
-        return (self._name(group) + (f" x{len(group)}" if len(group) > 1 else ""), *numbers, why)
+        return (self._name(group) + (f" x{len(group)}" if len(group) > 1 else ""), *numbers)

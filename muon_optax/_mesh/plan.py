@@ -101,7 +101,7 @@ class Plan:
 
     @cached_property
     def peak_bytes(self) -> int:
-        """Bytes of the stacks that a device holds at once: packed and received, there and back."""
+        """Bytes of the stacks that a device holds at once, packed and received, there and back."""
         held = []
         for batch in self.batches:
             ways = [(stack.there, stack.back) for stack in batch if stack.pool]

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def as_matrices(given: Any) -> jax.Array:
@@ -13,7 +14,8 @@ def as_matrices(given: Any) -> jax.Array:
         TypeError: For complex numbers, integers and booleans.
         ValueError: For fewer than two axes.
     """
-    if not hasattr(given, "dtype") and not isinstance(given, list | tuple | int | float | complex):
+    named = hasattr(given, "_fields")  # such as a state or an optimizer
+    if named or (not hasattr(given, "dtype") and not isinstance(given, list | tuple | int | float | complex)):
         raise TypeError(
             f"An orthogonalizer takes one array of matrices (*batch, rows, cols); got {type(given).__name__}. For a "
             "tree of parameters use muon_optax.orthogonalize, a transform, or jax.tree.map."
@@ -52,7 +54,9 @@ def refuse_array(coefficients: Any) -> None:
 
 def is_floating(dtype: Any) -> bool:
     """Whether ``dtype`` names a floating type; to JAX ``None`` is one, and an unknown name an error of its own."""
+    if dtype is None or isinstance(dtype, jax.Array | np.ndarray):  # an array has a type and is none
+        return False
     try:
-        return dtype is not None and bool(jnp.issubdtype(dtype, jnp.floating))
-    except TypeError:
+        return bool(jnp.issubdtype(dtype, jnp.floating))
+    except (TypeError, ValueError):  # NumPy reads a mapping as the fields of a structure
         return False

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from muon_optax._layouts.paths import show
+from muon_optax._layouts.paths import brief, show
 from muon_optax._state.convert import converted
 from muon_optax._state.counters import counters_of
 from muon_optax._state.entries import are_entries, entry_arrays
@@ -15,7 +15,7 @@ from muon_optax._state.pairs import Pairs, pairs_of, renamed_arrays, resized_pat
 from muon_optax._state.places import in_device_memory, outside_meshes
 from muon_optax._state.report import CarryReport, CarryRow
 from muon_optax._state.rows import counter_rows, how, lost_rows, setting_rows
-from muon_optax._transforms.checks.arguments import check_number, is_transform
+from muon_optax._transforms.checks.arguments import check_flag, check_number, is_transform
 
 
 def carry_over(
@@ -81,6 +81,10 @@ def carry_over(
         0 dropped, 1 afresh, 4 carried.
     """
     check_number("momentum", momentum, "use the run's, a number in [0, 1) such as 0.95", 0.0, 1.0)
+    _check_renamed(renamed)
+    check_flag("strict", strict)
+    if step is not None:
+        check_number("step", step, "use the number of steps that the run has taken", 0.0)
     if momentum_from not in (None, "first moment"):
         raise ValueError(f"momentum_from={momentum_from!r} is not allowed: use 'first moment' or None.")
     earlier_arrays = renamed_arrays(_arrays_of(earlier, "earlier"), renamed or {})
@@ -100,6 +104,17 @@ def carry_over(
         if strict:
             _refuse_dropped(rows, earlier_arrays)
     return jax.tree.unflatten(jax.tree.structure(fresh), leaves), CarryReport(tuple(rows))
+
+
+def _check_renamed(renamed: Any) -> None:
+    if renamed is None or (
+        isinstance(renamed, Mapping) and all(isinstance(path, str) for pair in renamed.items() for path in pair)
+    ):
+        return
+    raise TypeError(
+        f"renamed={brief(renamed)} is not allowed: give a mapping from earlier paths to those of now, such as "
+        "{'layer_0': 'blocks/0'}."
+    )
 
 
 def _carried(

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from muon_optax._layouts.assigning.messages import MuonWarning
-from muon_optax._layouts.paths import show
+from muon_optax._layouts.paths import brief, show
 from muon_optax._state.carry_over import carry_over
-from muon_optax._state.entries import Entry
+from muon_optax._state.entries import Entry, are_entries
 from muon_optax._state.kept_arrays import kept_arrays
 from muon_optax._state.report import CarryReport
 from muon_optax._transforms.checks.arguments import check_number
@@ -37,6 +37,7 @@ def from_torch_muon(state: Mapping[str, Entry], fresh: Any, *, momentum: float =
         second moments, stays as it is there.
 
     Raises:
+        TypeError: If ``state`` is no such mapping.
         ValueError: If an array is missing, left over, or of another shape than the parameter; its path is named.
 
     References:
@@ -50,6 +51,7 @@ def from_torch_muon(state: Mapping[str, Entry], fresh: Any, *, momentum: float =
         [[1.0, 0.0], [0.0, 1.0]]
     """
     check_number("momentum", momentum, "use the run's, a number in [0, 1) such as 0.95", 0.0, 1.0)
+    _refuse_other_entries(state)
     filled, report = carry_over(state, fresh, momentum=momentum, step=step)
     _refuse_other_shapes(report)
     _refuse_missing(state, report)
@@ -98,6 +100,22 @@ def from_optax_contrib_muon(state: Any, fresh: Any, *, momentum: float = 0.95) -
     filled, report = carry_over(state, fresh, momentum=momentum)
     _warn_other_routes(report)
     return filled
+
+
+def _refuse_other_entries(state: Any) -> None:
+    what = "give a mapping from each parameter's path to its entry, such as {'up/weight': {'momentum_buffer': array}}"
+    if isinstance(state, Mapping) and "state" in state and "param_groups" in state:
+        raise TypeError(f"This is PyTorch's state_dict(): {what}. Its entries are in state_dict()['state'], by number.")
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state={brief(type(state))} is not allowed: {what}.")
+    for path, entry in state.items():
+        if not isinstance(path, str):
+            raise TypeError(
+                f"The state has the key {brief(path)}, and PyTorch's numbers say nothing of names: {what}. The numbers "
+                "follow the order in which the optimizer got its parameters."
+            )
+        if not are_entries({path: entry}):
+            raise TypeError(f"The state has {brief(entry)} for {show(path)}: {what}, or 'exp_avg' and 'exp_avg_sq'.")
 
 
 def _refuse_other_shapes(report: CarryReport) -> None:

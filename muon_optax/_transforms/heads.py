@@ -1,6 +1,6 @@
 """The heads among AdamW's parameters, from path globs that must match something."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from muon_optax._layouts.assigning.handed_on import resolve_quietly
-from muon_optax._layouts.paths import HIDDEN, named_leaves, unhide
+from muon_optax._layouts.paths import HIDDEN, brief, named_leaves, unhide
 
 USUAL = ("*head/kernel", "*head/weight", "*head/w")
 
@@ -20,8 +20,15 @@ def head_labels(globs: Sequence[str] | None) -> Callable[[Any], Any]:
         ValueError: By the function, for a glob that matches no array of two or more axes among those it is given.
         TypeError: For anything but a sequence of strings.
     """
-    if isinstance(globs, str) or not all(isinstance(glob, str) for glob in globs or ()):
-        raise TypeError(f"heads={globs!r} is not allowed: give a sequence of path globs, such as ('*head/kernel',).")
+    if globs is not None and (
+        isinstance(globs, str)
+        or not isinstance(globs, Collection)
+        or isinstance(globs, Mapping)
+        or not all(isinstance(glob, str) for glob in globs)
+    ):
+        raise TypeError(
+            f"heads={brief(globs)} is not allowed: give a sequence of path globs, such as ('*head/kernel',)."
+        )
 
     def labels(params: Any) -> Any:
         leaves = named_leaves(params)

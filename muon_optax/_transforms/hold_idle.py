@@ -50,7 +50,11 @@ def hold_idle(
         ([True, False, False], True)
     """
     check_transform("inner", inner)
-    if isinstance(per_row, str) or not isinstance(per_row, Sequence):
+    if (
+        isinstance(per_row, str)
+        or not isinstance(per_row, Sequence)
+        or not all(isinstance(glob, str) for glob in per_row)
+    ):
         raise TypeError(
             f"per_row={brief(per_row)} is not allowed: use a sequence of path globs, such as ['*/embedding']."
         )

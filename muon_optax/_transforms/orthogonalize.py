@@ -183,9 +183,11 @@ def _each_by_its_own(
 def _keeping_shapes(orthogonalizer: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
     def checked(matrices: jax.Array) -> jax.Array:
         result = orthogonalizer(matrices)
-        if result.shape != matrices.shape:
+        shape = getattr(result, "shape", None)
+        if shape != matrices.shape:
+            returned = f"changed the shape {matrices.shape} to {shape}" if shape is not None else f"returned {result!r}"
             raise TypeError(
-                f"The orthogonalizer changed the shape {matrices.shape} to {result.shape}; it must keep it."
+                f"The orthogonalizer {returned}; it must return matrices of the shape {matrices.shape} that it gets."
             )
         return result.astype(matrices.dtype)
 

@@ -15,7 +15,7 @@ from muon_optax._layouts.assigning.resolve import LayoutMap, Layouts, resolve
 from muon_optax._layouts.paths import NamedLeaf, has_hidden, named_leaves, show
 from muon_optax._mesh.typed import relocate_like, typed_sharding
 from muon_optax._transforms.checks.arguments import check_transform
-from muon_optax._transforms.checks.updates import params_with_gradients, refuse_untrainable
+from muon_optax._transforms.checks.updates import params_with_gradients, refuse_exchanged, refuse_untrainable
 from muon_optax._transforms.state.kept import is_counter, parts_of
 from muon_optax._transforms.state.refusals import fit_state
 
@@ -101,6 +101,7 @@ def partition_with(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
+        refuse_exchanged(updates, state, params)
         leaves = named_leaves(updates)
         for leaf in leaves:
             refuse_untrainable(leaf, f"The gradient of {show(leaf.path)}")

@@ -8,6 +8,7 @@ from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import brief
 
 Scale: TypeAlias = Literal["naive", "keller", "mup", "moonlight"] | Callable[[int, int], float]
+"""The factor of an update, by name or as a function of ``fan_in`` and ``fan_out``: see :func:`scale_by_shape`."""
 
 
 def _naive(fan_in: int, fan_out: int) -> float:

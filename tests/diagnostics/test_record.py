@@ -197,6 +197,37 @@ def test_steps_measured_and_kept(every: int, steps: tuple[int, ...]) -> None:
     assert sizes == pytest.approx(expected, rel=1e-5)
 
 
+def test_without_jit_only_the_steps_that_are_measured_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside jit a cond is compiled anew at each step: a run in a loop took ten times as long."""
+    params = params_like(1)
+    optimizer = diagnostics.record(mo.muon(0.02, layouts=EVERYTHING), 3, layouts=EVERYTHING, keep=2)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a cond is compiled at each step")
+
+    state = optimizer.init(params)
+    jitted = jax.jit(optimizer.update)(params, state, params)[1]
+    monkeypatch.setattr(jax.lax, "cond", refuse)
+    for step in range(5):
+        _, state = optimizer.update(params, state, params)
+        if step == 0:
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-4), state.values, jitted.values)
+    assert diagnostics.recorded(state).steps == (0, 3)
+
+
+def test_what_adam_trains_has_no_predicted_size() -> None:
+    """Told of a matrix that ``muon`` leaves to AdamW, or around AdamW, a recorder called its updates too large."""
+    params = {name: jnp.eye(4) for name in ("one", "two", "other")}
+    gradients = {name: jnp.asarray(np.random.default_rng(0).standard_normal((4, 4))) for name in params}
+    for optimizer, by_muon in [(mo.muon(0.02, layouts={"other": None}), {"one", "two"}), (optax.adamw(0.02), set())]:
+        recorder = diagnostics.record(optimizer, 1, learning_rate=0.02)
+        _, state = recorder.update(gradients, recorder.init(params), params)
+        recording = diagnostics.recorded(state)
+        assert set(recording.last("update_size")) == set(recording.last("orthogonality_error")) == by_muon
+        assert set(recording.last("spectral_norm")) == set(params)
+        assert not any(name == "update_size" for _, name, _ in recording.standing_out())
+
+
 # What it leaves alone
 
 

@@ -1,6 +1,8 @@
 """Runs made bad on purpose: the table and the picture show the cause in the first place; a good run shows nothing."""
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -168,18 +170,75 @@ def test_a_rate_too_high_for_all_stands_first(measurement: str) -> None:
 
 def test_the_table_of_a_dead_layer() -> None:
     lines = str(recording(dead_layer)).splitlines()
-    headings = ["path", *(name.replace("_", " ") for name in Recording.names), "stands out because"]
-    assert [heading for heading in headings if heading not in lines[0]] == []
-    assert [line.split()[0] for line in lines[5:-1]] == [
-        "blocks/{0,1,2,..,5}/down/kernel",
-        "blocks/{0,1,2,..,5}/up/bias",
-        "blocks/{0,1,2,..,5}/up/kernel",
+    first, *parts = "\n".join(lines[:-1]).split("\n\n")
+    assert [line.split("  ")[0] for line in first.splitlines()[2:] if line[0] != " "] == [
+        path for path, _, _ in recording(dead_layer).standing_out()
+    ]
+    # Each part has all rows, those that stand out first.
+    for part in parts:
+        assert [line.split()[0] for line in part.splitlines()[6:]] == [
+            "blocks/{0,1,2,..,5}/down/kernel",
+            "blocks/{0,1,2,..,5}/up/bias",
+            "blocks/{0,1,2,..,5}/up/kernel",
+            "embedding",
+        ]
+    assert lines[-1] == f"Step {STEPS - 5}. 3 of 19 leaves stand out."
+    every_row = recording(dead_layer).table(every_row=True).split("\n\n")
+    assert every_row[0] == first
+    assert [len(part.splitlines()) for part in every_row[1:]] == [19 + 3, 19 + 3 + 1]
+
+
+def test_the_table_has_every_value_once_and_fits_a_page() -> None:
+    one = recording(dead_layer)
+    text = one.table(every_row=True)
+    assert max(map(len, text.splitlines())) <= 100
+    columns: dict[str, list[str]] = {}
+    for part in text.rsplit("\n", 1)[0].split("\n\n")[1:]:
+        above, below, rule, *rows = part.splitlines()
+        ends = [match.end() for match in re.finditer("-+", rule)]
+        for start, end in itertools.pairwise(ends):
+            name = "_".join(filter(None, (line[start:end].strip() for line in (above, below))))
+            columns[name] = [row[start:end].strip() for row in rows]
+    assert tuple(columns) == Recording.names
+    ranked = [path for path, _, _ in one.standing_out()]
+    paths = [*ranked, *(path for path in one.paths if path not in ranked)]
+    for name, cells in columns.items():
+        values = one.last(name)
+        assert cells == [f"{values[path]:.3g}" if path in values else "-" for path in paths]
+
+
+def test_long_paths_make_more_parts_and_no_wider_lines() -> None:
+    one = recording(good)
+    longer = dataclasses.replace(one, paths=tuple(f"a/decoder/of/a/model/{path}" for path in one.paths))
+    parts = str(longer).split("\n\n")
+    assert len(parts) == 3
+    assert max(map(len, "\n".join(parts).splitlines())) <= 100
+
+
+def test_the_table_in_a_notebook() -> None:
+    one = recording(dead_layer)
+    page = one._repr_html_()
+    head, *rows = re.findall("<tr>(.*?)</tr>", page)
+    assert re.findall("<th>(.*?)</th>", head) == [
+        "path",
+        *(name.replace("_", " ") for name in Recording.names),
+        "stands out because",
+    ]
+    cells = [re.findall("<td>(.*?)</td>", row) for row in rows]
+    ranked = one.standing_out()
+    assert [row[0] for row in cells[: len(ranked)]] == [path for path, _, _ in ranked]
+    assert all(row[-1].startswith(why) for row, (_, _, why) in zip(cells, ranked, strict=False))
+    assert [row[0] for row in cells[len(ranked) :]] == [
+        "blocks/{0,1,2,..,5}/down/kernel x5",
+        "blocks/{0,1,2,..,5}/up/bias x5",
+        "blocks/{0,1,2,..,5}/up/kernel x5",
         "embedding",
     ]
-    assert lines[-1] == f"Step {STEPS - 5}. 3 of 19 leaves stand out."
-    every_row = recording(dead_layer).table(every_row=True).splitlines()
-    assert len(every_row) == 19 + 3
-    assert every_row[:5] == every_row[:2] + [line for line in every_row[2:5] if "no gradient" in line]
+    assert {row[-1] for row in cells[len(ranked) :]} == {""}
+    assert page.endswith(f"<p>Step {STEPS - 5}. 3 of 19 leaves stand out.</p>")
+    hostile = dataclasses.replace(one, paths=tuple(f"<b>{path}" for path in one.paths))
+    assert "<b>" not in hostile._repr_html_()
+    assert diagnostics.recorded(recorder().init(start()))._repr_html_() == "<p>Nothing has been measured yet.</p>"
 
 
 # Values for writers and plots

@@ -144,11 +144,13 @@ def test_resume_continues_bit_for_bit(finished, tmp_path):
 
 @pytest.mark.slow
 def test_diagnostics_are_printed_written_and_drawn(tmp_path, capsys):
-    arguments = ["--preset", "tiny", "--optimizer", "muon", "--output", str(tmp_path)]
+    arguments = ["--preset", "tiny", "--optimizer", "both", "--output", str(tmp_path)]
     assert train_gpt.main([*arguments, "--diagnostics"]) == 0
     printed = capsys.readouterr().out
-    assert "Muon, layer by layer:\npath " in printed
-    assert re.search(rf"^Step {STEPS - 1}\. .* stands? out\.$", printed, re.MULTILINE)
+    for title in ("AdamW", "Muon"):
+        assert re.search(rf"^{title}, layer by layer:\n( +gradient .*\n)?path ", printed, re.MULTILINE)
+    assert len(re.findall(rf"^Step {STEPS - 1}\. .* stands? out\.$", printed, re.MULTILINE)) == 2
+    assert "as large as predicted" not in printed  # of AdamW's updates nothing is predicted
     with open(tmp_path / "diagnostics_muon.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     paths = set(mo.assign_layouts(nnx.split(train_gpt.GPT(train_gpt.PRESETS["tiny"], nnx.Rngs(0)))[1]))
@@ -157,7 +159,8 @@ def test_diagnostics_are_printed_written_and_drawn(tmp_path, capsys):
     up = [float(row["growth"]) for row in rows if row["path"] == "blocks/0/up/kernel"]
     assert up[0] == 1
     assert 0.9 < up[-1] < 1
-    assert (tmp_path / "diagnostics_muon.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("adamw", "muon"):
+        assert (tmp_path / f"diagnostics_{name}.png").read_bytes().startswith(b"\x89PNG")
     # A state without a recorder has another structure.
     message = refused(capsys, "--resume", *arguments[2:])
     assert "diagnostics is True there, False here" in message

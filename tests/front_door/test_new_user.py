@@ -13,10 +13,14 @@ from flax import nnx
 import muon_optax as mo
 from muon_optax import diagnostics, recipes
 from muon_optax.flax import layouts_of
+from muon_optax.plots import heat_map
 
 PARAMS = {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)}
 OPTIMIZER = mo.muon(0.1)
 STATE = OPTIMIZER.init(PARAMS)
+SHAPES = jax.eval_shape(lambda: PARAMS)
+MODEL = nnx.Sequential(nnx.Linear(4, 6, rngs=nnx.Rngs(0)), nnx.Linear(6, 4, rngs=nnx.Rngs(1)))
+RECORDER = diagnostics.record(OPTIMIZER)
 UNCALLED = "is not a gradient transformation: call the factory"
 EXCHANGED = "Parameters come first, layouts second."
 
@@ -41,6 +45,56 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "muon of parameters": (lambda: mo.muon(PARAMS), TypeError, "... is not a number; use a finite number >= 0, or a"),
     "recipe of parameters": (lambda: recipes.normuon(PARAMS), TypeError, "... is not a number; use a finite number"),
     "decay by position": (lambda: mo.muon(0.1, 0.1), TypeError, "takes one positional argument"),
+    "muon of a model": (
+        lambda: mo.muon(MODEL),
+        TypeError,
+        "learning_rate=Sequential holds matrices, so it is no schedule",
+    ),
+    "decay of a model": (
+        lambda: mo.muon(0.1, weight_decay=MODEL),
+        TypeError,
+        "Parameters go to optimizer.init(params)",
+    ),
+    "momentum of a model": (lambda: mo.scheduled_trace(MODEL), TypeError, "decay=Sequential holds matrices"),
+    "rate as a text": (lambda: mo.muon("0.1"), TypeError, "learning_rate='0.1' is not a number; use a finite number"),
+    "decay as a text": (lambda: mo.muon(0.1, weight_decay="0.1"), TypeError, "weight_decay='0.1' is not a number"),
+    "momentum as a text": (lambda: mo.muon(0.1, momentum="0.95"), TypeError, "momentum='0.95' is not a number"),
+    "AdamW's rate as a text": (lambda: mo.muon(0.1, adamw_learning_rate="1e-3"), TypeError, "='1e-3' is not a number"),
+    "factor as a text": (lambda: mo.Settings(learning_rate="2"), TypeError, "learning_rate='2' is not a number"),
+    "Nesterov as a text": (
+        lambda: mo.muon(0.1, nesterov="false"),
+        TypeError,
+        "nesterov='false' is not allowed: use True",
+    ),
+    "Nesterov of codes": (lambda: mo.quantized_trace(0.9, nesterov="no"), TypeError, "nesterov='no' is not allowed"),
+    "debias as a text": (lambda: mo.nesterov_ema(0.9, debias="no"), TypeError, "debias='no' is not allowed: use True"),
+    "momentum dtype in a mapping": (
+        lambda: mo.muon(0.1, momentum_dtype={"kernel": "float32"}),
+        ValueError,
+        "momentum_dtype={'kernel': 'float32'} is not allowed: use a floating type",
+    ),
+    "momentum dtype of a schedule": (
+        lambda: mo.scheduled_trace(0.9, momentum_dtype="float33"),
+        ValueError,
+        "momentum_dtype='float33' is not allowed",
+    ),
+    "momentum dtype of an average": (
+        lambda: mo.nesterov_ema(0.9, momentum_dtype=16),
+        ValueError,
+        "momentum_dtype=16 is not allowed",
+    ),
+    "host memory of a number": (lambda: mo.offload_to_host(0.95), TypeError, f"transform=0.95 {UNCALLED}"),
+    "orthogonalizer without a result": (
+        lambda: mo.muon(0.1, orthogonalizer=lambda matrices: None).update(PARAMS, STATE, PARAMS),
+        TypeError,
+        "The orthogonalizer returned None; it must return matrices of the shape (4, 6) that it gets",
+    ),
+    "layouts of a model": (
+        lambda: mo.assign_layouts(PARAMS, MODEL),
+        TypeError,
+        "layouts=Sequential holds arrays: give path globs or a function",
+    ),
+    "heads by number": (lambda: recipes.muon_h(0.1, adamw_learning_rate=0.1, heads=5), TypeError, "heads=5 is not"),
     "unknown momentum dtype": (
         lambda: mo.muon(0.1, momentum_dtype="float33"),
         ValueError,
@@ -70,8 +124,33 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "update without params": (lambda: OPTIMIZER.update(PARAMS, STATE), ValueError, "params"),
     "state in place of params": (
         lambda: OPTIMIZER.update(PARAMS, STATE, STATE),
-        ValueError,
-        "The updates are not the tree of params",
+        TypeError,
+        "The params are the state of an optimizer (PartitionState): call optimizer.update(gradients, state, params)",
+    ),
+    "params first": (
+        lambda: OPTIMIZER.update(PARAMS, PARAMS, STATE),
+        TypeError,
+        "The params are the state of an optimizer",
+    ),
+    "state first": (
+        lambda: OPTIMIZER.update(optax.chain(OPTIMIZER).init(PARAMS), PARAMS, PARAMS),
+        TypeError,
+        "The gradients are the state of an optimizer (tuple)",
+    ),
+    "optimizer in place of its state": (
+        lambda: OPTIMIZER.update(PARAMS, OPTIMIZER, PARAMS),
+        TypeError,
+        "The state is an optimizer: call optimizer.update(gradients, state, params). The first state is optimizer.init",
+    ),
+    "update of shapes": (
+        lambda: OPTIMIZER.update(SHAPES, STATE, PARAMS),
+        TypeError,
+        "The gradients are shapes without",
+    ),
+    "update beside shapes": (
+        lambda: OPTIMIZER.update(PARAMS, STATE, SHAPES),
+        TypeError,
+        "The params are shapes without",
     ),
     "init of the factory": (lambda: OPTIMIZER.init(mo.muon), TypeError, "is muon of type function, not an array"),
     # parts
@@ -101,6 +180,12 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "dtype='bfloat17' is not allowed: multiply in a floating type",
     ),
+    "matrix as product dtype": (
+        lambda: mo.newton_schulz(dtype=jnp.ones((2, 2))),
+        ValueError,
+        "is not allowed: multiply",
+    ),
+    "state orthogonalized": (lambda: mo.newton_schulz()(STATE), TypeError, "got PartitionState. For a tree of"),
     "no product dtype": (lambda: mo.newton_schulz(dtype=None), ValueError, "dtype=None is not allowed: multiply in"),
     "tree orthogonalized": (
         lambda: mo.newton_schulz()(PARAMS),
@@ -114,6 +199,11 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: mo.hold_idle(OPTIMIZER, per_row=5),
         TypeError,
         "per_row=5 is not allowed: use a sequence of path globs",
+    ),
+    "hold idle, globs by number": (
+        lambda: mo.hold_idle(OPTIMIZER, per_row=[1]),
+        TypeError,
+        "per_row=[1] is not allowed",
     ),
     "hold idle matrices, a factory": (lambda: mo.hold_idle_matrices(mo.muon), TypeError, f"inner=muon {UNCALLED}"),
     # layouts
@@ -130,6 +220,7 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         f"optimizer=adamw {UNCALLED}",
     ),
+    "strict as a text": (lambda: mo.summarize(PARAMS, strict="no"), TypeError, "strict='no' is not allowed: use True"),
     "split by number": (
         lambda: mo.Layout("io", split=3),
         TypeError,
@@ -142,6 +233,8 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "JSON of a mapping": (lambda: mo.layouts_from_json({"a": "io"}), TypeError, "text={'a': 'io'} is not JSON: give"),
     "JSON of a path": (lambda: mo.layouts_from_json("run.json"), ValueError, "text='run.json' is not JSON (Expecting"),
+    "fused sizes by number": (lambda: mo.split_fused(3), TypeError, "sizes=3 is not allowed: give a mapping from path"),
+    "fused sizes, layouts first": (lambda: mo.split_fused("io"), TypeError, "sizes='io' is not allowed"),
     "fused sizes of parameters": (lambda: mo.split_fused(PARAMS), ValueError, "... is not allowed: give the sizes of"),
     # states and meshes
     "shardings, exchanged": (lambda: mo.state_shardings(PARAMS, OPTIMIZER), TypeError, UNCALLED),
@@ -158,7 +251,89 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "The fresh state is an optimizer",
     ),
     "carry over to parameters": (lambda: mo.carry_over(STATE, PARAMS), ValueError, "The fresh state is a dict, which"),
+    "carry over, names by number": (
+        lambda: mo.carry_over(STATE, STATE, renamed=5),
+        TypeError,
+        "renamed=5 is not allowed: give a mapping from earlier paths to those of now",
+    ),
+    "carry over, a tree of names": (
+        lambda: mo.carry_over(STATE, STATE, renamed={"a": {"b": "c"}}),
+        TypeError,
+        "renamed={'a': {'b': 'c'}} is not allowed",
+    ),
+    "carry over, step as a text": (
+        lambda: mo.carry_over(STATE, STATE, step="5"),
+        TypeError,
+        "step='5' is not a number",
+    ),
+    "carry over, strict as a text": (
+        lambda: mo.carry_over(STATE, STATE, strict="no"),
+        TypeError,
+        "strict='no' is not allowed",
+    ),
+    "from PyTorch, whole": (
+        lambda: mo.from_torch_muon({"state": {0: {}}, "param_groups": []}, STATE),
+        TypeError,
+        "This is PyTorch's state_dict(): give a mapping from each parameter's path to its entry",
+    ),
+    "from PyTorch, by number": (
+        lambda: mo.from_torch_muon({0: {"momentum_buffer": jnp.ones((4, 6))}}, STATE),
+        TypeError,
+        "The state has the key 0, and PyTorch's numbers say nothing of names",
+    ),
+    "from PyTorch, arrays alone": (
+        lambda: mo.from_torch_muon({"kernel": jnp.ones((4, 6))}, STATE),
+        TypeError,
+        "for 'kernel': give a mapping from each parameter's path to its entry, such as {'up/weight':",
+    ),
+    "from PyTorch, a state": (
+        lambda: mo.from_torch_muon(STATE, STATE),
+        TypeError,
+        "state=PartitionState is not allowed",
+    ),
     # diagnostics
+    "sizes of shapes": (lambda: diagnostics.update_rms(SHAPES), TypeError, "'bias' is a jax.ShapeDtypeStruct, a shape"),
+    "errors of shapes": (
+        lambda: diagnostics.orthogonality_error(SHAPES),
+        TypeError,
+        "'kernel' is a jax.ShapeDtypeStruct",
+    ),
+    "not finite, of shapes": (lambda: diagnostics.raise_if_nonfinite(SHAPES), TypeError, "'bias' is a jax.ShapeDtype"),
+    "prediction, a rate as a text": (
+        lambda: diagnostics.predicted_update_rms(PARAMS, learning_rate="0.1"),
+        TypeError,
+        "learning_rate='0.1' is not a number",
+    ),
+    "moved, an optimizer as state": (
+        lambda: diagnostics.moved_without_gradient(OPTIMIZER, OPTIMIZER, PARAMS),
+        TypeError,
+        "holds no state of an optimizer",
+    ),
+    "moved, layouts as params": (
+        lambda: diagnostics.moved_without_gradient(OPTIMIZER, STATE, {"kernel": "io"}),
+        TypeError,
+        "params={'kernel': 'io'} holds no arrays: call moved_without_gradient(optimizer, state, params)",
+    ),
+    "a recorder's update, state as params": (
+        lambda: RECORDER.update(PARAMS, RECORDER.init(PARAMS), STATE),
+        TypeError,
+        "The params are the state of an optimizer (PartitionState): call optimizer.update(gradients, state, params)",
+    ),
+    "a recorder's update, other params": (
+        lambda: RECORDER.update(PARAMS, RECORDER.init(PARAMS), {"kernel": jnp.ones((4, 6))}),
+        ValueError,
+        "The updates are not the tree of params: 'bias' has shape (6,) in the updates and none (missing) in params",
+    ),
+    "a recorder's update without params": (
+        lambda: RECORDER.update(PARAMS, RECORDER.init(PARAMS)),
+        ValueError,
+        "call optimizer.update(gradients, state, params)",
+    ),
+    "picture of a state": (
+        lambda: heat_map(STATE, "growth"),
+        TypeError,
+        "recording=PartitionState is not a Recording: give what muon_optax.diagnostics.recorded(state) returns",
+    ),
     "prediction, scale second": (
         lambda: diagnostics.predicted_update_rms(PARAMS, "keller"),
         TypeError,

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
 from places import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -67,10 +68,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(ROOT, "sdist", tmp_path_factory.mktemp("build") / "sdist")
+
+
+@pytest.fixture(scope="module")
+def unpacked(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The one folder that the sdist unpacks to."""
     folder = tmp_path_factory.mktemp("build")
-    with tarfile.open(build(ROOT, "sdist", folder / "sdist")) as archive:
+    with tarfile.open(sdist) as archive:
         # Python 3.11.4 brought the filter, which later versions want to be told.
         safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         archive.extractall(folder / "unpacked", **safely)
@@ -93,6 +99,29 @@ def test_the_wheel_holds_the_package_and_its_metadata(wheel: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_the_metadata_is_what_an_index_takes(kind: str, wheel: Path, sdist: Path, unpacked: Path) -> None:
+    """The checks of an upload; of the names of classifiers the build backend takes care."""
+    if kind == "wheel":
+        name, version, *_ = parse_wheel_filename(wheel.name)
+        (text,) = (data for name, data in contents(wheel).items() if name.endswith(".dist-info/METADATA"))
+    else:
+        name, version = parse_sdist_filename(sdist.name)
+        text = (unpacked / "PKG-INFO").read_bytes()
+    metadata = Metadata.from_email(text, validate=True)  # refuses unknown fields and wrong values
+    assert (metadata.name, metadata.version) == ("muon_optax", version)
+    assert name == canonicalize_name(metadata.name)
+    assert str(metadata.requires_python) == PROJECT["requires-python"]
+    assert metadata.summary == PROJECT["description"]
+    assert metadata.description_content_type == "text/markdown"
+    assert metadata.description == (ROOT / "README.md").read_text("utf-8")
+    assert (metadata.license_expression, metadata.license_files) == ("Apache-2.0", ["LICENSE"])
+    assert sorted(metadata.classifiers) == sorted(PROJECT["classifiers"])
+    # An index refuses a requirement by address.
+    assert all(requirement.url is None for requirement in metadata.requires_dist or [])
+
+
+@pytest.mark.long
 def test_the_sdist_holds_what_the_tests_need(unpacked: Path) -> None:
     assert unpacked.name == f"muon_optax-{PROJECT['version']}"
     present = {path.relative_to(unpacked) for path in unpacked.rglob("*")}
@@ -100,6 +129,14 @@ def test_the_sdist_holds_what_the_tests_need(unpacked: Path) -> None:
         expected = {path.relative_to(ROOT) for path in ROOT.glob(pattern)}
         assert expected
         assert expected - present == set()
+    # The build backend adds five files, and nothing that git ignores may come along.
+    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"]
+    allowed = {path.strip("/") for path in included["include"]}
+    assert {path.parts[0] for path in present} == allowed | {".gitignore", "LICENSE", "PKG-INFO", "README.md"} | {
+        "pyproject.toml"
+    }
+    ignored = ("__pycache__", "_build", ".pytest_cache", "runs", ".ipynb_checkpoints")
+    assert [path for path in present if set(path.parts) & {*ignored} or path.match("docs/notebooks")] == []
 
 
 @pytest.mark.long

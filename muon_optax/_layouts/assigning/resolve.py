@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 
 from muon_optax._layouts.assigning.dimension_numbers import DimensionTree, is_dimension_tree, layouts_of_dimensions
@@ -16,6 +17,8 @@ from muon_optax._layouts.paths import NamedLeaf, brief, hidden_paths, show
 LayoutMap: TypeAlias = Mapping[str, Layout | None]
 LayoutsByPath: TypeAlias = Mapping[str, Layout | str | None]
 Layouts: TypeAlias = LayoutsByPath | DimensionTree | Callable[[Any], LayoutsByPath | DimensionTree] | None
+"""How parameters are read as matrices: path globs with letters such as ``"io"``, a :class:`Layout` or ``None``; a tree
+of ``optax.contrib.MuonDimensionNumbers``; a function from parameters to one of the two; ``None`` for the rules."""
 
 
 def resolve(
@@ -75,6 +78,11 @@ def _checked_globs(layouts: Any) -> LayoutsByPath:
 
 def _in_place_of_rules(layouts: Any, tree: Any, leaves: list[NamedLeaf]) -> dict[str, Decision]:
     """The layouts of a tree or a function, which must cover every leaf."""
+    if not is_dimension_tree(layouts) and any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(layouts)):
+        raise TypeError(
+            f"layouts={brief(type(layouts))} holds arrays: give path globs or a function, as in layouts="
+            "{'*/query/kernel': 'ibo'}. Those of a Flax model are muon_optax.flax.layouts_of(model)."
+        )
     given = layouts if is_dimension_tree(layouts) else layouts(tree)
     if is_dimension_tree(given):
         given = layouts_of_dimensions(given, leaves)

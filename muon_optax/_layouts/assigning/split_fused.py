@@ -49,6 +49,7 @@ def split_fused(
         A function from parameters to a mapping from every leaf's path to its layout.
 
     Raises:
+        TypeError: At construction, for sizes that are no mapping.
         ValueError: At construction, for sizes that are not positive; from the function, for a glob that matches
             nothing, a fused kernel of unknown sizes, and blocks that do not fit. Paths are named.
 
@@ -62,6 +63,11 @@ def split_fused(
         {'gate_up': 'io split 12+12', 'out': 'io', 'qkv': 'io split 8+4+4'}
         >>> optimizer = mo.muon(3e-4, layouts=mo.split_fused({"qkv": (8, 4, 4), "gate_up": 2}))
     """
+    if not (sizes is None or isinstance(sizes, Mapping)):
+        raise TypeError(
+            f"sizes={brief(sizes)} is not allowed: give a mapping from path globs to the sizes of the blocks, such as "
+            "{'*/qkv/kernel': (768, 256, 256)}, or None. Layouts come second."
+        )
     given = {} if sizes is None else dict(sizes)
     for glob, blocks in given.items():
         _check_blocks(glob, blocks)

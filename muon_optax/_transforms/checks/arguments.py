@@ -12,6 +12,8 @@ from muon_optax._orthogonalizers.checks import is_floating
 def check_number(name: str, value: Any, allowed: str, low: float, below: float = float("inf")) -> None:
     """Raises ValueError unless ``low <= value < below``; a traced value passes, its bits are not known yet."""
     try:
+        if isinstance(value, str | bytes):  # float("0.1") is a number, and what multiplies by the text fails later
+            raise TypeError
         number = float(value)
     except jax.errors.ConcretizationTypeError:
         return
@@ -22,14 +24,31 @@ def check_number(name: str, value: Any, allowed: str, low: float, below: float =
         raise ValueError(f"{name}={value!r} is not allowed: {allowed}.")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Raises TypeError unless ``value`` is ``True`` or ``False``: the text "false" would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}={brief(value)} is not allowed: use True or False.")
+
+
+def check_schedule(name: str, value: Any) -> None:
+    """Raises TypeError for what can be called and is no schedule: a model, which holds matrices."""
+    if callable(value) and any(np.ndim(leaf) > 1 for leaf in jax.tree.leaves(value) if isinstance(leaf, jax.Array)):
+        raise TypeError(
+            f"{name}={brief(type(value))} holds matrices, so it is no schedule: give a number or a function of the "
+            "step. Parameters go to optimizer.init(params)."
+        )
+
+
 def check_rate(name: str, value: Any) -> None:
     """Raises ValueError for a learning rate that is negative or not finite; a schedule passes."""
+    check_schedule(name, value)
     if not callable(value):
         check_number(name, value, "use a finite number >= 0, or a schedule", 0.0)
 
 
 def check_decay(value: Any) -> None:
     """Raises ValueError for a weight decay that is negative or not finite; a schedule passes."""
+    check_schedule("weight_decay", value)
     if not callable(value):
         check_number("weight_decay", value, "use a finite number >= 0, such as 0.1, or a schedule", 0.0)
 

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 
 from muon_optax._layouts.assigning.messages import is_trainable
 from muon_optax._layouts.paths import HIDDEN, NamedLeaf, named_leaves, show
+from muon_optax._transforms.checks.arguments import is_transform
+
+_OF_STATES = ("optax", "muon_optax")  # packages whose named tuples are states, and no parameters
 
 
 def refuse_untrainable(leaf: NamedLeaf, what: str) -> None:
@@ -18,6 +21,30 @@ def refuse_untrainable(leaf: NamedLeaf, what: str) -> None:
             "it out of what the optimizer sees (equinox.filter, flax.nnx's wrt, optax.masked), or train a copy of it "
             "in bfloat16 or float32."
         )
+
+
+def refuse_exchanged(updates: Any, state: Any, params: Any) -> None:
+    """Raises TypeError for a state where updates or parameters belong, and for shapes in place of arrays."""
+    order = "call optimizer.update(gradients, state, params)."
+    for name, tree in (("gradients", updates), ("params", params)):
+        if _is_state(tree):
+            raise TypeError(f"The {name} are the state of an optimizer ({type(tree).__name__}): {order}")
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
+            raise TypeError(
+                f"The {name} are shapes without numbers (jax.ShapeDtypeStruct): give arrays, or call update inside "
+                "jax.eval_shape."
+            )
+    if is_transform(state):
+        raise TypeError(f"The state is an optimizer: {order} The first state is optimizer.init(params).")
+
+
+def _is_state(tree: Any) -> bool:
+    # A chain's state is a tuple of others. `optax.MaskedNode`, which a tree may be, has no fields.
+    nodes = tree if type(tree) is tuple else (tree,)
+    return any(
+        isinstance(node, tuple) and getattr(node, "_fields", ()) and type(node).__module__.split(".")[0] in _OF_STATES
+        for node in nodes
+    )
 
 
 def params_with_gradients(updates: Any, leaves: list[NamedLeaf], params: Any) -> Any:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from muon_optax._transforms.checks.arguments import check_number
+from muon_optax._transforms.checks.arguments import check_number, check_schedule
 from muon_optax._transforms.decay_mask import as_mask_function
 
 
@@ -49,6 +49,7 @@ def add_cautious_decayed_weights(
         >>> transform.update(updates, transform.init(params), params)[0]["w"].tolist()
         [2.0, -1.0]
     """
+    check_schedule("weight_decay", weight_decay)
     if not callable(weight_decay):
         check_number("weight_decay", weight_decay, "use a finite number >= 0, such as 0.1", 0.0)
 

@@ -52,7 +52,7 @@ def scale_by_hyperball(
         layouts: As in :func:`muon_optax.orthogonalize`. Every matrix of a stack, a split or a head has its own radius.
 
     Returns:
-        A transform with a ``ScaleByHyperballState``: the radii are float32 (float64 for float64) arrays of the
+        A transform with a ``ScaleByHyperballState``. The radii are float32 (float64 for float64) arrays of the
         parameter's shape with size 1 on all but batch axes; for a split those of its blocks one after another,
         ``(count,)``. ``update`` needs ``params``; its updates are added to them as they are.
 

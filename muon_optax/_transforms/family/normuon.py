@@ -60,7 +60,7 @@ def scale_by_normuon(
         layouts: As in :func:`muon_optax.orthogonalize`.
 
     Returns:
-        A transform with a ``ScaleByNorMuonState``: for each parameter one float32 array (float64 for float64) of the
+        A transform with a ``ScaleByNorMuonState``. For each parameter one float32 array (float64 for float64) of the
         parameter's shape with size 1 on the axes of the mean, so ``(1, fan_out)`` for ``"io"``. For a split,
         the numbers of its blocks one after another, ``(count,)``. Updates keep their shape and dtype.
 

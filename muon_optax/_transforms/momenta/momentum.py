@@ -9,6 +9,7 @@ from muon_optax._transforms.checks.arguments import check_momentum_dtype, check_
 from muon_optax._transforms.momenta.scheduled_trace import scheduled_trace
 
 Momentum: TypeAlias = optax.ScalarOrSchedule | optax.GradientTransformation
+"""A number in [0, 1), a schedule of such numbers, or a transform that keeps momentum in its own way."""
 
 
 def keep_momentum(

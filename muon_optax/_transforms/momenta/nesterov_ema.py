@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from muon_optax._orthogonalizers.precision import accumulation_dtype
-from muon_optax._transforms.checks.arguments import check_number
+from muon_optax._transforms.checks.arguments import check_flag, check_momentum_dtype, check_number, check_schedule
 
 
 def nesterov_ema(
@@ -19,15 +19,14 @@ def nesterov_ema(
     ``optax.trace(decay, nesterov=True)`` keeps and gives, so after an orthogonalizer the two differ in rounding only.
     Without Nesterov momentum use ``optax.ema(decay, debias=False)``.
 
-    ================================== ===============================================================================
-    to continue a run of               write
-    ================================== ===============================================================================
-    ``torch.optim.Muon``, Keller       ``muon(..., momentum=nesterov_ema(0.95))``
-    Jordan's Muon
-    ``optax.contrib.muon``             ``muon(..., momentum=nesterov_ema(0.95, debias=True))``
-    ``optax.contrib.muon`` with        ``muon(..., momentum=optax.ema(0.95))``
-    ``nesterov=False``
-    ================================== ===============================================================================
+    ========================================= ========================================================================
+    to continue a run of                      write
+    ========================================= ========================================================================
+    ``torch.optim.Muon``                      ``muon(..., momentum=nesterov_ema(0.95))``
+    Keller Jordan's Muon                      the same
+    ``optax.contrib.muon``                    ``muon(..., momentum=nesterov_ema(0.95, debias=True))``
+    ``optax.contrib.muon``, nesterov=False    ``muon(..., momentum=optax.ema(0.95))``
+    ========================================= ========================================================================
 
     When to choose it: to keep a state that another library reads or wrote, or to repeat a run whose decay changes,
     since an average weighs the gradients of a warm-up by ``1 - decay``. No difference in loss is on record.
@@ -39,7 +38,7 @@ def nesterov_ema(
         momentum_dtype: The dtype in which the average is stored; ``None`` for each parameter's own.
 
     Returns:
-        A transform with an ``optax.EmaState``: the step, int32 scalar, and the average, a tree like the parameters.
+        A transform with an ``optax.EmaState`` of the step, int32 scalar, and the average, a tree like the parameters.
         Updates keep their shape and dtype.
 
     Raises:
@@ -57,9 +56,12 @@ def nesterov_ema(
         >>> updates["w"].tolist(), state.ema["w"].tolist()
         ([3.0], [2.0])
     """
+    check_momentum_dtype(momentum_dtype)
+    check_flag("debias", debias)
     if not callable(decay):
         check_number("decay", decay, "use a number in [0, 1), such as 0.95, or a schedule", 0.0, 1.0)
-    elif debias:
+    check_schedule("decay", decay)
+    if callable(decay) and debias:
         raise ValueError("debias=True is not allowed with a schedule: the average's bias is decay^step of one decay.")
 
     def init(params: optax.Params) -> optax.EmaState:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from muon_optax._layouts.paths import named_leaves, show
+from muon_optax._transforms.checks.arguments import check_transform
 from muon_optax._transforms.checks.coupling import coupled_inputs
 
 HOST = "pinned_host"  # as JAX names the memory
@@ -52,6 +53,7 @@ def offload_to_host(transform: optax.GradientTransformation, *, batches: int = 1
         >>> updates["w"].sharding.memory_kind, state.trace["w"].sharding.memory_kind
         ('device', 'pinned_host')
     """
+    check_transform("transform", transform)
     if not isinstance(batches, int) or batches < 1:
         raise ValueError(f"batches={batches!r} is not allowed: use a whole number >= 1, such as 16.")
 

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from muon_optax._layouts.paths import NamedLeaf, named_leaves, show
 from muon_optax._mesh.typed import relocate, relocate_like
-from muon_optax._transforms.checks.arguments import check_number
+from muon_optax._transforms.checks.arguments import check_flag, check_number
 
 Bits = Literal[8, 4]
 
@@ -55,8 +55,8 @@ def quantized_trace(
             axis, and for a split of it, let it divide the size of a shard or block.
 
     Returns:
-        A transform with a ``QuantizedTraceState``. For a parameter ``(*rest, n)``: ``codes`` int8 ``(*rest, n)``, or
-        with 4 bits uint8 ``(*rest, ceil(n / 2))``, two entries a byte; ``scales`` float32
+        A transform with a ``QuantizedTraceState``. Of a parameter ``(*rest, n)`` it has ``codes`` int8 ``(*rest, n)``,
+        or with 4 bits uint8 ``(*rest, ceil(n / 2))``, two entries a byte; ``scales`` float32
         ``(*rest, ceil(n / block_size))``. Updates keep their shape and dtype. An entry that is not finite is NaN in the
         next step and harms no other.
 
@@ -76,6 +76,7 @@ def quantized_trace(
         ([[127, 3]], [[190.5, 4.5]])
     """
     check_number("decay", decay, "use a number in [0, 1), such as 0.95", 0.0, 1.0)
+    check_flag("nesterov", nesterov)
     if bits not in (8, 4):
         raise ValueError(f"bits={bits!r} is not allowed: use 8 or 4.")
     if not isinstance(block_size, int) or block_size < 2 or block_size % 2:

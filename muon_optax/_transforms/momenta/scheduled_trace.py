@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from muon_optax._layouts.assigning.messages import warn_user
-from muon_optax._transforms.checks.arguments import check_number
+from muon_optax._transforms.checks.arguments import check_flag, check_momentum_dtype, check_number, check_schedule
 
 
 class ScheduledTraceState(NamedTuple):
@@ -69,6 +69,9 @@ def scheduled_trace(
         >>> updates["w"].tolist()
         [1.625, 1.625]
     """
+    check_momentum_dtype(momentum_dtype)
+    check_flag("nesterov", nesterov)
+    check_schedule("decay", decay)
     if not callable(decay):
         check_number("decay", decay, "use a number in [0, 1), such as 0.95, or a schedule", 0.0, 1.0)
 
