@@ -1,0 +1,268 @@
+"""The bodies of the kernel that holds one matrix: each instruction is a loop over blocks."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from muon_optax._orthogonalizers.kernels import resident_program as program
+from muon_optax._orthogonalizers.kernels import tiles
+from muon_optax._orthogonalizers.precision import scaled_by_power_of_two
+from muon_optax._orthogonalizers.start import Norm
+
+
+class Shape(NamedTuple):
+    """One matrix in vector memory. It lies wide, and its sides are padded with zeros."""
+
+    rows: int
+    cols: int
+    short: int  # As padded, in blocks of `block`.
+    long: int  # As padded, in panels of `panel`.
+    block: int
+    panel: int
+
+    @property
+    def panels(self) -> int:
+        """The number of panels."""
+        return self.long // self.panel
+
+    @property
+    def wide(self) -> bool:
+        """Whether the matrix lies wide in main memory."""
+        return self.rows <= self.cols
+
+
+class Held(NamedTuple):
+    """What a kernel holds."""
+
+    X: Any  # (2, short, long), in the dtype of products.
+    S: Any  # (slots, short, short), likewise.
+    sums: Any  # (8, block) float32: for the norm.
+    powers: Any  # (4,) float32 scalars: of the norm.
+    K: Any = None  # (short, short) float32, of which the lower blocks are kept.
+
+
+def kernel(
+    table: Any,
+    numbers: Any,
+    pairs: Any,
+    tiny: Any,
+    reciprocals: Any,
+    given: Any,
+    output: Any,
+    *scratch: Any,
+    shape: Shape,
+    norm: Norm,
+) -> None:
+    """One instruction, in one step of the grid."""
+    held, batch, phase = Held(*scratch), pl.program_id(0), pl.program_id(1)
+    kind, left, right, out, term = (table[phase, field] for field in range(5))
+
+    def scalar(number: int) -> Any:
+        return numbers[phase, number] * held.powers[table[phase, 5 + number]]
+
+    step = _Step(held, shape, pairs, scalar, left, right, out, term)
+    bodies: dict[int, Callable[[], None]] = {
+        program.LOAD: lambda: _load(step, phase, given, tiny[batch], reciprocals[batch]),
+        program.GRAM: lambda: _gram(step, norm),
+        program.NORM: lambda: _norm(step, norm),
+        program.COMBINE: lambda: _combine(step),
+        program.PRODUCT: lambda: _product(step),
+        program.KEEP: lambda: _keep(step),
+        program.WHOLE: lambda: _whole(step),
+        program.APPLY: lambda: _apply(step),
+        program.RETURN: lambda: _return(step, phase, output),
+    }
+    if held.K is None:
+        del bodies[program.KEEP], bodies[program.WHOLE]
+    for number, body in bodies.items():
+        pl.when(kind == number)(body)
+
+
+class _Step(NamedTuple):
+    held: Held
+    shape: Shape
+    pairs: Any
+    scalar: Callable[[int], Any]
+    left: Any
+    right: Any
+    out: Any
+    term: Any
+
+
+def _multiply(left: jax.Array, right: jax.Array, contraction: tiles.Contraction = tiles.PLAIN) -> jax.Array:
+    return jax.lax.dot_general(
+        left,
+        right,
+        (contraction, ((), ())),
+        precision=jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _block(number: Any, size: int) -> Any:
+    return pl.ds(pl.multiple_of(number * size, size), size)
+
+
+def _load(step: _Step, phase: Any, given: Any, tiny: Any, reciprocal: Any) -> None:
+    shape, X = step.shape, step.held.X
+    columns = _block(phase, shape.panel)
+    limits = sorted((shape.rows, shape.cols))
+
+    def one(number: Any, carry: int) -> int:
+        rows = _block(number, shape.block)
+        part = given[rows, :] if shape.wide else given[:, rows]
+        part = scaled_by_power_of_two(part.astype(jnp.float32), tiny != 0, reciprocal).astype(X.dtype)
+        part = part if shape.wide else part.T
+        if limits != [shape.short, shape.long]:
+            # What lies beyond the edges of the array was never written.
+            row, column = (jax.lax.broadcasted_iota(jnp.int32, part.shape, axis) for axis in (0, 1))
+            inside = (row + rows.start < limits[0]) & (column + columns.start < limits[1])
+            part = jnp.where(inside, part, jnp.zeros_like(part))
+        X[0, rows, columns] = part
+        return carry
+
+    jax.lax.fori_loop(0, shape.short // shape.block, one, 0)
+
+
+def _lower(step: _Step, make: Callable[[Any, Any, Any, Any], jax.Array]) -> None:
+    """A symmetric matrix from its lower blocks, row by row."""
+    block = step.shape.block
+    S, blocks = step.held.S, step.shape.short // block
+    out = step.out
+
+    def one(number: Any, carry: int) -> int:
+        # The block before is mirrored while this one is multiplied. The last one lies on the diagonal, as does the
+        # first: those need not be.
+        before = jnp.maximum(number - 1, 0)
+        rows, columns = (_block(step.pairs[before, side], block) for side in (0, 1))
+        S[out, columns, rows] = S[out, rows, columns].T
+        i, j = step.pairs[number, 0], step.pairs[number, 1]
+        rows, columns = _block(i, block), _block(j, block)
+        S[out, rows, columns] = make(i, j, rows, columns).astype(S.dtype)
+        return carry
+
+    jax.lax.fori_loop(0, blocks * (blocks + 1) // 2, one, 0)
+
+
+def _gram(step: _Step, norm: Norm) -> None:
+    X, K, sums = step.held.X, step.held.K, step.held.sums
+
+    def make(i: Any, j: Any, rows: Any, columns: Any) -> jax.Array:
+        result = _multiply(X[step.left, rows, :], X[step.left, columns, :], tiles.RIGHT_TRANSPOSED)
+        if K is not None:
+            K[rows, columns] = result
+        if norm == "schatten4":
+            measured = result * result * jnp.where(i == j, 1.0, 2.0)
+        else:
+            row, column = (jax.lax.broadcasted_iota(jnp.int32, result.shape, axis) for axis in (0, 1))
+            measured = jnp.where((row == column) & (i == j), result, 0.0)
+        earlier = jnp.where(i == 0, 0.0, sums[...])
+        sums[...] = earlier + jnp.sum(measured.reshape(-1, *sums.shape), axis=0)
+        return result
+
+    _lower(step, make)
+
+
+def _norm(step: _Step, norm: Norm) -> None:
+    square = jnp.broadcast_to(jnp.sum(step.held.sums[...]), (8, 128))
+    square = jnp.sqrt(square) if norm == "schatten4" else square
+    inverse = 1 / jnp.where(square == 0, 1.0, square)
+    powers = step.held.powers
+    powers[program.ONE] = 1.0
+    powers[program.INVERSE] = jnp.max(inverse)
+    powers[program.INVERSE_SQUARE] = jnp.max(inverse * inverse)
+    powers[program.ROOT] = jnp.max(jnp.sqrt(inverse))
+
+
+def _plus_identity(step: _Step, rows: Any, columns: Any, block: jax.Array) -> jax.Array:
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, block.shape, axis) for axis in (0, 1))
+    return block + jnp.where(row + rows.start == column + columns.start, step.scalar(1), 0.0)
+
+
+def _combine(step: _Step) -> None:
+    S = step.held.S
+
+    def make(i: Any, j: Any, rows: Any, columns: Any) -> jax.Array:
+        del i, j
+        own = S[step.left, rows, columns].astype(jnp.float32)
+        return _plus_identity(step, rows, columns, step.scalar(2) * own)
+
+    _lower(step, make)
+
+
+def _product(step: _Step) -> None:
+    S = step.held.S
+
+    def make(i: Any, j: Any, rows: Any, columns: Any) -> jax.Array:
+        del i, j
+        result = step.scalar(0) * _multiply(S[step.left, rows, :], S[step.right, :, columns])
+        result += step.scalar(2) * S[step.left, rows, columns].astype(jnp.float32)
+        return _plus_identity(step, rows, columns, result)
+
+    _lower(step, make)
+
+
+def _keep(step: _Step) -> None:
+    S, K = step.held.S, step.held.K
+
+    def make(i: Any, j: Any, rows: Any, columns: Any) -> jax.Array:
+        del i, j
+        result = step.scalar(0) * _multiply(S[step.left, rows, :], S[step.right, :, columns])
+        result += step.scalar(2) * S[step.term, rows, columns].astype(jnp.float32)
+        result += step.scalar(3) * K[rows, columns]
+        K[rows, columns] = result
+        return result
+
+    _lower(step, make)
+
+
+def _whole(step: _Step) -> None:
+    S, shape = step.held.S, step.shape
+    blocks = shape.short // shape.block
+
+    def one(number: Any, carry: int) -> int:
+        rows, columns = (_block(each(number, blocks), shape.block) for each in (jax.lax.div, jax.lax.rem))
+        result = step.scalar(0) * _multiply(S[step.left, rows, :], S[step.right, :, columns])
+        result += step.scalar(2) * S[step.left, rows, columns].astype(jnp.float32)
+        result += step.scalar(3) * S[step.right, rows, columns].astype(jnp.float32)
+        S[step.out, rows, columns] = result.astype(S.dtype)
+        return carry
+
+    jax.lax.fori_loop(0, blocks**2, one, 0)
+
+
+def _applied(step: _Step, rows: Any, columns: Any) -> jax.Array:
+    S, X = step.held.S, step.held.X
+    product = _multiply(S[step.left, rows, :], X[step.right, :, columns])
+    return step.scalar(0) * product + step.scalar(2) * X[step.right, rows, columns].astype(jnp.float32)
+
+
+def _apply(step: _Step) -> None:
+    X, shape = step.held.X, step.shape
+
+    def one(number: Any, carry: int) -> int:
+        rows = _block(jax.lax.div(number, shape.panels), shape.block)
+        columns = _block(jax.lax.rem(number, shape.panels), shape.panel)
+        X[1 - step.right, rows, columns] = _applied(step, rows, columns).astype(X.dtype)
+        return carry
+
+    jax.lax.fori_loop(0, shape.short // shape.block * shape.panels, one, 0)
+
+
+def _return(step: _Step, phase: Any, output: Any) -> None:
+    shape = step.shape
+    columns = _block(phase - (pl.num_programs(1) - shape.panels), shape.panel)
+
+    def one(number: Any, carry: int) -> int:
+        rows = _block(number, shape.block)
+        result = _applied(step, rows, columns)
+        if shape.wide:
+            output[rows, :] = result.astype(output.dtype)
+        else:
+            output[:, rows] = result.T.astype(output.dtype)
+        return carry
+
+    jax.lax.fori_loop(0, shape.short // shape.block, one, 0)

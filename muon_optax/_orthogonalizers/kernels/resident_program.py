@@ -1,0 +1,108 @@
+"""The instructions of a kernel that holds one matrix: what each step of its grid multiplies, and where the result goes."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import jax
+
+from muon_optax._orthogonalizers.coefficients import Coefficients
+from muon_optax._orthogonalizers.kernels.iteration import is_rounded
+from muon_optax._orthogonalizers.restarts import restart_steps
+from muon_optax._orthogonalizers.step import center
+from muon_optax._orthogonalizers.tiling import Iteration
+
+# Kinds of instructions. S are symmetric matrices in slots, X the matrix in two, K the last one that was kept in
+# float32, s and the other letters numbers.
+LOAD = 0  # The next panel of X comes in.
+GRAM = 1  # S = X X^T; and the sums for the norm
+NORM = 2  # The powers of the norm, from those sums.
+COMBINE = 3  # S = t I + u S'
+PRODUCT = 4  # S = s S' S'' + t I + u S'; lower blocks are multiplied, and mirrored.
+KEEP = 5  # S = K = s S' S'' + u S''' + v K; likewise
+WHOLE = 6  # S = s S' S'' + u S' + v S''; all blocks
+APPLY = 7  # X = s S X + u X, into the other slot
+RETURN = 8  # The same, of the next panel, which goes out.
+
+# Powers of the norm that a number is multiplied by: what is not yet divided by it is divided so.
+ONE, INVERSE, INVERSE_SQUARE, ROOT = range(4)
+
+Scalar = tuple[float, int]  # A number, and its power.
+ZERO: Scalar = (0.0, ONE)
+
+
+class Instruction(NamedTuple):
+    """One of them; slots that it has no use for are 0."""
+
+    kind: int
+    left: int = 0
+    right: int = 0
+    out: int = 0
+    term: int = 0
+    s: Scalar = (1.0, ONE)
+    t: Scalar = ZERO
+    u: Scalar = ZERO
+    v: Scalar = ZERO
+
+
+class Program(NamedTuple):
+    """The instructions between the panels that come in and those that go out."""
+
+    middle: tuple[Instruction, ...]
+    last: Instruction  # Repeated for every panel.
+    slots: int  # Symmetric matrices held.
+    keeps: bool  # Whether one more is held in float32.
+
+
+def program_of(coefficients: Coefficients, dtype: jax.typing.DTypeLike, method: Iteration) -> Program:
+    """As ``iteration.direct`` or ``iteration.gram``, for a wide matrix."""
+    segments = (
+        pairwise((0, *restart_steps(coefficients, dtype), len(coefficients)))
+        if method == "gram"
+        else ((index, index + 1) for index in range(len(coefficients)))
+    )
+    middle: list[Instruction] = []
+    for number, (first, end) in enumerate(segments):
+        middle.append(Instruction(GRAM, left=number % 2, out=_GRAM))
+        if number == 0:
+            middle.append(Instruction(NORM))
+        *factor, own = _segment(coefficients[first:end], dtype, number == 0)
+        middle += [*factor, own._replace(right=number % 2)]
+    last = middle.pop()._replace(kind=RETURN)
+    several = any(one.kind == KEEP for one in middle)
+    return Program(tuple(middle), last, 1 + max(one.out for one in middle if one.kind != APPLY), several)
+
+
+# Where a segment begins: its Gram matrix. A factor goes into another slot than those that it is made of.
+_GRAM = 0
+
+
+def _segment(
+    steps: Sequence[tuple[float, float, float]], dtype: jax.typing.DTypeLike, unnormalized: bool
+) -> Iterator[Instruction]:
+    """The steps on one Gram matrix, and their product with ``X``."""
+    inverse = INVERSE if unnormalized else ONE
+    root = ROOT if unnormalized else ONE
+    A, Q, B, half = _GRAM, 1, 2, 3
+    q = 1.0
+    for index, (a, b, c) in enumerate(steps):
+        d, made = a + center(b, c), Q if index == 0 else B
+        identity = (-center(b, c), ONE)
+        if c:
+            square = INVERSE_SQUARE if inverse == INVERSE else ONE
+            yield Instruction(PRODUCT, A, A, made, s=(c, square), t=identity, u=(b, inverse))
+        else:
+            yield Instruction(COMBINE, A, out=made, t=identity, u=(b, inverse))
+        if index + 1 < len(steps):
+            # What rounding took off the kept matrix is added back, as in gram_newton_schulz.
+            kept = is_rounded(dtype) and c != 0
+            u, v = ((d - a, inverse), (a, inverse)) if kept else ((d, inverse), ZERO)
+            yield Instruction(KEEP, made, A, half, term=A, s=(1.0, inverse), u=u, v=v)
+        if index > 0:
+            # A is not read again: it was, for half.
+            yield Instruction(WHOLE, B, Q, A, s=(1.0, ONE), u=(q, ONE), v=(d, ONE))
+            Q, A = A, Q
+        if index + 1 < len(steps):
+            yield Instruction(KEEP, half, made, A, v=(d, ONE))
+        q, inverse = d * q, ONE
+    yield Instruction(APPLY, Q, s=(1.0, root), u=(q, root))
