@@ -125,7 +125,7 @@ def test_kernels_are_as_exact_as_xla(preset: str, norm: str, dtype: str, method:
     given = np.stack(list(ODD.values())).astype(np.float32)
     given = given.swapaxes(-1, -2) if tall else given
     settings = {"dtype": jnp.dtype(dtype), "method": method, "norm": norm}
-    got = symmetric_newton_schulz(jnp.asarray(given), PRESETS[preset], **settings, tilings=SMALL, interpret=True)
+    got = symmetric_newton_schulz(jnp.asarray(given), PRESETS[preset], **settings, held=SMALL, interpret=True)
     by_xla = jax.jit(mo.newton_schulz(PRESETS[preset], **settings))(given)
     assert got.dtype == given.dtype
     # Where the rank is 3, rounding is all that the other directions have, and the first steps magnify it.
@@ -147,7 +147,7 @@ def test_nan_stays_in_its_own_matrix_under_vmap_too() -> None:
         dtype=jnp.bfloat16,
         method="direct",
         norm="frobenius",
-        tilings=SMALL,
+        held=SMALL,
         interpret=True,
     )
     got = np.asarray(jax.vmap(run)(jnp.asarray(given)))

@@ -11,21 +11,20 @@ from jax.experimental.pallas import tpu as pltpu
 from muon_optax._orthogonalizers.coefficients import Coefficients
 from muon_optax._orthogonalizers.kernels import resident_program as program
 from muon_optax._orthogonalizers.kernels import tiles
-from muon_optax._orthogonalizers.kernels.resident_kernel import Shape, kernel
+from muon_optax._orthogonalizers.kernels.resident_kernel import kernel
 from muon_optax._orthogonalizers.precision import power_of_two
 from muon_optax._orthogonalizers.start import Norm
-from muon_optax._orthogonalizers.tiling import Iteration
+from muon_optax._orthogonalizers.tiling import MEMORY, Iteration, Resident
 
 
 @partial(jax.jit, static_argnames=("coefficients", "dtype", "method", "norm", "shape", "interpret"))
 def resident_newton_schulz(
     matrices: jax.Array,
     coefficients: Coefficients,
-    *,
     dtype: jax.typing.DTypeLike,
     method: Iteration,
     norm: Norm,
-    shape: Shape,
+    shape: Resident,
     interpret: tiles.Interpret = False,
 ) -> jax.Array:
     """As :func:`symmetric_newton_schulz`, for ``(batch, rows, cols)`` of which each fits vector memory."""
@@ -64,11 +63,9 @@ def resident_newton_schulz(
             scratch_shapes=scratch,
         ),
         out_shape=tiles.like(matrices, matrices.shape, out),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=tiles.MEMORY
-        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=MEMORY),
         interpret=interpret,
-        name=f"resident_{method}",
+        name=f"resident_{instructions.name}",
     )(
         np.array([_fields(step) for step in steps], np.int32),
         np.array([[number for number, _ in step[5:]] for step in steps], np.float32),

@@ -11,27 +11,7 @@ from muon_optax._orthogonalizers.kernels import resident_program as program
 from muon_optax._orthogonalizers.kernels import tiles
 from muon_optax._orthogonalizers.precision import scaled_by_power_of_two
 from muon_optax._orthogonalizers.start import Norm
-
-
-class Shape(NamedTuple):
-    """One matrix in vector memory. It lies wide, and its sides are padded with zeros."""
-
-    rows: int
-    cols: int
-    short: int  # As padded, in blocks of `block`.
-    long: int  # As padded, in panels of `panel`.
-    block: int
-    panel: int
-
-    @property
-    def panels(self) -> int:
-        """The number of panels."""
-        return self.long // self.panel
-
-    @property
-    def wide(self) -> bool:
-        """Whether the matrix lies wide in main memory."""
-        return self.rows <= self.cols
+from muon_optax._orthogonalizers.tiling import Resident
 
 
 class Held(NamedTuple):
@@ -53,7 +33,7 @@ def kernel(
     given: Any,
     output: Any,
     *scratch: Any,
-    shape: Shape,
+    shape: Resident,
     norm: Norm,
 ) -> None:
     """One instruction, in one step of the grid."""
@@ -83,7 +63,7 @@ def kernel(
 
 class _Step(NamedTuple):
     held: Held
-    shape: Shape
+    shape: Resident
     pairs: Any
     scalar: Callable[[int], Any]
     left: Any

@@ -1,4 +1,4 @@
-"""The instructions of a kernel that holds one matrix: what each step of its grid multiplies, and where the result goes."""
+"""The instructions of a kernel that holds one matrix: what each step of its grid multiplies, and where that goes."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -14,15 +14,18 @@ from muon_optax._orthogonalizers.tiling import Iteration
 
 # Kinds of instructions. S are symmetric matrices in slots, X the matrix in two, K the last one that was kept in
 # float32, s and the other letters numbers.
-LOAD = 0  # The next panel of X comes in.
-GRAM = 1  # S = X X^T; and the sums for the norm
-NORM = 2  # The powers of the norm, from those sums.
-COMBINE = 3  # S = t I + u S'
-PRODUCT = 4  # S = s S' S'' + t I + u S'; lower blocks are multiplied, and mirrored.
-KEEP = 5  # S = K = s S' S'' + u S''' + v K; likewise
-WHOLE = 6  # S = s S' S'' + u S' + v S''; all blocks
-APPLY = 7  # X = s S X + u X, into the other slot
-RETURN = 8  # The same, of the next panel, which goes out.
+KINDS = {
+    "load": "the next panel of X comes in",
+    "gram": "S = X X^T, and the sums for the norm",
+    "norm": "the powers of the norm, from those sums",
+    "combine": "S = t I + u S'",
+    "product": "S = s S' S'' + t I + u S'; lower blocks are multiplied, and mirrored",
+    "keep": "S = K = s S' S'' + u S''' + v K; likewise",
+    "whole": "S = s S' S'' + u S' + v S''; all blocks are multiplied",
+    "apply": "X = s S X + u X, into the other slot",
+    "return": "the same of the next panel, which goes out",
+}
+LOAD, GRAM, NORM, COMBINE, PRODUCT, KEEP, WHOLE, APPLY, RETURN = range(len(KINDS))
 
 # Powers of the norm that a number is multiplied by: what is not yet divided by it is divided so.
 ONE, INVERSE, INVERSE_SQUARE, ROOT = range(4)
@@ -52,6 +55,11 @@ class Program(NamedTuple):
     last: Instruction  # Repeated for every panel.
     slots: int  # Symmetric matrices held.
     keeps: bool  # Whether one more is held in float32.
+
+    @property
+    def name(self) -> str:
+        """The first letters of the instructions."""
+        return "".join(list(KINDS)[one.kind][0] for one in (*self.middle, self.last))
 
 
 def program_of(coefficients: Coefficients, dtype: jax.typing.DTypeLike, method: Iteration) -> Program:

@@ -10,11 +10,12 @@ from muon_optax._orthogonalizers.coefficients import Coefficients
 from muon_optax._orthogonalizers.kernels import iteration, tiles
 from muon_optax._orthogonalizers.kernels.apply import apply
 from muon_optax._orthogonalizers.kernels.gram import gram
+from muon_optax._orthogonalizers.kernels.resident import resident_newton_schulz
 from muon_optax._orthogonalizers.kernels.symmetric_product import symmetric_product
 from muon_optax._orthogonalizers.precision import near_one
 from muon_optax._orthogonalizers.start import Norm
 from muon_optax._orthogonalizers.step import is_wide
-from muon_optax._orthogonalizers.tiling import Iteration, Tiling, tiling
+from muon_optax._orthogonalizers.tiling import Iteration, Resident, Tiling, resident, tiling
 
 
 class Tilings(NamedTuple):
@@ -31,7 +32,7 @@ def symmetric_newton_schulz(
     dtype: jax.typing.DTypeLike,
     method: Iteration,
     norm: Norm,
-    tilings: Tilings | None = None,
+    held: Tilings | Resident | None = None,
     interpret: tiles.Interpret = False,
 ) -> jax.Array:
     """Newton-Schulz of ``(*batch, rows, cols)`` on one TPU.
@@ -42,7 +43,7 @@ def symmetric_newton_schulz(
         dtype: The dtype of the products, bfloat16 or float32.
         method: ``"direct"`` or ``"gram"``.
         norm: As in :func:`muon_optax.newton_schulz`.
-        tilings: How both sides are cut; by default as is fastest.
+        held: How kernels hold a matrix: in tiles, or one kernel all of it; by default all of it if it fits.
         interpret: Whether the kernels run as JAX operations, on any device.
 
     Returns:
@@ -52,9 +53,10 @@ def symmetric_newton_schulz(
     # A kernel knows batches as an axis of its grid, so vmap has nothing to do but lengthen that.
     @jax.custom_batching.custom_vmap
     def iterate(matrices: jax.Array) -> jax.Array:
-        flat = matrices.reshape(-1, *matrices.shape[-2:])
-        cut = tilings or tilings_of(*matrices.shape[-2:])
-        return _iterated(flat, coefficients, dtype, method, norm, cut, interpret).reshape(matrices.shape)
+        sides, settings = matrices.shape[-2:], (coefficients, dtype, method, norm)
+        flat, way = matrices.reshape(-1, *sides), held or resident(*sides, dtype, method) or tilings_of(*sides)
+        iterated = resident_newton_schulz if isinstance(way, Resident) else _iterated
+        return iterated(flat, *settings, way, interpret).reshape(matrices.shape)
 
     @iterate.def_vmap
     def _(size: int, batched: list[bool], matrices: jax.Array) -> tuple[jax.Array, bool]:
