@@ -76,9 +76,7 @@ def test_no_instruction_reads_what_was_never_written_or_is_being_written(
 @dtypes
 @schedules
 @pytest.mark.parametrize("shape", [(1024, 1024), (768, 3072), (200, 1000)], ids=str)
-def test_flops_are_those_of_the_instructions(
-    shape: tuple[int, int], schedule: str, dtype: str, method: str
-) -> None:
+def test_flops_are_those_of_the_instructions(shape: tuple[int, int], schedule: str, dtype: str, method: str) -> None:
     coefficients, kind = SCHEDULES[schedule], jnp.dtype(dtype)
     own = resident(*shape, kind, method)
     assert own is not None
@@ -152,7 +150,7 @@ def test_it_is_about_as_exact_as_xla_on_every_kind_of_matrix(preset: str, dtype:
     given = np.stack(list(oracle.kinds_of_matrices(ROWS, 2 * ROWS).values())).astype(np.float32)
     given = given.swapaxes(-1, -2) if tall else given
     want = oracle.newton_schulz(given, coefficients)
-    got = run(jnp.asarray(given), coefficients, kind, method)
+    got = run(jnp.asarray(given), coefficients, dtype, method)
     direct = jax.jit(mo.newton_schulz(coefficients, dtype=kind, method="direct"))(given)
     errors = {
         name: (oracle.relative_error(one, exact), oracle.relative_error(other, exact))
@@ -163,12 +161,10 @@ def test_it_is_about_as_exact_as_xla_on_every_kind_of_matrix(preset: str, dtype:
 
 
 def run(
-    given: jax.Array, coefficients: Any, dtype: Any = jnp.dtype("bfloat16"), method: str = "direct", **arguments: Any
+    given: jax.Array, coefficients: Any, dtype: str = "bfloat16", method: Any = "direct", interpret: Any = True
 ) -> jax.Array:
-    arguments = {"interpret": True} | arguments
-    return resident_newton_schulz(
-        given, coefficients, dtype, method, "frobenius", held(*given.shape[1:]), **arguments
-    )
+    sides = held(*given.shape[1:])
+    return resident_newton_schulz(given, coefficients, jnp.dtype(dtype), method, "frobenius", sides, interpret)
 
 
 @dtypes
@@ -176,7 +172,7 @@ def test_the_scale_of_a_matrix_does_not_matter(dtype: str) -> None:
     """The kernel brings the largest entry near 1 itself, also where float32's numbers are subnormal."""
     matrix = oracle.gaussian(16, 32).astype(np.float32)
     scales = np.array([1.0, 2.0**100, 2.0**-100, 2.0**-120], np.float32)[:, None, None]
-    got = np.asarray(run(jnp.asarray(matrix * scales), mo.KELLER, jnp.dtype(dtype)))
+    got = np.asarray(run(jnp.asarray(matrix * scales), mo.KELLER, dtype))
     for other in got[1:3]:
         assert np.array_equal(other, got[0])
     assert oracle.relative_error(got[3], got[0]) <= 2e-2

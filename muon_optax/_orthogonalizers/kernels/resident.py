@@ -47,8 +47,8 @@ def resident_newton_schulz(
     part = (None, shape.short, shape.panel) if shape.wide else (None, shape.panel, shape.short)
     lower = [(i, j) for i in range(shape.short // shape.block) for j in range(i + 1)]
     scratch = [
-        pltpu.VMEM((2, shape.short, shape.long), dtype),
-        pltpu.VMEM((instructions.slots, shape.short, shape.short), dtype),
+        pltpu.VMEM((2, shape.short, shape.long), jnp.dtype(dtype)),
+        pltpu.VMEM((instructions.slots, shape.short, shape.short), jnp.dtype(dtype)),
         pltpu.VMEM((8, shape.block), jnp.float32),
         pltpu.SMEM((4,), jnp.float32),
         *[pltpu.VMEM((shape.short, shape.short), jnp.float32)] * instructions.keeps,

@@ -53,10 +53,14 @@ def symmetric_newton_schulz(
     # A kernel knows batches as an axis of its grid, so vmap has nothing to do but lengthen that.
     @jax.custom_batching.custom_vmap
     def iterate(matrices: jax.Array) -> jax.Array:
-        sides, settings = matrices.shape[-2:], (coefficients, dtype, method, norm)
-        flat, way = matrices.reshape(-1, *sides), held or resident(*sides, dtype, method) or tilings_of(*sides)
-        iterated = resident_newton_schulz if isinstance(way, Resident) else _iterated
-        return iterated(flat, *settings, way, interpret).reshape(matrices.shape)
+        *_, rows, cols = matrices.shape
+        flat = matrices.reshape(-1, rows, cols)
+        way = held or resident(rows, cols, dtype, method) or tilings_of(rows, cols)
+        if isinstance(way, Resident):
+            result = resident_newton_schulz(flat, coefficients, dtype, method, norm, way, interpret)
+        else:
+            result = _iterated(flat, coefficients, dtype, method, norm, way, interpret)
+        return result.reshape(matrices.shape)
 
     @iterate.def_vmap
     def _(size: int, batched: list[bool], matrices: jax.Array) -> tuple[jax.Array, bool]:
