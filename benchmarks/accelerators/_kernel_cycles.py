@@ -139,29 +139,26 @@ def _apply_steps(call: Call, wide: bool, whole: bool) -> Iterator[Step]:
                     yield Step(loops, 0, {0: factor, 1: (b, k, j), 2: (b, i, j)}, (b, i, j))
 
 
-# The loops of a kernel that holds a matrix, in the order of the source, by the letters that its name has for them.
-_LOOPS, _LOOPS_OF_GRAM = "lgcpar", "lgcpkwar"
-
-
 def _held(call: Call) -> Resident:
     (given,) = call.operands
-    dtype, method = {"bf16": "bfloat16", "f32": "float32"}[given.dtype], "gram" if "w" in call.name[9:] else "direct"
+    dtype, method = (
+        {"bf16": "bfloat16", "f32": "float32"}[given.dtype],
+        "gram" if "k" in call.name.split("_")[1] else "direct",
+    )
     held = resident(*given.sizes[1:], dtype, method)
     if held is None:
         raise ValueError(f"one kernel can't hold this matrix: {call}")
     return held
 
 
-def _resident_steps(call: Call, instructions: str) -> Iterator[Step]:
-    """A step for each instruction, and for each panel that comes or goes."""
-    held = _held(call)
-    loops = _LOOPS_OF_GRAM if "w" in instructions else _LOOPS
-    blocks, lower = held.short // held.block, (held.short // held.block) * (held.short // held.block + 1) // 2
-    square, panel = held.block**2 * held.short, held.block * held.panel * held.short
+def _resident_steps(call: Call, name: str) -> Iterator[Step]:
+    """A step for each instruction, and for each panel that comes or goes. The name has the kinds of all loops."""
+    held, (kinds, instructions) = _held(call), name.split("_")
+    blocks = held.short // held.block
+    lower, square, panel = blocks * (blocks + 1) // 2, held.block**2 * held.short, held.block * held.panel * held.short
     work = {
         "l": (blocks, 0),
         "g": (lower, held.block**2 * held.long),
-        "n": None,
         "c": (lower, 0),
         "p": (lower, square),
         "k": (lower, square),
@@ -169,11 +166,13 @@ def _resident_steps(call: Call, instructions: str) -> Iterator[Step]:
         "a": (blocks * held.panels, panel),
         "r": (blocks, panel),
     }
-    everything = "l" * held.panels + instructions[:-1] + instructions[-1] * held.panels
+    everything = "a" * held.panels + instructions[:-1] + instructions[-1] * held.panels
     for b in range(call.operands[0].sizes[0]):
         for number, letter in enumerate(everything):
-            found = work[letter]
-            own = () if found is None else ((loops.index(letter), *found),)
+            body = ord(letter) - ord("a")
+            kind = kinds[body]
+            # The norm is one number, and no loop.
+            own = () if kind == "n" else ((len(kinds[:body].replace("n", "")), *work[kind]),)
             coming, going = min(number, held.panels - 1), max(0, number - len(everything) + held.panels)
             yield Step(own, 0, {0: (b, coming)}, (b, going))
 

@@ -53,12 +53,15 @@ TARGETS = {  # of the issue that asked for the kernels: ratios to optax
     ("4 layers of d=1024", "muon, symmetric"): 0.65,
 }
 SCHEDULES = "--schedules"
-# Matrices, with the dtype of products: one tile and several, sides that no tile divides, batches, both orientations.
+# Matrices, with the dtype of products: held by one kernel and in tiles, sides that no block divides, batches, both
+# orientations.
 SHAPES = [
     ((512, 512), jnp.bfloat16),
     ((3, 1000, 1500), jnp.bfloat16),
     ((1000, 1500), jnp.float32),
     ((2, 1024, 4096), jnp.bfloat16),
+    ((4096, 1024), jnp.bfloat16),
+    ((3000, 5000), jnp.bfloat16),
     ((11008, 4096), jnp.bfloat16),
     ((16384, 2048), jnp.float32),
     ((7168, 2048), jnp.bfloat16),

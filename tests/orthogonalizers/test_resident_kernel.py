@@ -33,8 +33,8 @@ def held(rows: int, cols: int) -> Resident:
     return Resident(rows, cols, -(-short // 8) * 8, -(-long // 16) * 16, 8, 16)
 
 
-def everything(instructions: program.Program) -> tuple[program.Instruction, ...]:
-    return (*instructions.middle, instructions.last)
+def everything(instructions: program.Program) -> list[program.Body]:
+    return [one.body for one in (*instructions.middle, instructions.last)]
 
 
 @methods

@@ -34,7 +34,7 @@ def resident_newton_schulz(
     tiny, reciprocals = power_of_two(given.astype(jnp.float32))
     instructions = program.program_of(coefficients, dtype, method)
     panels = shape.panels
-    steps = (program.Instruction(program.LOAD),) * panels + instructions.middle + (instructions.last,) * panels
+    steps = (program.LOADING,) * panels + instructions.middle + (instructions.last,) * panels
 
     def coming(batch: jax.Array, phase: jax.Array, *_: jax.Array) -> tuple[jax.Array | int, ...]:
         panel = jnp.minimum(phase, panels - 1)
@@ -46,15 +46,17 @@ def resident_newton_schulz(
 
     part = (None, shape.short, shape.panel) if shape.wide else (None, shape.panel, shape.short)
     lower = [(i, j) for i in range(shape.short // shape.block) for j in range(i + 1)]
+    square = (shape.short, shape.short)
     scratch = [
-        pltpu.VMEM((2, shape.short, shape.long), jnp.dtype(dtype)),
-        pltpu.VMEM((instructions.slots, shape.short, shape.short), jnp.dtype(dtype)),
         pltpu.VMEM((8, shape.block), jnp.float32),
         pltpu.SMEM((4,), jnp.float32),
-        *[pltpu.VMEM((shape.short, shape.short), jnp.float32)] * instructions.keeps,
+        *[pltpu.VMEM((shape.short, shape.long), jnp.dtype(dtype))] * 2,
+        *[pltpu.VMEM(square, jnp.dtype(dtype))] * instructions.slots,
+        *[pltpu.VMEM(square, jnp.float32)] * instructions.keeps,
     ]
+    bodies = instructions.bodies
     return pl.pallas_call(
-        partial(kernel, shape=shape, norm=norm),
+        partial(kernel, bodies=bodies, shape=shape, norm=norm),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=5,
             grid=(len(matrices), len(steps)),
@@ -67,14 +69,10 @@ def resident_newton_schulz(
         interpret=interpret,
         name=f"resident_{instructions.name}",
     )(
-        np.array([_fields(step) for step in steps], np.int32),
-        np.array([[number for number, _ in step[5:]] for step in steps], np.float32),
+        np.array([[bodies.index(step.body), *(power for _, power in step[1:])] for step in steps], np.int32),
+        np.array([[number for number, _ in step[1:]] for step in steps], np.float32),
         np.array(lower, np.int32),
         tiny[:, 0, 0].astype(jnp.int32),
         reciprocals[:, 0, 0],
         given,
     ).astype(matrices.dtype)
-
-
-def _fields(step: program.Instruction) -> list[int]:
-    return [*step[:5], *(power for _, power in step[5:])]

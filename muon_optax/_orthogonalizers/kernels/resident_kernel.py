@@ -1,6 +1,6 @@
 """The bodies of the kernel that holds one matrix: each instruction is a loop over blocks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +15,10 @@ from muon_optax._orthogonalizers.tiling import Resident
 
 
 class Held(NamedTuple):
-    """What a kernel holds."""
+    """What a kernel holds. Each matrix lies by itself: what may lie together is never read while another is written."""
 
-    X: Any  # (2, short, long), in the dtype of products.
-    S: Any  # (slots, short, short), likewise.
+    X: Sequence[Any]  # Two of (short, long), in the dtype of products.
+    S: Sequence[Any]  # (short, short), likewise.
     sums: Any  # (8, block) float32: for the norm.
     powers: Any  # (4,) float32 scalars: of the norm.
     K: Any = None  # (short, short) float32, of which the lower blocks are kept.
@@ -33,32 +33,38 @@ def kernel(
     given: Any,
     output: Any,
     *scratch: Any,
+    bodies: Sequence[program.Body],
     shape: Resident,
     norm: Norm,
 ) -> None:
     """One instruction, in one step of the grid."""
-    held, batch, phase = Held(*scratch), pl.program_id(0), pl.program_id(1)
-    kind, left, right, out, term = (table[phase, field] for field in range(5))
+    batch, phase = pl.program_id(0), pl.program_id(1)
+    held = _held(scratch, bodies)
 
     def scalar(number: int) -> Any:
-        return numbers[phase, number] * held.powers[table[phase, 5 + number]]
+        return numbers[phase, number] * held.powers[table[phase, 1 + number]]
 
-    step = _Step(held, shape, pairs, scalar, left, right, out, term)
-    bodies: dict[int, Callable[[], None]] = {
-        program.LOAD: lambda: _load(step, phase, given, tiny[batch], reciprocals[batch]),
-        program.GRAM: lambda: _gram(step, norm),
-        program.NORM: lambda: _norm(step, norm),
-        program.COMBINE: lambda: _combine(step),
-        program.PRODUCT: lambda: _product(step),
-        program.KEEP: lambda: _keep(step),
-        program.WHOLE: lambda: _whole(step),
-        program.APPLY: lambda: _apply(step),
-        program.RETURN: lambda: _return(step, phase, output),
-    }
-    if held.K is None:
-        del bodies[program.KEEP], bodies[program.WHOLE]
-    for number, body in bodies.items():
-        pl.when(kind == number)(body)
+    for number, body in enumerate(bodies):
+        step = _Step(held, shape, pairs, scalar, body)
+
+        def run(step: _Step = step) -> None:
+            kind = step.body.kind
+            if kind == program.LOAD:
+                _load(step, phase, given, tiny[batch], reciprocals[batch])
+            elif kind == program.RETURN:
+                _return(step, phase, output)
+            elif kind in (program.GRAM, program.NORM):
+                (_gram if kind == program.GRAM else _norm)(step, norm)
+            else:
+                _OTHERS[kind](step)
+
+        pl.when(table[phase, 0] == number)(run)
+
+
+def _held(scratch: Sequence[Any], bodies: Sequence[program.Body]) -> Held:
+    sums, powers, first, second, *others = scratch
+    slots = 1 + max(body.out for body in bodies)
+    return Held((first, second), others[:slots], sums, powers, *others[slots:])
 
 
 class _Step(NamedTuple):
@@ -66,10 +72,11 @@ class _Step(NamedTuple):
     shape: Resident
     pairs: Any
     scalar: Callable[[int], Any]
-    left: Any
-    right: Any
-    out: Any
-    term: Any
+    body: program.Body
+
+    @property
+    def factors(self) -> tuple[Any, Any]:
+        return self.held.S[self.body.left], self.held.S[self.body.right]
 
 
 def _multiply(left: jax.Array, right: jax.Array, contraction: tiles.Contraction = tiles.PLAIN) -> jax.Array:
@@ -87,7 +94,7 @@ def _block(number: Any, size: int) -> Any:
 
 
 def _load(step: _Step, phase: Any, given: Any, tiny: Any, reciprocal: Any) -> None:
-    shape, X = step.shape, step.held.X
+    shape, X = step.shape, step.held.X[0]
     columns = _block(phase, shape.panel)
     limits = sorted((shape.rows, shape.cols))
 
@@ -101,7 +108,7 @@ def _load(step: _Step, phase: Any, given: Any, tiny: Any, reciprocal: Any) -> No
             row, column = (jax.lax.broadcasted_iota(jnp.int32, part.shape, axis) for axis in (0, 1))
             inside = (row + rows.start < limits[0]) & (column + columns.start < limits[1])
             part = jnp.where(inside, part, jnp.zeros_like(part))
-        X[0, rows, columns] = part
+        X[rows, columns] = part
         return carry
 
     jax.lax.fori_loop(0, shape.short // shape.block, one, 0)
@@ -110,28 +117,27 @@ def _load(step: _Step, phase: Any, given: Any, tiny: Any, reciprocal: Any) -> No
 def _lower(step: _Step, make: Callable[[Any, Any, Any, Any], jax.Array]) -> None:
     """A symmetric matrix from its lower blocks, row by row."""
     block = step.shape.block
-    S, blocks = step.held.S, step.shape.short // block
-    out = step.out
+    S, blocks = step.held.S[step.body.out], step.shape.short // block
 
     def one(number: Any, carry: int) -> int:
         # The block before is mirrored while this one is multiplied. The last one lies on the diagonal, as does the
         # first: those need not be.
         before = jnp.maximum(number - 1, 0)
         rows, columns = (_block(step.pairs[before, side], block) for side in (0, 1))
-        S[out, columns, rows] = S[out, rows, columns].T
+        S[columns, rows] = S[rows, columns].T
         i, j = step.pairs[number, 0], step.pairs[number, 1]
         rows, columns = _block(i, block), _block(j, block)
-        S[out, rows, columns] = make(i, j, rows, columns).astype(S.dtype)
+        S[rows, columns] = make(i, j, rows, columns).astype(S.dtype)
         return carry
 
     jax.lax.fori_loop(0, blocks * (blocks + 1) // 2, one, 0)
 
 
 def _gram(step: _Step, norm: Norm) -> None:
-    X, K, sums = step.held.X, step.held.K, step.held.sums
+    X, K, sums = step.held.X[step.body.left], step.held.K, step.held.sums
 
     def make(i: Any, j: Any, rows: Any, columns: Any) -> jax.Array:
-        result = _multiply(X[step.left, rows, :], X[step.left, columns, :], tiles.RIGHT_TRANSPOSED)
+        result = _multiply(X[rows, :], X[columns, :], tiles.RIGHT_TRANSPOSED)
         if K is not None:
             K[rows, columns] = result
         if norm == "schatten4":
@@ -163,35 +169,35 @@ def _plus_identity(step: _Step, rows: Any, columns: Any, block: jax.Array) -> ja
 
 
 def _combine(step: _Step) -> None:
-    S = step.held.S
+    S, _ = step.factors
 
     def make(i: Any, j: Any, rows: Any, columns: Any) -> jax.Array:
         del i, j
-        own = S[step.left, rows, columns].astype(jnp.float32)
+        own = S[rows, columns].astype(jnp.float32)
         return _plus_identity(step, rows, columns, step.scalar(2) * own)
 
     _lower(step, make)
 
 
 def _product(step: _Step) -> None:
-    S = step.held.S
+    left, right = step.factors
 
     def make(i: Any, j: Any, rows: Any, columns: Any) -> jax.Array:
         del i, j
-        result = step.scalar(0) * _multiply(S[step.left, rows, :], S[step.right, :, columns])
-        result += step.scalar(2) * S[step.left, rows, columns].astype(jnp.float32)
+        result = step.scalar(0) * _multiply(left[rows, :], right[:, columns])
+        result += step.scalar(2) * left[rows, columns].astype(jnp.float32)
         return _plus_identity(step, rows, columns, result)
 
     _lower(step, make)
 
 
 def _keep(step: _Step) -> None:
-    S, K = step.held.S, step.held.K
+    (left, right), term, K = step.factors, step.held.S[step.body.term], step.held.K
 
     def make(i: Any, j: Any, rows: Any, columns: Any) -> jax.Array:
         del i, j
-        result = step.scalar(0) * _multiply(S[step.left, rows, :], S[step.right, :, columns])
-        result += step.scalar(2) * S[step.term, rows, columns].astype(jnp.float32)
+        result = step.scalar(0) * _multiply(left[rows, :], right[:, columns])
+        result += step.scalar(2) * term[rows, columns].astype(jnp.float32)
         result += step.scalar(3) * K[rows, columns]
         K[rows, columns] = result
         return result
@@ -200,33 +206,33 @@ def _keep(step: _Step) -> None:
 
 
 def _whole(step: _Step) -> None:
-    S, shape = step.held.S, step.shape
+    (left, right), out, shape = step.factors, step.held.S[step.body.out], step.shape
     blocks = shape.short // shape.block
 
     def one(number: Any, carry: int) -> int:
         rows, columns = (_block(each(number, blocks), shape.block) for each in (jax.lax.div, jax.lax.rem))
-        result = step.scalar(0) * _multiply(S[step.left, rows, :], S[step.right, :, columns])
-        result += step.scalar(2) * S[step.left, rows, columns].astype(jnp.float32)
-        result += step.scalar(3) * S[step.right, rows, columns].astype(jnp.float32)
-        S[step.out, rows, columns] = result.astype(S.dtype)
+        result = step.scalar(0) * _multiply(left[rows, :], right[:, columns])
+        result += step.scalar(2) * left[rows, columns].astype(jnp.float32)
+        result += step.scalar(3) * right[rows, columns].astype(jnp.float32)
+        out[rows, columns] = result.astype(out.dtype)
         return carry
 
     jax.lax.fori_loop(0, blocks**2, one, 0)
 
 
 def _applied(step: _Step, rows: Any, columns: Any) -> jax.Array:
-    S, X = step.held.S, step.held.X
-    product = _multiply(S[step.left, rows, :], X[step.right, :, columns])
-    return step.scalar(0) * product + step.scalar(2) * X[step.right, rows, columns].astype(jnp.float32)
+    S, X = step.held.S[step.body.left], step.held.X[step.body.right]
+    product = _multiply(S[rows, :], X[:, columns])
+    return step.scalar(0) * product + step.scalar(2) * X[rows, columns].astype(jnp.float32)
 
 
 def _apply(step: _Step) -> None:
-    X, shape = step.held.X, step.shape
+    out, shape = step.held.X[1 - step.body.right], step.shape
 
     def one(number: Any, carry: int) -> int:
         rows = _block(jax.lax.div(number, shape.panels), shape.block)
         columns = _block(jax.lax.rem(number, shape.panels), shape.panel)
-        X[1 - step.right, rows, columns] = _applied(step, rows, columns).astype(X.dtype)
+        out[rows, columns] = _applied(step, rows, columns).astype(out.dtype)
         return carry
 
     jax.lax.fori_loop(0, shape.short // shape.block * shape.panels, one, 0)
@@ -246,3 +252,12 @@ def _return(step: _Step, phase: Any, output: Any) -> None:
         return carry
 
     jax.lax.fori_loop(0, shape.short // shape.block, one, 0)
+
+
+_OTHERS = {
+    program.COMBINE: _combine,
+    program.PRODUCT: _product,
+    program.KEEP: _keep,
+    program.WHOLE: _whole,
+    program.APPLY: _apply,
+}

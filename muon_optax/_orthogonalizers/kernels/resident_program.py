@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from string import ascii_lowercase
 from typing import NamedTuple
 
 import jax
@@ -34,14 +35,20 @@ Scalar = tuple[float, int]  # A number, and its power.
 ZERO: Scalar = (0.0, ONE)
 
 
-class Instruction(NamedTuple):
-    """One of them; slots that it has no use for are 0."""
+class Body(NamedTuple):
+    """What is done, and in which slots; those that it has no use for are 0."""
 
     kind: int
     left: int = 0
     right: int = 0
     out: int = 0
     term: int = 0
+
+
+class Instruction(NamedTuple):
+    """A body with its numbers."""
+
+    body: Body
     s: Scalar = (1.0, ONE)
     t: Scalar = ZERO
     u: Scalar = ZERO
@@ -53,13 +60,31 @@ class Program(NamedTuple):
 
     middle: tuple[Instruction, ...]
     last: Instruction  # Repeated for every panel.
-    slots: int  # Symmetric matrices held.
-    keeps: bool  # Whether one more is held in float32.
+
+    @property
+    def bodies(self) -> tuple[Body, ...]:
+        """The different ones, in order."""
+        return tuple(dict.fromkeys((LOADING.body, *(one.body for one in (*self.middle, self.last)))))
+
+    @property
+    def slots(self) -> int:
+        """Symmetric matrices held."""
+        return 1 + max(body.out for body in self.bodies)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether one more is held in float32."""
+        return any(body.kind == KEEP for body in self.bodies)
 
     @property
     def name(self) -> str:
-        """The first letters of the instructions."""
-        return "".join(list(KINDS)[one.kind][0] for one in (*self.middle, self.last))
+        """The first letters of the bodies' kinds, and for each instruction a letter that tells its body."""
+        numbers = [self.bodies.index(one.body) for one in (*self.middle, self.last)]
+        kinds = "".join(list(KINDS)[body.kind][0] for body in self.bodies)
+        return f"{kinds}_{''.join(ascii_lowercase[number] for number in numbers)}"
+
+
+LOADING = Instruction(Body(LOAD))
 
 
 def program_of(coefficients: Coefficients, dtype: jax.typing.DTypeLike, method: Iteration) -> Program:
@@ -71,14 +96,12 @@ def program_of(coefficients: Coefficients, dtype: jax.typing.DTypeLike, method: 
     )
     middle: list[Instruction] = []
     for number, (first, end) in enumerate(segments):
-        middle.append(Instruction(GRAM, left=number % 2, out=_GRAM))
+        middle.append(Instruction(Body(GRAM, left=number % 2, out=_GRAM)))
         if number == 0:
-            middle.append(Instruction(NORM))
-        *factor, own = _segment(coefficients[first:end], dtype, number == 0)
-        middle += [*factor, own._replace(right=number % 2)]
-    last = middle.pop()._replace(kind=RETURN)
-    several = any(one.kind == KEEP for one in middle)
-    return Program(tuple(middle), last, 1 + max(one.out for one in middle if one.kind != APPLY), several)
+            middle.append(Instruction(Body(NORM)))
+        middle += _segment(coefficients[first:end], dtype, number)
+    last = middle.pop()
+    return Program(tuple(middle), last._replace(body=last.body._replace(kind=RETURN)))
 
 
 # Where a segment begins: its Gram matrix. A factor goes into another slot than those that it is made of.
@@ -86,31 +109,29 @@ _GRAM = 0
 
 
 def _segment(
-    steps: Sequence[tuple[float, float, float]], dtype: jax.typing.DTypeLike, unnormalized: bool
+    steps: Sequence[tuple[float, float, float]], dtype: jax.typing.DTypeLike, number: int
 ) -> Iterator[Instruction]:
     """The steps on one Gram matrix, and their product with ``X``."""
-    inverse = INVERSE if unnormalized else ONE
-    root = ROOT if unnormalized else ONE
+    inverse, square, root = (INVERSE, INVERSE_SQUARE, ROOT) if number == 0 else (ONE, ONE, ONE)
     A, Q, B, half = _GRAM, 1, 2, 3
     q = 1.0
     for index, (a, b, c) in enumerate(steps):
         d, made = a + center(b, c), Q if index == 0 else B
         identity = (-center(b, c), ONE)
         if c:
-            square = INVERSE_SQUARE if inverse == INVERSE else ONE
-            yield Instruction(PRODUCT, A, A, made, s=(c, square), t=identity, u=(b, inverse))
+            yield Instruction(Body(PRODUCT, A, A, made), s=(c, square), t=identity, u=(b, inverse))
         else:
-            yield Instruction(COMBINE, A, out=made, t=identity, u=(b, inverse))
+            yield Instruction(Body(COMBINE, A, out=made), t=identity, u=(b, inverse))
         if index + 1 < len(steps):
             # What rounding took off the kept matrix is added back, as in gram_newton_schulz.
             kept = is_rounded(dtype) and c != 0
             u, v = ((d - a, inverse), (a, inverse)) if kept else ((d, inverse), ZERO)
-            yield Instruction(KEEP, made, A, half, term=A, s=(1.0, inverse), u=u, v=v)
+            yield Instruction(Body(KEEP, made, A, half, term=A), s=(1.0, inverse), u=u, v=v)
         if index > 0:
             # A is not read again: it was, for half.
-            yield Instruction(WHOLE, B, Q, A, s=(1.0, ONE), u=(q, ONE), v=(d, ONE))
+            yield Instruction(Body(WHOLE, B, Q, A), u=(q, ONE), v=(d, ONE))
             Q, A = A, Q
         if index + 1 < len(steps):
-            yield Instruction(KEEP, half, made, A, v=(d, ONE))
-        q, inverse = d * q, ONE
-    yield Instruction(APPLY, Q, s=(1.0, root), u=(q, root))
+            yield Instruction(Body(KEEP, half, made, A, term=half), v=(d, ONE))
+        q, inverse, square = d * q, ONE, ONE
+    yield Instruction(Body(APPLY, Q, number % 2), s=(1.0, root), u=(q, root))
