@@ -9,11 +9,8 @@ for one chip, in bfloat16 as matrices travel, with XLA's products and with symme
 `symmetric.py`, take the place of FLOPs in the plan: the busiest device is the one with the most of them.
 """
 
-import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: nothing need be installed
@@ -25,12 +22,12 @@ import jax
 import jax.numpy as jnp
 
 import muon_optax as mo
-from benchmarks.accelerators._schedule import Call, Schedule, flags, schedules
-from benchmarks.accelerators.symmetric import SCHEDULES, cycles_of, kernels_of
+from benchmarks.accelerators._schedule import Call, Schedule
+from benchmarks.accelerators.symmetric import SCHEDULES, cycles_of, kernels_of, read_kernels
 from benchmarks.accelerators.tpu_compile import TOPOLOGY
 from benchmarks.mesh._cases import ON_TPU, Case
 from benchmarks.shared.measure import compile_afresh, compile_program
-from benchmarks.shared.report import ROOT, Progress, Report, Row, finish, parser
+from benchmarks.shared.report import Progress, Report, Row, finish, parser
 from muon_optax._mesh.owners import flops_by_device
 
 CASES: dict[str, tuple[Case, float]] = {  # with the ratio asked for
@@ -61,21 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for shape in shapes:
             jax.jit(ORTHOGONALIZERS["symmetric"]).lower(_matrix(shape, chip)).compile()
         return
-    known = read_kernels(["--only", given.only])
+    known = read_kernels(Path(__file__), ["--only", given.only])
     chip = jax.sharding.SingleDeviceSharding(tpu_compiler.devices_of(TOPOLOGY, "shares")[0])
     report = Report("shares", "TPU v5e compiler", NOTES, versions=tpu_compiler.versions())
     with Progress(len(shapes), report.name) as step:
         rows = {shape: by_shape(shape, chip, known, step) for shape in shapes}
     report.rows += [*rows.values(), *(busiest(name, *case, rows) for name, case in cases.items())]
     finish(report, given.output)
-
-
-def read_kernels(arguments: Iterable[str]) -> dict[Call, Schedule]:
-    """The schedules of all kernels, from a process that ends before this one takes the compiler."""
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"LIBTPU_INIT_ARGS": flags(Path(folder)), "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, str(Path(__file__)), SCHEDULES, *arguments], env=environment, check=True)
-        return schedules(Path(folder))
 
 
 def shapes_of(case: Case) -> set[Shape]:

@@ -21,7 +21,7 @@ _BLOCKS = {256: 1.0, 128: 1.15}  # size: cycles of a multiplication, relative
 MEMORY = 56 * 2**20
 # Of that, for what the compiler needs besides.
 _SPARE = 4 * 2**20
-_PANELS = (512, 256, 128)
+_PANELS = (256, 128)
 
 Iteration = Literal["direct", "gram"]
 

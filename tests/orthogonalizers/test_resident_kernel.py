@@ -98,9 +98,9 @@ def test_flops_are_those_of_the_instructions(shape: tuple[int, int], schedule: s
 @pytest.mark.parametrize(
     "rows, cols, dtype, method, want",
     [
-        (1024, 1024, "bfloat16", "direct", Resident(1024, 1024, 1024, 1024, 256, 512)),
-        (4096, 1024, "bfloat16", "gram", Resident(4096, 1024, 1024, 4096, 256, 512)),
-        (300, 1000, "float32", "direct", Resident(300, 1000, 384, 1024, 128, 512)),
+        (1024, 1024, "bfloat16", "direct", Resident(1024, 1024, 1024, 1024, 256, 256)),
+        (4096, 1024, "bfloat16", "gram", Resident(4096, 1024, 1024, 4096, 256, 256)),
+        (300, 1000, "float32", "direct", Resident(300, 1000, 384, 1024, 128, 256)),
         (1, 7, "bfloat16", "direct", Resident(1, 7, 128, 128, 128, 128)),
         (4096, 4096, "bfloat16", "direct", None),
         (2048, 8192, "bfloat16", "gram", None),
