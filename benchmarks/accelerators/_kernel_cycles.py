@@ -155,6 +155,8 @@ def _resident_steps(call: Call, name: str) -> Iterator[Step]:
     """A step for each instruction, and for each panel that comes or goes. The name has the kinds of all loops."""
     held, (kinds, instructions) = _held(call), name.split("_")
     blocks = held.short // held.block
+    if blocks == 1:
+        raise ValueError(f"one block is multiplied without a loop, and no instruction can be told from another: {call}")
     lower, square, panel = blocks * (blocks + 1) // 2, held.block**2 * held.short, held.block * held.panel * held.short
     work = {
         "l": (blocks, 0),

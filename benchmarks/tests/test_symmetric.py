@@ -141,6 +141,12 @@ def test_a_matrix_comes_and_goes_while_another_is_multiplied() -> None:
     assert slow == pytest.approx(2 * (16 + 3 + 16) * 10**8 + panel * (2 + 4), rel=1e-6)
 
 
+def test_a_matrix_of_one_block_is_refused() -> None:
+    X = Array("bf16", (1, 256, 256), True)
+    with pytest.raises(ValueError, match="one block is multiplied without a loop"):
+        cycles(Call("resident_lgnpr_bcde", (X,), (X,)), Schedule(0, 0, (1,)))
+
+
 def test_an_unknown_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match="this kernel is not known: flash_attention"):
         cycles(gram(2048)._replace(name="flash_attention"), Schedule(0, 0, (1,)))

@@ -102,6 +102,8 @@ def test_flops_are_those_of_the_instructions(shape: tuple[int, int], schedule: s
         (4096, 1024, "bfloat16", "gram", Resident(4096, 1024, 1024, 4096, 256, 256)),
         (300, 1000, "float32", "direct", Resident(300, 1000, 384, 1024, 128, 256)),
         (1, 7, "bfloat16", "direct", Resident(1, 7, 128, 128, 128, 128)),
+        (1000, 1500, "float32", "gram", Resident(1000, 1500, 1024, 1536, 256, 256)),
+        (1024, 4096, "float32", "direct", None),  # The TPU's compiler ran out of memory for the parts of its products.
         (4096, 4096, "bfloat16", "direct", None),
         (2048, 8192, "bfloat16", "gram", None),
     ],
