@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from benchmarks.accelerators._schedule import Call, Schedule
-from muon_optax._orthogonalizers.tiling import Tiling, tiling
+from benchmarks.accelerators._schedule import Array, Call, Schedule
+from muon_optax._orthogonalizers.tiling import Resident, Tiling, resident, tiling
 
 BYTES = {"bf16": 2, "f32": 4}
 # The loop for tiles (i, k) and (k, j): whether each is stored, or the one that mirrors it.
@@ -72,6 +72,8 @@ def _steps(call: Call) -> Iterator[Step]:
         return _gram_steps(call, kind == "wide")
     if name == "symmetric":
         return _product_steps(call, kind.endswith("whole"))
+    if name == "resident":
+        return _resident_steps(call, kind)
     if name == "apply":
         return _apply_steps(call, "wide" in kind, kind.endswith("whole"))
     raise ValueError(f"this kernel is not known: {call.name}")
@@ -137,10 +139,53 @@ def _apply_steps(call: Call, wide: bool, whole: bool) -> Iterator[Step]:
                     yield Step(loops, 0, {0: factor, 1: (b, k, j), 2: (b, i, j)}, (b, i, j))
 
 
+def _held(call: Call) -> Resident:
+    (given,) = call.operands
+    dtype, method = (
+        {"bf16": "bfloat16", "f32": "float32"}[given.dtype],
+        "gram" if "k" in call.name.split("_")[1] else "direct",
+    )
+    held = resident(*given.sizes[1:], dtype, method)
+    if held is None:
+        raise ValueError(f"one kernel can't hold this matrix: {call}")
+    return held
+
+
+def _resident_steps(call: Call, name: str) -> Iterator[Step]:
+    """A step for each instruction, and for each panel that comes or goes. The name has the kinds of all loops."""
+    held, (kinds, instructions) = _held(call), name.split("_")
+    blocks = held.short // held.block
+    if blocks == 1:
+        raise ValueError(f"one block is multiplied without a loop, and no instruction can be told from another: {call}")
+    lower, square, panel = blocks * (blocks + 1) // 2, held.block**2 * held.short, held.block * held.panel * held.short
+    work = {
+        "l": (blocks, 0),
+        "g": (lower, held.block**2 * held.long),
+        "c": (lower, 0),
+        "p": (lower, square),
+        "k": (lower, square),
+        "w": (blocks**2, square),
+        "a": (blocks * held.panels, panel),
+        "r": (blocks, panel),
+    }
+    everything = "a" * held.panels + instructions[:-1] + instructions[-1] * held.panels
+    for b in range(call.operands[0].sizes[0]):
+        for number, letter in enumerate(everything):
+            body = ord(letter) - ord("a")
+            kind = kinds[body]
+            # The norm is one number, and no loop.
+            own = () if kind == "n" else ((len(kinds[:body].replace("n", "")), *work[kind]),)
+            coming, going = min(number, held.panels - 1), max(0, number - len(everything) + held.panels)
+            yield Step(own, 0, {0: (b, coming)}, (b, going))
+
+
 def _tile_bytes(call: Call) -> dict[int, int]:
     """Bytes of a tile of each operand that comes in tiles, and of each result, numbered from -1 down."""
     arrays = dict(enumerate(call.operands)) | {-1 - number: array for number, array in enumerate(call.results)}
-    return {
-        place: BYTES[array.dtype] * math.prod(tiling(size).tile for size in array.sizes[1:]) * (not array.is_near)
-        for place, array in arrays.items()
-    }
+
+    def size(array: Array) -> int:
+        if call.name.startswith("resident"):
+            return min(array.sizes[1:]) * _held(call).panel
+        return math.prod(tiling(side).tile for side in array.sizes[1:])
+
+    return {place: BYTES[array.dtype] * size(array) * (not array.is_near) for place, array in arrays.items()}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(?P<label>[A-Z]{2})?\s*:\s*(?P<depth>>*)\s*(?P<wait>\{\})?")
 _CALL = re.compile(r"%(?P<name>[a-z_]+)[.\d]* = (?P<results>.*?) custom-call\((?P<operands>.*?)\), custom_call_target")
 _KERNEL = re.compile(r"%([a-z_]+)[.\d]* = \S.* custom-call\(.*tpu_custom_call")
+_PRODUCT = re.compile(r"%fusion = bf16\[(?P<sizes>[\d,]+)\]\S* fusion\(.*jit\(plain_product\)/dot_general")
 _DEFINITION = re.compile(r"^\s*(?:ROOT )?%(?P<name>[\w.-]+) = (?P<type>\(.*?\)|\S+) ")
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+)\[(?P<sizes>[\d,]*)\](?P<layout>\{[^}]*\})?")
 # How a kernel's text names what it is given and gives.
@@ -89,14 +90,23 @@ def schedules(folder: Path) -> dict[Call, Schedule]:
 
 def _schedules(folder: Path) -> Iterator[tuple[Call, Schedule]]:
     for analysis in folder.glob("*-schedule-analysis_final_bundles.txt"):
-        called = re.search(
-            r"%([a-z_]+)[.\d]* = \S.* custom-call\(.*tpu_custom_call", analysis.read_text(errors="replace")
-        )
-        if called:
+        described = analysis.read_text(errors="replace")
+        kernel = _KERNEL.search(described)
+        # The schedule of a program as a whole tells of its fusion, too.
+        product = _PRODUCT.search(described) if "-fusion-" in analysis.name else None
+        if kernel or product:
             prefix = re.sub(r"-\d+-schedule-analysis_final_bundles.txt$", "", analysis.name)
             (program,) = folder.glob(f"{prefix}-[0-9]*[0-9]-final_bundles.txt")
             text = program.read_text(errors="replace")
-            yield Call(called[1], _given(text, "output"), _given(text, "input")), read_schedule(text)
+            if kernel:
+                yield Call(kernel[1], _given(text, "output"), _given(text, "input")), read_schedule(text)
+            elif product:
+                yield product_of(tuple(map(int, product["sizes"].split(",")))), read_schedule(text)
+
+
+def product_of(sizes: tuple[int, ...]) -> Call:
+    """What stands for XLA's own product of these sizes, if a program is nothing else."""
+    return Call("product", (Array("bf16", sizes, False),), ())
 
 
 def _given(text: str, kind: str) -> tuple[Array, ...]:

@@ -91,7 +91,8 @@ def newton_schulz(
             larger still, at most 1, but they are those of another matrix, and so is the result. It takes one more pass
             over the matrix.
         products: ``"xla"`` leaves them to XLA. ``"symmetric"``, on a TPU, multiplies only one of two blocks that mirror
-            each other, about 0.7 of the work, by kernels in bfloat16 or float32. The kernels are compiled and
+            each other, about 0.7 of the work, by kernels in bfloat16 or float32. A matrix that fits vector memory (1024
+            x 4096 in bfloat16 does) is held by one kernel through all steps. The kernels are compiled and
             simulated, but have not yet run on a TPU, so the default stays XLA's. Other platforms, and arrays that
             XLA may shard by itself, get XLA's products. The kernels run inside ``shard_map`` (as a mesh plan does),
             where JAX sees one device, and under ``jax.set_mesh`` of a mesh of one. No gradients flow.

@@ -102,20 +102,25 @@ def near_one(matrices: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
         # bfloat16 has float32's range, so rounding may come first; then XLA writes the rounded matrix while it updates
         # the momentum and reads half the bytes from there on (6% of all cycles of an update on a TPU v5e).
         matrices = matrices.astype(dtype).astype(working)
-    return _scaled_by_power_of_two(matrices).astype(dtype)
+    return scaled_by_power_of_two(matrices, *power_of_two(matrices)).astype(dtype)
 
 
-def _scaled_by_power_of_two(matrices: jax.Array) -> jax.Array:
-    # On the bits, because XLA flushes subnormal numbers to zero on CPU and TPU. Matrices below 2^-95 are lifted by
-    # 2^100 first: then their power of two is a normal number too.
-    bits = _bits(matrices)
-    magnitude = bits & 0x7FFFFFFF
-    largest = jnp.max(magnitude, axis=(-2, -1), keepdims=True)
+def power_of_two(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What :func:`scaled_by_power_of_two` needs to know of each matrix, from its largest entry."""
+    largest = jnp.max(_bits(matrices) & 0x7FFFFFFF, axis=(-2, -1), keepdims=True)
     tiny = largest < (32 << 23)
     exponent = _bits(_lifted(largest, tiny)) >> 23
     # 254 - exponent is the exponent of the reciprocal. It exists as a normal number up to 253; infinity and NaN have
     # 255.
-    reciprocal = _number((254 - jnp.clip(exponent, 1, 253)) << 23)
+    return tiny, _number((254 - jnp.clip(exponent, 1, 253)) << 23)
+
+
+def scaled_by_power_of_two(matrices: jax.Array, tiny: jax.Array, reciprocal: jax.Array) -> jax.Array:
+    """``matrices`` in float32, times 2^100 where ``tiny``, times ``reciprocal``."""
+    # On the bits, because XLA flushes subnormal numbers to zero on CPU and TPU. Matrices below 2^-95 are lifted by
+    # 2^100 first: then their power of two is a normal number too.
+    bits = _bits(matrices)
+    magnitude = bits & 0x7FFFFFFF
     # The sign is put back as a bit, too: jnp.copysign compares, and a TPU would write the result of that to memory.
     return _number(_bits(_lifted(magnitude, tiny) * reciprocal) | (bits ^ magnitude))
 

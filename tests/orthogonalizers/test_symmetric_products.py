@@ -19,7 +19,7 @@ from muon_optax._orthogonalizers.kernels import iteration, reference
 from muon_optax._orthogonalizers.kernels.symmetric import Tilings, symmetric_newton_schulz
 from muon_optax._orthogonalizers.precision import near_one
 from muon_optax._orthogonalizers.restarts import restart_steps
-from muon_optax._orthogonalizers.tiling import Tiling, tiling
+from muon_optax._orthogonalizers.tiling import Resident, Tiling, tiling
 
 PRESETS = {
     "keller": mo.KELLER,
@@ -97,8 +97,17 @@ def test_no_segment_of_16_bits_has_three_steps(schedule: str) -> None:
     assert max(end - first for first, end in pairwise(bounds)) <= 2
 
 
-# Tiles of their own, which leave a rest in both sides.
-SMALL = Tilings(Tiling(24, 8, 4), Tiling(48, 16, 8))
+# Tiles and blocks of their own, which leave a rest in both sides.
+def in_tiles(rows: int, cols: int) -> Tilings:
+    del rows, cols
+    return Tilings(Tiling(24, 8, 4), Tiling(48, 16, 8))
+
+
+def at_once(rows: int, cols: int) -> Resident:
+    return Resident(rows, cols, 24, 48, 8, 16)
+
+
+held = pytest.mark.parametrize("held", [in_tiles, at_once])
 ODD = {
     "log-1e-1": oracle.with_spectrum(np.logspace(0, -1, 21), 21, 43),
     "rank-3": oracle.with_spectrum([1.0, 0.5, 0.1], 21, 43),
@@ -107,6 +116,7 @@ ODD = {
 }
 
 
+@held
 @orientations
 @methods
 @pytest.mark.parametrize(
@@ -121,11 +131,14 @@ ODD = {
         ),
     ],
 )
-def test_kernels_are_as_exact_as_xla(preset: str, norm: str, dtype: str, method: str, tall: bool) -> None:
+def test_kernels_are_as_exact_as_xla(
+    preset: str, norm: str, dtype: str, method: str, tall: bool, held: Callable[..., Tilings | Resident]
+) -> None:
     given = np.stack(list(ODD.values())).astype(np.float32)
     given = given.swapaxes(-1, -2) if tall else given
     settings = {"dtype": jnp.dtype(dtype), "method": method, "norm": norm}
-    got = symmetric_newton_schulz(jnp.asarray(given), PRESETS[preset], **settings, tilings=SMALL, interpret=True)
+    way = held(*given.shape[1:])
+    got = symmetric_newton_schulz(jnp.asarray(given), PRESETS[preset], **settings, held=way, interpret=True)
     by_xla = jax.jit(mo.newton_schulz(PRESETS[preset], **settings))(given)
     assert got.dtype == given.dtype
     # Where the rank is 3, rounding is all that the other directions have, and the first steps magnify it.
@@ -138,7 +151,8 @@ def test_kernels_are_as_exact_as_xla(preset: str, norm: str, dtype: str, method:
             assert error <= max(1.5 * other, limit), kind
 
 
-def test_nan_stays_in_its_own_matrix_under_vmap_too() -> None:
+@held
+def test_nan_stays_in_its_own_matrix_under_vmap_too(held: Callable[..., Tilings | Resident]) -> None:
     given = np.stack(list(ODD.values())).astype(np.float32)
     given[1, 2, 3] = np.nan
     run = partial(
@@ -147,7 +161,7 @@ def test_nan_stays_in_its_own_matrix_under_vmap_too() -> None:
         dtype=jnp.bfloat16,
         method="direct",
         norm="frobenius",
-        tilings=SMALL,
+        held=held(21, 43),
         interpret=True,
     )
     got = np.asarray(jax.vmap(run)(jnp.asarray(given)))

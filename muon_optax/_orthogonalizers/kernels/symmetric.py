@@ -10,11 +10,12 @@ from muon_optax._orthogonalizers.coefficients import Coefficients
 from muon_optax._orthogonalizers.kernels import iteration, tiles
 from muon_optax._orthogonalizers.kernels.apply import apply
 from muon_optax._orthogonalizers.kernels.gram import gram
+from muon_optax._orthogonalizers.kernels.resident import resident_newton_schulz
 from muon_optax._orthogonalizers.kernels.symmetric_product import symmetric_product
 from muon_optax._orthogonalizers.precision import near_one
 from muon_optax._orthogonalizers.start import Norm
 from muon_optax._orthogonalizers.step import is_wide
-from muon_optax._orthogonalizers.tiling import Iteration, Tiling, tiling
+from muon_optax._orthogonalizers.tiling import Iteration, Resident, Tiling, resident, tiling
 
 
 class Tilings(NamedTuple):
@@ -31,7 +32,7 @@ def symmetric_newton_schulz(
     dtype: jax.typing.DTypeLike,
     method: Iteration,
     norm: Norm,
-    tilings: Tilings | None = None,
+    held: Tilings | Resident | None = None,
     interpret: tiles.Interpret = False,
 ) -> jax.Array:
     """Newton-Schulz of ``(*batch, rows, cols)`` on one TPU.
@@ -42,7 +43,7 @@ def symmetric_newton_schulz(
         dtype: The dtype of the products, bfloat16 or float32.
         method: ``"direct"`` or ``"gram"``.
         norm: As in :func:`muon_optax.newton_schulz`.
-        tilings: How both sides are cut; by default as is fastest.
+        held: How kernels hold a matrix: in tiles, or one kernel all of it; by default all of it if it fits.
         interpret: Whether the kernels run as JAX operations, on any device.
 
     Returns:
@@ -52,9 +53,14 @@ def symmetric_newton_schulz(
     # A kernel knows batches as an axis of its grid, so vmap has nothing to do but lengthen that.
     @jax.custom_batching.custom_vmap
     def iterate(matrices: jax.Array) -> jax.Array:
-        flat = matrices.reshape(-1, *matrices.shape[-2:])
-        cut = tilings or tilings_of(*matrices.shape[-2:])
-        return _iterated(flat, coefficients, dtype, method, norm, cut, interpret).reshape(matrices.shape)
+        *_, rows, cols = matrices.shape
+        flat = matrices.reshape(-1, rows, cols)
+        way = held or resident(rows, cols, dtype, method) or tilings_of(rows, cols)
+        if isinstance(way, Resident):
+            result = resident_newton_schulz(flat, coefficients, dtype, method, norm, way, interpret)
+        else:
+            result = _iterated(flat, coefficients, dtype, method, norm, way, interpret)
+        return result.reshape(matrices.shape)
 
     @iterate.def_vmap
     def _(size: int, batched: list[bool], matrices: jax.Array) -> tuple[jax.Array, bool]:
@@ -99,12 +105,18 @@ def _start(products: iteration.Products, X: jax.Array, norm: Norm, short: Tiling
     """As :func:`start`, but the norm stays apart: it goes into the scalars of the first step."""
     dtypes = iteration.gram_dtypes(X.dtype) if exact or norm == "schatten4" else (X.dtype,)
     grams = products.gram(X, dtypes)
-    if norm == "schatten4":
-        square = jnp.sqrt(_sum_of_squares(grams[0], short.tile))
-    else:
-        square = jnp.sum(jnp.square(X.astype(jnp.float32)), axis=(-2, -1))
+    measure = _sum_of_squares if norm == "schatten4" else _trace
+    square = measure(grams[0], short.tile)
+    square = jnp.sqrt(square) if norm == "schatten4" else square
     square = jnp.where(square == 0, 1, square)
     return iteration.Begin(X, grams if exact else grams[-1:], square)
+
+
+def _trace(lower: jax.Array, tile: int) -> jax.Array:
+    """The trace of a symmetric matrix, from its tiles on the diagonal."""
+    # Rounded to bfloat16 it is off by 2^-9 at most, as are the products. The sum of squares of X takes a pass over X.
+    tiles_of = (lower[:, place : place + tile, place : place + tile] for place in range(0, lower.shape[-1], tile))
+    return sum((jnp.trace(own.astype(jnp.float32), axis1=-2, axis2=-1) for own in tiles_of), jnp.float32(0))
 
 
 def _sum_of_squares(lower: jax.Array, tile: int) -> jax.Array:

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-# Tiles in float32, each twice because the next one is fetched meanwhile. A v5p has 64 MiB, a v5e and a v6e 128.
-_MEMORY = 56 * 2**20
+from muon_optax._orthogonalizers.tiling import MEMORY
 
 # Which axes of two tiles are summed over: the last of the left with the first of the right, and so on.
 PLAIN = ((1,), (0,))
@@ -165,7 +164,7 @@ def call(
         ),
         out_shape=[shape for shape, _ in outputs],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",) * (len(grid) - 1) + ("arbitrary",), vmem_limit_bytes=_MEMORY
+            dimension_semantics=("parallel",) * (len(grid) - 1) + ("arbitrary",), vmem_limit_bytes=MEMORY
         ),
         interpret=interpret,
         name=name,
