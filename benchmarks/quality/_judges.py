@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-DECISIONS = ("kinds", "evidence", "roles", "real_models::test_nothing_is_wrong_in_silence")
+DECISIONS = ("kinds", "evidence", "boundaries", "roles", "real_models::test_nothing_is_wrong_in_silence")
 # For every file that a pattern matches, the test files that shall notice: first those that are fast or hit. A file
 # belongs to the first pattern that matches it.
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -26,29 +26,57 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "_orthogonalizers/kernels/*": ("symmetric_kernels", "symmetric_products"),
         "_orthogonalizers/*": ("array_functions", "refusals", "newton_schulz"),
     },
-    "rules": {
-        "_layouts/tree/layer_types": ("evidence", "labels_equinox", *DECISIONS),
+    "evidence": {
         "_layouts/evidence/*": DECISIONS,
-        "_layouts/tree/*": DECISIONS,
         "_layouts/assigning/rules": DECISIONS,
+    },
+    "tree": {
+        "_layouts/tree/layer_types": ("evidence", "labels_equinox", *DECISIONS),
+        "_layouts/tree/*": DECISIONS,
         "_layouts/path*": ("paths", *DECISIONS),
-        "_layouts/**/*": ("per_head", "split_fused", "remedies", "assign_layouts", *DECISIONS),
+    },
+    "assigning": {
+        "_layouts/assigning/dimension_numbers": ("dimension_numbers", "remedies"),
+        "_layouts/**/*": ("per_head", "split_fused", "remedies", "assign_layouts", "summary", *DECISIONS),
     },
     "mesh": {"_mesh/*": ("owners", "shardings", "plan", "exchange", "mesh", "by_path_on_mesh")},
     "state": {
         "_state/shardings": ("state_shardings", "shardings"),
         "_state/*": ("carry_over_cases", "from_others", "carry_over"),
         "_transforms/state/*": ("golden_states", "from_others", "settings"),
+    },
+    "transforms": {
         "_transforms/by_path/*": ("by_path", "summary", "by_path_on_mesh"),
+        "_transforms/checks/keywords": ("other_keywords",),
+        "_transforms/checks/updates": ("refusals", "hostile_inputs"),
+        "_transforms/hold_idle*": ("settings", "freezing"),
+        "_transforms/heads": ("recipes", "refusals", "hostile_recipes"),
+        "_transforms/*": ("muon", "refusals", "golden_states"),
+        "_transforms/checks/*": ("clipping", "refusals"),
     },
     "family": {
         "_transforms/family/clip_qk": ("clip_qk", "family"),
         "_transforms/family/block_periodic": ("block_periodic",),
         "_transforms/family/*": ("family", "refusals"),
         "_transforms/momenta/quantized_trace": ("quantized_trace",),
+        "_transforms/momenta/offload_to_host": ("offload_to_host",),
         "_transforms/momenta/*": ("momentum", "family"),
         "_transforms/tools/*": ("clip_qk", "block_periodic", "family"),
         "recipes": ("recipes", "family", "refusals"),
+    },
+    "diagnostics": {
+        "_diagnostics/record*": ("record", "recording"),
+        "_diagnostics/idle": ("record", "settings", "diagnostics"),
+        "_diagnostics/*": ("diagnostics", "recording"),
+        "plots": ("recording",),
+    },
+    "front_door": {
+        "__main__": ("command",),
+        "_plan": ("plan",),
+        "_summary": ("summary",),
+        "flax": ("labels_nnx", "labels_linen", "layouts_of"),
+        "keras": ("keras",),
+        "_*": ("muon", "recipes", "refusals"),
     },
 }
 

@@ -1,12 +1,13 @@
 """Whether the tests notice what is wrong: changes to the package, one at a time, each against its fast tests.
 
     python benchmarks/quality/mutants.py                           # of each group of files about two hundred
-    python benchmarks/quality/mutants.py --only rules              # numbers, rules, mesh, state or family
-    python benchmarks/quality/mutants.py --only mesh --sample 100
+    python benchmarks/quality/mutants.py --only evidence tree      # these groups
+    python benchmarks/quality/mutants.py --only mesh --sample 100 --seed 1   # another hundred of the mesh
     python benchmarks/quality/mutants.py --only numbers --full     # every change there is
     python benchmarks/quality/mutants.py --quick                   # a handful, of one small file
 
-_judges.py says which files are a group and which tests judge them. The checkout is copied and never changed. A change
+_judges.py says which files are a group (numbers, evidence, tree, assigning, mesh, state, transforms, family,
+diagnostics, front_door) and which tests judge them. The checkout is copied and never changed. A change
 that no test notices survives; _unnoticeable.py says of some why no test could. Ends with status 1 if fewer than nine
 in ten are killed.
 """
@@ -42,6 +43,7 @@ ENOUGH = 0.9
 # What takes long to import, and starts no thread.
 PRELOADED = ["jax.numpy", "optax", "hypothesis", "pytest", "numpy", "scipy.linalg", "flax.nnx", "equinox"]
 LONGEST = 1800  # seconds that the tests of a file may take without a change
+TOO_LONG = "longer than"
 
 NOTES = [
     "One change at a time: an operator, a comparison (its boundary moved; negated), a condition, a constant (an "
@@ -64,22 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="only these groups of files")
     options.add_argument("--sample", type=int, default=SAMPLE, help=f"changes of each group, {SAMPLE} by default")
+    options.add_argument("--seed", type=int, default=SEED, help=f"which changes are drawn, {SEED} by default")
     given = options.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Path(folder) / "checkout"
         for name in (PACKAGE, "benchmarks", "tests"):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
         shutil.copy(ROOT / "pyproject.toml", copy)
-        groups = [files_of(copy / PACKAGE, group) for group in given.only]
+        groups = {group: files_of(copy / PACKAGE, group) for group in given.only}
         if given.quick:
-            groups = [{QUICK_FILE: files_of(copy / PACKAGE, "numbers")[QUICK_FILE]}]
+            groups = {"numbers": {QUICK_FILE: files_of(copy / PACKAGE, "numbers")[QUICK_FILE]}}
         size = QUICK_SAMPLE if given.quick else math.inf if given.full else given.sample
-        chosen = [change for files in groups for change in choose(copy / PACKAGE, files, size)]
-        tests = {file: tests for files in groups for file, tests in files.items()}
+        chosen = [change for files in groups.values() for change in choose(copy / PACKAGE, files, size, given.seed)]
+        tests = {file: tests for files in groups.values() for file, tests in files.items()}
         report = Report("mutants", "CPU", NOTES)
         with Progress(len(chosen) + len({tests[file] for file, _ in chosen}), report.name) as step:
             verdicts = judge(copy, Path(folder) / "compilations", chosen, tests, step)
-    report.rows = [*counts(chosen, verdicts), *survivors(chosen, verdicts)]
+    group_of = {file: group for group, files in groups.items() for file in files}
+    report.rows = [*counts(chosen, verdicts, group_of), *survivors(chosen, verdicts)]
     killed = sum(verdict.killed for verdict in verdicts)
     report.notes.append(f"Killed: {killed} of {len(chosen)}, {killed / len(chosen):.1%}.")
     if given.full:
@@ -95,16 +99,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 Chosen = list[tuple[str, Mutant]]
 
 
-def choose(package: Path, files: Iterable[str], size: float) -> Chosen:
-    """About ``size`` changes, or all that there are, of which each file has its share; the same ones every time."""
+def choose(package: Path, files: Iterable[str], size: float, seed: int = SEED) -> Chosen:
+    """About ``size`` changes, or all that there are, of which each file has its share; by seed always the same."""
     every = {name: list(mutants((package / f"{name}.py").read_text())) for name in files}
     share = min(1.0, size / sum(map(len, every.values())))
-    return [(name, each) for name, found in every.items() for each in sample(found, max(AT_LEAST, share * len(found)))]
+    sizes = {name: max(AT_LEAST, share * len(found)) for name, found in every.items()}
+    return [(name, each) for name, found in every.items() for each in sample(found, sizes[name], seed)]
 
 
-def sample(found: Sequence[Mutant], size: float) -> list[Mutant]:
-    """``size`` of them, in their order; seeded."""
-    positions = random.Random(SEED).sample(range(len(found)), min(int(size), len(found)))
+def sample(found: Sequence[Mutant], size: float, seed: int) -> list[Mutant]:
+    """``size`` of them, in their order."""
+    positions = random.Random(seed).sample(range(len(found)), min(int(size), len(found)))
     return [found[position] for position in sorted(positions)]
 
 
@@ -155,7 +160,7 @@ def run_tests(
     process.start()
     sender.close()
     try:
-        first_failure = receiver.recv() if receiver.poll(limit) else f"longer than {limit:.0f} s"
+        first_failure = receiver.recv() if receiver.poll(limit) else f"{TOO_LONG} {limit:.0f} s"
     except EOFError:
         first_failure = "the process broke off"
     process.kill()
@@ -201,15 +206,14 @@ class FirstFailure:
             self.failed = report.nodeid.removeprefix("tests/")
 
 
-def counts(chosen: Chosen, verdicts: Sequence[Verdict]) -> Iterator[Row]:
-    """A row for each folder, each file, and one for all."""
+def counts(chosen: Chosen, verdicts: Sequence[Verdict], group_of: Mapping[str, str]) -> Iterator[Row]:
+    """A row for each group, each file, and one for all."""
     judged = [(file, mutant, verdict) for (file, mutant), verdict in zip(chosen, verdicts, strict=True)]
-    folder_of = {file: file.rpartition("/")[0] or "front door" for file, _ in chosen}
-    for folder in dict.fromkeys(folder_of.values()):
-        of_it = [each for each in judged if folder_of[each[0]] == folder]
-        yield {"table": "Changes by folder", "folder": folder} | count(of_it)
-    yield {"table": "Changes by folder", "folder": "all"} | count(judged)
-    for file in folder_of:
+    for group in dict.fromkeys(group_of[file] for file, _ in chosen):
+        of_it = [each for each in judged if group_of[each[0]] == group]
+        yield {"table": "Changes by group", "group": group} | count(of_it)
+    yield {"table": "Changes by group", "group": "all"} | count(judged)
+    for file in dict.fromkeys(file for file, _ in chosen):
         yield {"table": "Changes by file", "file": file} | count([each for each in judged if each[0] == file])
 
 
@@ -218,6 +222,7 @@ def count(judged: Sequence[tuple[str, Mutant, Verdict]]) -> Row:
     killed = sum(verdict.killed for *_, verdict in judged)
     explained = sum(not verdict.killed and bool(reason(file, mutant)) for file, mutant, verdict in judged)
     return {"changes": len(judged), "killed": killed, "share": killed / len(judged)} | {
+        "of them too long": sum(verdict.by.startswith(TOO_LONG) for *_, verdict in judged),
         "survived, explained": explained,
         "survived, unexplained": len(judged) - killed - explained,
         "seconds": sum(verdict.seconds for *_, verdict in judged),
