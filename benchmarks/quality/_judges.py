@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-DECISIONS = ("kinds", "evidence", "boundaries", "roles", "real_models::test_nothing_is_wrong_in_silence")
+DECISIONS = (
+    *("kinds", "boundaries", "tree_boundaries", "evidence", "roles"),
+    "real_models::test_nothing_is_wrong_in_silence",
+)
 # For every file that a pattern matches, the test files that shall notice: first those that are fast or hit. A file
 # belongs to the first pattern that matches it.
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -37,7 +40,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "assigning": {
         "_layouts/assigning/dimension_numbers": ("dimension_numbers", "remedies"),
-        "_layouts/**/*": ("per_head", "split_fused", "remedies", "assign_layouts", "summary", *DECISIONS),
+        "_layouts/columns": ("summary",),
+        "_layouts/**/*": ("per_head", "split_fused", "remedies", "assign_layouts", *DECISIONS),
     },
     "mesh": {"_mesh/*": ("owners", "shardings", "plan", "exchange", "mesh", "by_path_on_mesh")},
     "state": {
@@ -46,7 +50,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "_transforms/state/*": ("golden_states", "from_others", "settings"),
     },
     "transforms": {
-        "_transforms/by_path/*": ("by_path", "summary", "by_path_on_mesh"),
+        "_transforms/by_path/*": ("by_path",),
         "_transforms/checks/keywords": ("other_keywords",),
         "_transforms/checks/updates": ("refusals", "hostile_inputs"),
         "_transforms/hold_idle*": ("settings", "freezing"),
