@@ -36,12 +36,18 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "tree": {
         "_layouts/tree/layer_types": ("evidence", "labels_equinox", *DECISIONS),
         "_layouts/tree/*": DECISIONS,
-        "_layouts/path*": ("paths", *DECISIONS),
+        "_layouts/path*": ("paths", "kinds", "remedies"),
     },
     "assigning": {
-        "_layouts/assigning/dimension_numbers": ("dimension_numbers", "remedies"),
+        "_layouts/assigning/dimension_numbers": ("dimension_numbers",),
+        "_layouts/assigning/last_layers": ("layouts_of",),
+        "_layouts/assigning/per_head": ("roles", "per_head"),
+        "_layouts/assigning/split_fused": ("split_fused",),
+        "_layouts/assigning/told_by_layers": ("layouts_of",),
+        "_layouts/assigning/*": ("assign_layouts", "remedies"),
         "_layouts/columns": ("summary",),
-        "_layouts/**/*": ("per_head", "split_fused", "remedies", "assign_layouts", *DECISIONS),
+        "_layouts/saved": ("remedies",),
+        "_layouts/**/*": ("kinds",),
     },
     "mesh": {"_mesh/*": ("owners", "shardings", "plan", "exchange", "mesh", "by_path_on_mesh")},
     "state": {

@@ -9,7 +9,7 @@
 _judges.py says which files are a group (numbers, evidence, tree, assigning, mesh, state, transforms, family,
 diagnostics, front_door) and which tests judge them. The checkout is copied and never changed. A change
 that no test notices survives; _unnoticeable.py says of some why no test could. Ends with status 1 if fewer than nine
-in ten are killed.
+in ten are killed. Ctrl-C ends early, with what is judged.
 """
 
 import io
@@ -22,9 +22,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: nothing need be installed
@@ -66,22 +68,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="only these groups of files")
     options.add_argument("--sample", type=int, default=SAMPLE, help=f"changes of each group, {SAMPLE} by default")
+    options.add_argument(
+        "--jobs", type=int, default=1, help="changes that are judged at once, each in a copy of its own"
+    )
     options.add_argument("--seed", type=int, default=SEED, help=f"which changes are drawn, {SEED} by default")
     given = options.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        copy = Path(folder) / "checkout"
-        for name in (PACKAGE, "benchmarks", "tests"):
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
-        shutil.copy(ROOT / "pyproject.toml", copy)
-        groups = {group: files_of(copy / PACKAGE, group) for group in given.only}
+        copies = [copied(Path(folder) / str(job)) for job in range(given.jobs)]
+        package = copies[0] / PACKAGE
+        groups = {group: files_of(package, group) for group in given.only}
         if given.quick:
-            groups = {"numbers": {QUICK_FILE: files_of(copy / PACKAGE, "numbers")[QUICK_FILE]}}
+            groups = {"numbers": {QUICK_FILE: files_of(package, "numbers")[QUICK_FILE]}}
         size = QUICK_SAMPLE if given.quick else math.inf if given.full else given.sample
-        chosen = [change for files in groups.values() for change in choose(copy / PACKAGE, files, size, given.seed)]
+        chosen = [change for files in groups.values() for change in choose(package, files, size, given.seed)]
         tests = {file: tests for files in groups.values() for file, tests in files.items()}
-        report = Report("mutants", "CPU", NOTES)
-        with Progress(len(chosen) + len({tests[file] for file, _ in chosen}), report.name) as step:
-            verdicts = judge(copy, Path(folder) / "compilations", chosen, tests, step)
+        some = [] if given.only == list(GROUPS) else given.only
+        report = Report("_".join(["mutants", *some]), "CPU", NOTES)
+        with Progress(len(chosen), report.name) as step:
+            found = judge(copies, Path(folder) / "compilations", chosen, tests, step)
+    if len(found) < len(chosen):
+        report.notes = [
+            *report.notes,
+            f"Stopped after {len(found)} of {len(chosen)}, which were taken in random order.",
+        ]
+    chosen, verdicts = [chosen[number] for number in sorted(found)], [found[number] for number in sorted(found)]
     group_of = {file: group for group, files in groups.items() for file in files}
     report.rows = [*counts(chosen, verdicts, group_of), *survivors(chosen, verdicts)]
     killed = sum(verdict.killed for verdict in verdicts)
@@ -113,10 +123,23 @@ def sample(found: Sequence[Mutant], size: float, seed: int) -> list[Mutant]:
     return [found[position] for position in sorted(positions)]
 
 
+def copied(folder: Path) -> Path:
+    """A copy of the checkout, as far as the tests need it."""
+    for name in (PACKAGE, "benchmarks", "tests"):
+        shutil.copytree(
+            ROOT / name, folder / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__", "results")
+        )
+    shutil.copy(ROOT / "pyproject.toml", folder / "checkout")
+    return folder / "checkout"
+
+
 def judge(
-    copy: Path, compilations: Path, chosen: Chosen, tests: Mapping[str, tuple[str, ...]], step: Progress
-) -> list[Verdict]:
-    """A verdict for each change, after the unchanged files have passed the same tests."""
+    copies: Sequence[Path], compilations: Path, chosen: Chosen, tests: Mapping[str, tuple[str, ...]], step: Progress
+) -> dict[int, Verdict]:
+    """A verdict for each change by its number, after the unchanged files have passed the same tests.
+
+    They are taken in random order. Ctrl-C ends the work, and those that are judged are a smaller sample.
+    """
     # Set before the server of forks starts. What is compiled for one change is found again by the next.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilations))
     os.environ |= {
@@ -128,24 +151,48 @@ def judge(
     # A process that has imported what takes long, without muon_optax and without a thread: each run is a fork of it.
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(PRELOADED)
-    limits: dict[tuple[str, ...], float] = {}
-    for judges in dict.fromkeys(tests[file] for file, _ in chosen):
-        unchanged = run_tests(server, copy, judges, LONGEST)
-        if unchanged.killed:
-            raise SystemExit(f"Without a change a test fails: {unchanged.by}")
-        limits[judges] = 10 + 5 * unchanged.seconds
-        step(f"{', '.join(judges)}: {unchanged.seconds:.0f} s")
-    verdicts = []
-    for number, (file, mutant) in enumerate(chosen):
-        path = copy / PACKAGE / f"{file}.py"
-        original = path.read_text()
-        path.write_text(mutant.source)
-        # Byte code is looked up by the second in which a file was written: that of another change must not be found.
-        os.utime(path, (number, number))
-        verdicts.append(run_tests(server, copy, tests[file], limits[tests[file]]))
-        path.write_text(original)
-        step(f"{file}:{mutant.line} {'killed' if verdicts[-1].killed else 'SURVIVED'}")
+    limits = {judges: Limit(server, judges) for judges in tests.values()}
+    waiting = random.Random(0).sample(range(len(chosen)), len(chosen))
+    verdicts: dict[int, Verdict] = {}
+
+    def work(copy: Path) -> None:
+        while waiting:
+            number = waiting.pop()
+            file, mutant = chosen[number]
+            limit = limits[tests[file]].seconds(copy)
+            path = copy / PACKAGE / f"{file}.py"
+            original = path.read_text()
+            path.write_text(mutant.source)
+            # Byte code is looked up by the second in which a file was written: another change's must not be found.
+            os.utime(path, (number, number))
+            verdicts[number] = run_tests(server, copy, tests[file], limit)
+            path.write_text(original)
+            step(f"{file}:{mutant.line} {'killed' if verdicts[number].killed else 'SURVIVED'}")
+
+    with ThreadPoolExecutor(len(copies)) as pool:
+        try:
+            for done in [pool.submit(work, copy) for copy in copies]:
+                done.result()
+        except KeyboardInterrupt:
+            waiting.clear()
     return verdicts
+
+
+class Limit:
+    """The seconds that some tests may take: five times what they take without a change, which is tried when needed."""
+
+    def __init__(self, server: multiprocessing.context.ForkServerContext, tests: tuple[str, ...]) -> None:
+        self._server, self._tests, self._lock = server, tests, Lock()
+        self._limit: float | None = None
+
+    def seconds(self, copy: Path) -> float:
+        with self._lock:
+            if self._limit is None:
+                unchanged = run_tests(self._server, copy, self._tests, LONGEST)
+                if unchanged.killed:
+                    raise SystemExit(f"Without a change a test fails: {unchanged.by}")
+                self._limit = 10 + 5 * unchanged.seconds
+            return self._limit
 
 
 def run_tests(

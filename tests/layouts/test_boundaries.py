@@ -30,6 +30,11 @@ BOUNDARIES = {
         layers/0/attn/wq 4x64x16 oio
         layers/0/attn/wk 4x16x64 ?
         layers/0/attn/wo 4x16x64 iio
+        # two queries and two outputs
+        q/kernel 64x4x8 ioo
+        query/kernel 64x2x16 ioo
+        o/kernel 2x16x64 iio
+        out/kernel 4x8x64 iio
     """,
     "einsums": """
         # six side by side are neither keys and values nor queries, keys and values
@@ -181,6 +186,17 @@ BOUNDARIES = {
         conv_transpose/w 3x3x8x4 iioi
         # inputs before outputs
         conv_transpose/kernel 3x3x8x4 iiio
+        # Linen's transposed kernel of one axis
+        ConvTranspose_0/kernel 3x8x4 ioi
+        ConvTranspose_0/bias 8 -
+        # a window behind in attention
+        attn/q_proj/weight 64x48x3x3 ?
+        # a window behind in attention, of a layer without a role
+        attn/mix/weight 64x48x3x3 oiii
+        # a window behind under another name than PyTorch's, in attention
+        attn/query/kernel 64x48x3x3 ?
+        # the same in attention, of a layer without a role
+        attn/mix/kernel 64x48x3x3 oiii
     """,
     "routers": """
         # of PyTorch's order

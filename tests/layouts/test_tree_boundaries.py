@@ -318,6 +318,12 @@ BOUNDARIES = {
         # a name with two underscores
         a__kernel 8x6 io
         a__bias 6 -
+        # a flat dictionary beside a nested one
+        x/a.kernel 8x6 io
+        x/a.bias 6 -
+        y/kernel 6x6 io
+        # an index that sounds like an embedding
+        w[pos] 8x6 io
     """,
     "stacks by norms": """
         # in front
@@ -425,6 +431,25 @@ BOUNDARIES = {
         a/bias 5x12 -
         b/weight 5x7x12 boi
         b/bias 5x7 -
+        # a bias of two output axes, with an axis of one behind
+        weight/0 4x8x64 ~ooi
+        bias/0 4x8x1 -
+        # outputs behind under PyTorch's name
+        a/weight/0 5x16x3x4 bioo
+        a/bias/0 5x3x4 -
+        b/weight/0 5x12x16 boi
+        b/bias/0 5x12 -
+        # a bias on no axis
+        conv_tr/weight 48x8x8 ?
+        conv_tr/bias 2x8 -
+        # seven equal blocks
+        b/0/kernel 6x6 io
+        b/1/kernel 6x6 io
+        b/2/kernel 6x6 io
+        b/3/kernel 6x6 io
+        b/4/kernel 6x6 io
+        b/5/kernel 6x6 io
+        b/6/kernel 6x6 io
     """,
     "stacks by shapes": """
         # two kernels that fit each other
