@@ -40,6 +40,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "assigning": {
         "_layouts/assigning/dimension_numbers": ("dimension_numbers",),
+        "_layouts/assigning/handed_on": ("scales", "assign_layouts", "remedies"),
         "_layouts/assigning/last_layers": ("layouts_of",),
         "_layouts/assigning/per_head": ("roles", "per_head"),
         "_layouts/assigning/split_fused": ("split_fused",),

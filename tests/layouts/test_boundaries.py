@@ -197,6 +197,14 @@ BOUNDARIES = {
         attn/query/kernel 64x48x3x3 ?
         # the same in attention, of a layer without a role
         attn/mix/kernel 64x48x3x3 oiii
+        # one step and one input channel, in layers
+        a/kernel 5x1x1x128 -
+        a/bias 5x128 -
+        b/kernel 5x128x64 bio
+        b/bias 5x64 -
+        # two input channels, under a name that says nothing
+        a/kernel 9x2x128 iio
+        a/bias 128 -
     """,
     "routers": """
         # of PyTorch's order

@@ -264,6 +264,13 @@ BOUNDARIES = {
         y/kernel 8x8 io
         # nothing but b
         x/b 4x8 -
+        # a norm of four axes
+        n/scale 1x1x1x16 -
+        up/kernel 16x2x12 ioo
+        # a norm of one layer
+        n/scale 1x16 -
+        up/kernel 1x16x24 bio
+        down/kernel 1x24x16 bio
     """,
     "pairs": """
         # a weight and a bias
@@ -525,6 +532,11 @@ BOUNDARIES = {
         x/a/kernel 3x8x12 ?
         x/b/kernel 3x12x8 iio
         x/b/bias 8 -
+        # as many heads as inputs, beside other layers
+        a/query/kernel 4x4x6 ioo
+        a/out/kernel 4x6x4 iio
+        a/up/kernel 4x4x9 ?
+        a/down/kernel 4x9x4 ?
     """,
     "orders": """
         # PyTorch's names with inputs first by roles and widths
