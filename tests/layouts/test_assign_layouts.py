@@ -113,6 +113,22 @@ def test_what_does_not_fit_is_refused(layouts: Any, kind: type[Exception], messa
         mo.assign_layouts(MODEL, layouts)
 
 
+@pytest.mark.parametrize("leaves, more", [(20, ""), (21, " and 1 more"), (25, " and 5 more")])
+def test_a_refusal_lists_twenty_paths(leaves: int, more: str):
+    tree = {f"{number:02}": jnp.ones(3) for number in range(leaves)}
+    listed = ", ".join(f"'{number:02}'" for number in range(20))
+    with pytest.raises(ValueError, match=rf"The paths are: {listed}{more}\."):
+        mo.assign_layouts(tree, {"typo": None})
+
+
+def test_a_part_alone_asks_for_itself():
+    """No partition hands it the layouts of the whole tree."""
+    params = {"kernel": jnp.ones((4, 16))}
+    part = mo.scale_by_shape("keller")
+    updates, _ = part.update(params, part.init(params))
+    assert (updates["kernel"] == 2).all()
+
+
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64])
 def test_only_real_floating_arrays_are_matrices(dtype: Any):
     params = {"scope": {"table": jax.ShapeDtypeStruct((3, 4), dtype)}}

@@ -35,6 +35,10 @@ BOUNDARIES = {
         query/kernel 64x2x16 ioo
         o/kernel 2x16x64 iio
         out/kernel 4x8x64 iio
+        # values of another size
+        attn/query/kernel 40x4x8 ioo
+        attn/value/kernel 40x4x6 ioo
+        attn/out/kernel 4x6x40 iio
     """,
     "einsums": """
         # six side by side are neither keys and values nor queries, keys and values

@@ -165,6 +165,10 @@ BOUNDARIES = {
         head/a/kernel 64x32 io
         head/norm/scale 32 -
         head/b/kernel 32x5 -
+        # actions beside a single value
+        torso/kernel 17x128 io
+        actor/kernel 128x6 ~-
+        critic/kernel 128x1 -
     """,
     "heads and tables": """
         # in a scope called head
@@ -389,6 +393,11 @@ BOUNDARIES = {
         q_norm/scale 3x24 -
         q/kernel 3x16x24 bio
         up/kernel 3x24x40 bio
+        # an unstacked norm beside a stacked one
+        n/scale 3x16 -
+        m/scale 16 -
+        a/kernel 3x16x24 bio
+        b/kernel 3x24x16 bio
     """,
     "stacks by biases": """
         # in front
