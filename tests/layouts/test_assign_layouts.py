@@ -15,6 +15,8 @@ from tolerances import RTOL
 
 import muon_optax as mo
 from muon_optax._layouts.assigning import rules
+from muon_optax._layouts.assigning.messages import is_trainable
+from muon_optax._layouts.paths import named_leaves
 from muon_optax._layouts.tree import tree as evidence
 
 KERNEL = jnp.ones((4, 6))
@@ -119,6 +121,18 @@ def test_a_refusal_lists_twenty_paths(leaves: int, more: str):
     listed = ", ".join(f"'{number:02}'" for number in range(20))
     with pytest.raises(ValueError, match=rf"The paths are: {listed}{more}\."):
         mo.assign_layouts(tree, {"typo": None})
+
+
+@pytest.mark.parametrize(
+    "dtype, trainable",
+    [
+        *((dtype, True) for dtype in ("float16", "bfloat16", "float32", "complex64")),
+        *((dtype, False) for dtype in ("int32", "bool", "float8_e4m3fn")),
+    ],
+)
+def test_floats_and_complex_numbers_of_16_bits_are_trained(dtype: str, trainable: bool):
+    (leaf,) = named_leaves({"w": jax.ShapeDtypeStruct((4, 4), dtype)})
+    assert is_trainable(leaf) is trainable
 
 
 def test_a_part_alone_asks_for_itself():
