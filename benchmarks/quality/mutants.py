@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -219,6 +220,7 @@ def run_tests(
 
 def run_pytest(copy: Path, tests: list[str], sender: Connection) -> None:
     """In a process of its own: sends the name of the first test that fails, None if none does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # or Ctrl-C would pass for a test that fails
     os.chdir(copy)
     sys.path.insert(0, str(copy))
     first = FirstFailure()
