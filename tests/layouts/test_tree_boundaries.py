@@ -466,6 +466,21 @@ BOUNDARIES = {
         b/4/kernel 6x6 io
         b/5/kernel 6x6 io
         b/6/kernel 6x6 io
+        # two of one scope, of which one knows no layers
+        m/w1 3x8x12 ~bio
+        m/b1 3x12 -
+        m/w2 3x5x8 iio
+        m/b2 8 -
+        # two of one scope, both with layers
+        m/w1 3x8x12 bio
+        m/b1 3x12 -
+        m/w2 3x5x8 bio
+        m/b2 3x8 -
+        # two of one scope without layers
+        m/w1 3x8x12 iio
+        m/b1 12 -
+        m/w2 3x12x8 iio
+        m/b2 8 -
     """,
     "stacks by shapes": """
         # two kernels that fit each other

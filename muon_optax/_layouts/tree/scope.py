@@ -93,8 +93,8 @@ class Scope:
             cores = [stack.core(kernel) for kernel in self.kernels]
             return any(core[0] in widths for core in cores) and any(core[-1] in widths for core in cores)
 
-        best = max(map(agrees, found), default=None)
-        return tuple(stack for stack in found if len(found) == 1 or agrees(stack) == best)
+        best = any(map(agrees, found))
+        return tuple(stack for stack in found if agrees(stack) == best)
 
     @cached_property
     def _allowed(self) -> tuple[LayerStack, ...]:
