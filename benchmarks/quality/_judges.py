@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-DECISIONS = (
-    *("kinds", "boundaries", "tree_boundaries", "evidence", "roles"),
-    "real_models::test_nothing_is_wrong_in_silence",
-)
+DECISIONS = ("kinds", "evidence", "roles", "real_models::test_nothing_is_wrong_in_silence")
 # For every file that a pattern matches, the test files that shall notice: first those that are fast or hit. A file
 # belongs to the first pattern that matches it.
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {

@@ -3,10 +3,7 @@
 A line with ``#`` is the name of the tree below it. For the rest see `trees_as_text.py`.
 """
 
-import pytest
-from trees_as_text import rows, table, tree_of
-
-BOUNDARIES = {
+TREES = {
     "edges": """
         # one matrix has no edge
         a/kernel 8x12 io
@@ -646,14 +643,3 @@ BOUNDARIES = {
         d/1/weight 16x1x9 ~oii
     """,
 }
-CASES = {
-    f"{rule}: {name}": tree
-    for rule, text in BOUNDARIES.items()
-    for name, _, tree in (block.strip().partition("\n") for block in text.split("# ")[1:])
-}
-
-
-@pytest.mark.parametrize("text", CASES.values(), ids=CASES)
-def test_boundary(text: str) -> None:
-    leaves = rows(text)
-    assert table(tree_of(leaves)) == {path: layout for path, _, layout in leaves}

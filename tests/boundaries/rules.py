@@ -3,10 +3,7 @@
 A line with ``#`` is the name of the tree below it. For the rest see `trees_as_text.py`.
 """
 
-import pytest
-from trees_as_text import rows, table, tree_of
-
-BOUNDARIES = {
+RULES = {
     "attention": """
         # as many heads as inputs and sizes
         layers/attn/wq 4x4x4 ioo
@@ -537,14 +534,3 @@ BOUNDARIES = {
         a/wkv_b/kernel 6x2x8 ?
     """,
 }
-CASES = {
-    f"{rule}: {name}": tree
-    for rule, text in BOUNDARIES.items()
-    for name, _, tree in (block.strip().partition("\n") for block in text.split("# ")[1:])
-}
-
-
-@pytest.mark.parametrize("text", CASES.values(), ids=CASES)
-def test_boundary(text: str) -> None:
-    leaves = rows(text)
-    assert table(tree_of(leaves)) == {path: layout for path, _, layout in leaves}
