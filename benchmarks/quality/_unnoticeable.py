@@ -5,6 +5,12 @@ LIFTED = "Larger matrices than need it may be lifted: up to 2^27 that is exact."
 COMMUTING = "Both are polynomials of one symmetric matrix, which commute: only rounding differs."
 
 UNNOTICEABLE: dict[str, dict[str, str]] = {
+    "_layouts/assigning/resolve": {
+        "if len({leaf.path for leaf in leaves}) <= len(leaves):": "Where no path is shared, none is refused.",
+    },
+    "_layouts/assigning/rules": {
+        "return max(decisions, key=lambda decision: decision.why)": "Any of several reasons for one layout will do.",
+    },
     "_layouts/evidence/attention": {
         "if width is None and width not in core:": "A width that is no size of the kernel is asked for in vain below.",
     },

@@ -1,14 +1,15 @@
 """Whether the tests notice what is wrong: changes to the package, one at a time, each against its fast tests.
 
     python benchmarks/quality/mutants.py                           # of each group of files about two hundred
-    python benchmarks/quality/mutants.py --only rules              # numbers, rules, mesh, state or family
-    python benchmarks/quality/mutants.py --only mesh --sample 100
+    python benchmarks/quality/mutants.py --only evidence tree      # these groups
+    python benchmarks/quality/mutants.py --only mesh --sample 100 --seed 1   # another hundred of the mesh
     python benchmarks/quality/mutants.py --only numbers --full     # every change there is
     python benchmarks/quality/mutants.py --quick                   # a handful, of one small file
 
-_judges.py says which files are a group and which tests judge them. The checkout is copied and never changed. A change
+_judges.py says which files are a group (numbers, evidence, tree, assigning, mesh, state, transforms, family,
+diagnostics, front_door) and which tests judge them. The checkout is copied and never changed. A change
 that no test notices survives; _unnoticeable.py says of some why no test could. Ends with status 1 if fewer than nine
-in ten are killed.
+in ten are killed. Ctrl-C ends early, with what is judged.
 """
 
 import io
@@ -17,13 +18,16 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: nothing need be installed
@@ -42,6 +46,7 @@ ENOUGH = 0.9
 # What takes long to import, and starts no thread.
 PRELOADED = ["jax.numpy", "optax", "hypothesis", "pytest", "numpy", "scipy.linalg", "flax.nnx", "equinox"]
 LONGEST = 1800  # seconds that the tests of a file may take without a change
+TOO_LONG = "longer than"
 
 NOTES = [
     "One change at a time: an operator, a comparison (its boundary moved; negated), a condition, a constant (an "
@@ -64,22 +69,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="only these groups of files")
     options.add_argument("--sample", type=int, default=SAMPLE, help=f"changes of each group, {SAMPLE} by default")
+    options.add_argument(
+        "--jobs", type=int, default=1, help="changes that are judged at once, each in a copy of its own"
+    )
+    options.add_argument("--seed", type=int, default=SEED, help=f"which changes are drawn, {SEED} by default")
     given = options.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        copy = Path(folder) / "checkout"
-        for name in (PACKAGE, "benchmarks", "tests"):
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
-        shutil.copy(ROOT / "pyproject.toml", copy)
-        groups = [files_of(copy / PACKAGE, group) for group in given.only]
+        copies = [copied(Path(folder) / str(job)) for job in range(given.jobs)]
+        package = copies[0] / PACKAGE
+        groups = {group: files_of(package, group) for group in given.only}
         if given.quick:
-            groups = [{QUICK_FILE: files_of(copy / PACKAGE, "numbers")[QUICK_FILE]}]
+            groups = {"numbers": {QUICK_FILE: files_of(package, "numbers")[QUICK_FILE]}}
         size = QUICK_SAMPLE if given.quick else math.inf if given.full else given.sample
-        chosen = [change for files in groups for change in choose(copy / PACKAGE, files, size)]
-        tests = {file: tests for files in groups for file, tests in files.items()}
-        report = Report("mutants", "CPU", NOTES)
-        with Progress(len(chosen) + len({tests[file] for file, _ in chosen}), report.name) as step:
-            verdicts = judge(copy, Path(folder) / "compilations", chosen, tests, step)
-    report.rows = [*counts(chosen, verdicts), *survivors(chosen, verdicts)]
+        chosen = [change for files in groups.values() for change in choose(package, files, size, given.seed)]
+        tests = {file: tests for files in groups.values() for file, tests in files.items()}
+        some = [] if given.only == list(GROUPS) else given.only
+        report = Report("_".join(["mutants", *some]), "CPU", NOTES)
+        with Progress(len(chosen), report.name) as step:
+            found = judge(copies, Path(folder) / "compilations", chosen, tests, step)
+    if len(found) < len(chosen):
+        report.notes = [
+            *report.notes,
+            f"Stopped after {len(found)} of {len(chosen)}, which were taken in random order.",
+        ]
+    chosen, verdicts = [chosen[number] for number in sorted(found)], [found[number] for number in sorted(found)]
+    group_of = {file: group for group, files in groups.items() for file in files}
+    report.rows = [*counts(chosen, verdicts, group_of), *survivors(chosen, verdicts)]
     killed = sum(verdict.killed for verdict in verdicts)
     report.notes.append(f"Killed: {killed} of {len(chosen)}, {killed / len(chosen):.1%}.")
     if given.full:
@@ -95,23 +110,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
 Chosen = list[tuple[str, Mutant]]
 
 
-def choose(package: Path, files: Iterable[str], size: float) -> Chosen:
-    """About ``size`` changes, or all that there are, of which each file has its share; the same ones every time."""
+def choose(package: Path, files: Iterable[str], size: float, seed: int = SEED) -> Chosen:
+    """About ``size`` changes, or all that there are, of which each file has its share; by seed always the same."""
     every = {name: list(mutants((package / f"{name}.py").read_text())) for name in files}
     share = min(1.0, size / sum(map(len, every.values())))
-    return [(name, each) for name, found in every.items() for each in sample(found, max(AT_LEAST, share * len(found)))]
+    sizes = {name: max(AT_LEAST, share * len(found)) for name, found in every.items()}
+    return [(name, each) for name, found in every.items() for each in sample(found, sizes[name], seed)]
 
 
-def sample(found: Sequence[Mutant], size: float) -> list[Mutant]:
-    """``size`` of them, in their order; seeded."""
-    positions = random.Random(SEED).sample(range(len(found)), min(int(size), len(found)))
+def sample(found: Sequence[Mutant], size: float, seed: int) -> list[Mutant]:
+    """``size`` of them, in their order."""
+    positions = random.Random(seed).sample(range(len(found)), min(int(size), len(found)))
     return [found[position] for position in sorted(positions)]
 
 
+def copied(folder: Path) -> Path:
+    """A copy of the checkout, as far as the tests need it."""
+    for name in (PACKAGE, "benchmarks", "tests"):
+        shutil.copytree(
+            ROOT / name, folder / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__", "results")
+        )
+    shutil.copy(ROOT / "pyproject.toml", folder / "checkout")
+    return folder / "checkout"
+
+
 def judge(
-    copy: Path, compilations: Path, chosen: Chosen, tests: Mapping[str, tuple[str, ...]], step: Progress
-) -> list[Verdict]:
-    """A verdict for each change, after the unchanged files have passed the same tests."""
+    copies: Sequence[Path], compilations: Path, chosen: Chosen, tests: Mapping[str, tuple[str, ...]], step: Progress
+) -> dict[int, Verdict]:
+    """A verdict for each change by its number, after the unchanged files have passed the same tests.
+
+    They are taken in random order. Ctrl-C ends the work, and those that are judged are a smaller sample.
+    """
     # Set before the server of forks starts. What is compiled for one change is found again by the next.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilations))
     os.environ |= {
@@ -123,24 +152,48 @@ def judge(
     # A process that has imported what takes long, without muon_optax and without a thread: each run is a fork of it.
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(PRELOADED)
-    limits: dict[tuple[str, ...], float] = {}
-    for judges in dict.fromkeys(tests[file] for file, _ in chosen):
-        unchanged = run_tests(server, copy, judges, LONGEST)
-        if unchanged.killed:
-            raise SystemExit(f"Without a change a test fails: {unchanged.by}")
-        limits[judges] = 10 + 5 * unchanged.seconds
-        step(f"{', '.join(judges)}: {unchanged.seconds:.0f} s")
-    verdicts = []
-    for number, (file, mutant) in enumerate(chosen):
-        path = copy / PACKAGE / f"{file}.py"
-        original = path.read_text()
-        path.write_text(mutant.source)
-        # Byte code is looked up by the second in which a file was written: that of another change must not be found.
-        os.utime(path, (number, number))
-        verdicts.append(run_tests(server, copy, tests[file], limits[tests[file]]))
-        path.write_text(original)
-        step(f"{file}:{mutant.line} {'killed' if verdicts[-1].killed else 'SURVIVED'}")
+    limits = {judges: Limit(server, judges) for judges in tests.values()}
+    waiting = random.Random(0).sample(range(len(chosen)), len(chosen))
+    verdicts: dict[int, Verdict] = {}
+
+    def work(copy: Path) -> None:
+        while waiting:
+            number = waiting.pop()
+            file, mutant = chosen[number]
+            limit = limits[tests[file]].seconds(copy)
+            path = copy / PACKAGE / f"{file}.py"
+            original = path.read_text()
+            path.write_text(mutant.source)
+            # Byte code is looked up by the second in which a file was written: another change's must not be found.
+            os.utime(path, (number, number))
+            verdicts[number] = run_tests(server, copy, tests[file], limit)
+            path.write_text(original)
+            step(f"{file}:{mutant.line} {'killed' if verdicts[number].killed else 'SURVIVED'}")
+
+    with ThreadPoolExecutor(len(copies)) as pool:
+        try:
+            for done in [pool.submit(work, copy) for copy in copies]:
+                done.result()
+        except KeyboardInterrupt:
+            waiting.clear()
     return verdicts
+
+
+class Limit:
+    """The seconds that some tests may take: five times what they take without a change, which is tried when needed."""
+
+    def __init__(self, server: multiprocessing.context.ForkServerContext, tests: tuple[str, ...]) -> None:
+        self._server, self._tests, self._lock = server, tests, Lock()
+        self._limit: float | None = None
+
+    def seconds(self, copy: Path) -> float:
+        with self._lock:
+            if self._limit is None:
+                unchanged = run_tests(self._server, copy, self._tests, LONGEST)
+                if unchanged.killed:
+                    raise SystemExit(f"Without a change a test fails: {unchanged.by}")
+                self._limit = 10 + 5 * unchanged.seconds
+            return self._limit
 
 
 def run_tests(
@@ -155,7 +208,7 @@ def run_tests(
     process.start()
     sender.close()
     try:
-        first_failure = receiver.recv() if receiver.poll(limit) else f"longer than {limit:.0f} s"
+        first_failure = receiver.recv() if receiver.poll(limit) else f"{TOO_LONG} {limit:.0f} s"
     except EOFError:
         first_failure = "the process broke off"
     process.kill()
@@ -167,6 +220,7 @@ def run_tests(
 
 def run_pytest(copy: Path, tests: list[str], sender: Connection) -> None:
     """In a process of its own: sends the name of the first test that fails, None if none does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # or Ctrl-C would pass for a test that fails
     os.chdir(copy)
     sys.path.insert(0, str(copy))
     first = FirstFailure()
@@ -201,15 +255,14 @@ class FirstFailure:
             self.failed = report.nodeid.removeprefix("tests/")
 
 
-def counts(chosen: Chosen, verdicts: Sequence[Verdict]) -> Iterator[Row]:
-    """A row for each folder, each file, and one for all."""
+def counts(chosen: Chosen, verdicts: Sequence[Verdict], group_of: Mapping[str, str]) -> Iterator[Row]:
+    """A row for each group, each file, and one for all."""
     judged = [(file, mutant, verdict) for (file, mutant), verdict in zip(chosen, verdicts, strict=True)]
-    folder_of = {file: file.rpartition("/")[0] or "front door" for file, _ in chosen}
-    for folder in dict.fromkeys(folder_of.values()):
-        of_it = [each for each in judged if folder_of[each[0]] == folder]
-        yield {"table": "Changes by folder", "folder": folder} | count(of_it)
-    yield {"table": "Changes by folder", "folder": "all"} | count(judged)
-    for file in folder_of:
+    for group in dict.fromkeys(group_of[file] for file, _ in chosen):
+        of_it = [each for each in judged if group_of[each[0]] == group]
+        yield {"table": "Changes by group", "group": group} | count(of_it)
+    yield {"table": "Changes by group", "group": "all"} | count(judged)
+    for file in dict.fromkeys(file for file, _ in chosen):
         yield {"table": "Changes by file", "file": file} | count([each for each in judged if each[0] == file])
 
 
@@ -218,6 +271,7 @@ def count(judged: Sequence[tuple[str, Mutant, Verdict]]) -> Row:
     killed = sum(verdict.killed for *_, verdict in judged)
     explained = sum(not verdict.killed and bool(reason(file, mutant)) for file, mutant, verdict in judged)
     return {"changes": len(judged), "killed": killed, "share": killed / len(judged)} | {
+        "of them too long": sum(verdict.by.startswith(TOO_LONG) for *_, verdict in judged),
         "survived, explained": explained,
         "survived, unexplained": len(judged) - killed - explained,
         "seconds": sum(verdict.seconds for *_, verdict in judged),

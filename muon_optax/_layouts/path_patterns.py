@@ -38,6 +38,6 @@ def pattern(paths: Sequence[str], several: str | None = None) -> str:
 
 
 def _range(found: Sequence[int]) -> str:
-    whole = len(found) > 1 and list(found) == list(range(found[0], found[-1] + 1))
+    whole = list(found) == list(range(found[0], found[-1] + 1))
     listed = found if len(found) <= 4 else [*found[:3], "..", found[-1]]
     return f"{{{found[0]}..{found[-1]}}}" if whole else f"{{{','.join(map(str, listed))}}}"

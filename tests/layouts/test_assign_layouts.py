@@ -15,6 +15,8 @@ from tolerances import RTOL
 
 import muon_optax as mo
 from muon_optax._layouts.assigning import rules
+from muon_optax._layouts.assigning.messages import is_trainable
+from muon_optax._layouts.paths import named_leaves
 from muon_optax._layouts.tree import tree as evidence
 
 KERNEL = jnp.ones((4, 6))
@@ -111,6 +113,34 @@ def test_a_function_replaces_the_rules():
 def test_what_does_not_fit_is_refused(layouts: Any, kind: type[Exception], message: str):
     with pytest.raises(kind, match=message):
         mo.assign_layouts(MODEL, layouts)
+
+
+@pytest.mark.parametrize("leaves, more", [(20, ""), (21, " and 1 more"), (25, " and 5 more")])
+def test_a_refusal_lists_twenty_paths(leaves: int, more: str):
+    tree = {f"{number:02}": jnp.ones(3) for number in range(leaves)}
+    listed = ", ".join(f"'{number:02}'" for number in range(20))
+    with pytest.raises(ValueError, match=rf"The paths are: {listed}{more}\."):
+        mo.assign_layouts(tree, {"typo": None})
+
+
+@pytest.mark.parametrize(
+    "dtype, trainable",
+    [
+        *((dtype, True) for dtype in ("float16", "bfloat16", "float32", "complex64")),
+        *((dtype, False) for dtype in ("int32", "bool", "float8_e4m3fn")),
+    ],
+)
+def test_floats_and_complex_numbers_of_16_bits_are_trained(dtype: str, trainable: bool):
+    (leaf,) = named_leaves({"w": jax.ShapeDtypeStruct((4, 4), dtype)})
+    assert is_trainable(leaf) is trainable
+
+
+def test_a_part_alone_asks_for_itself():
+    """No partition hands it the layouts of the whole tree."""
+    params = {"kernel": jnp.ones((4, 16))}
+    part = mo.scale_by_shape("keller")
+    updates, _ = part.update(params, part.init(params))
+    assert (updates["kernel"] == 2).all()
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64])

@@ -10,6 +10,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+from boundaries.rules import RULES
+from boundaries.trees import TREES
 from trees_as_text import UNKNOWN, rows, table, tree_of
 
 import muon_optax as mo
@@ -481,7 +483,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("text", CASES.values(), ids=CASES.keys())
+BOUNDARIES = {
+    f"{rule}: {name}": tree
+    for rule, text in (RULES | TREES).items()
+    for name, _, tree in (block.strip().partition("\n") for block in text.split("# ")[1:])
+}
+
+
+@pytest.mark.parametrize("text", (CASES | BOUNDARIES).values(), ids=(CASES | BOUNDARIES).keys())
 def test_evidence(text: str):
     leaves = rows(text)
     expected = {path: layout for path, _, layout in leaves}

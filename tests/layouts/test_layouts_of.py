@@ -121,6 +121,11 @@ def assert_no_other_matrix(params: Any, exact: dict[str, mo.Layout | None]) -> N
         assert layout is None or layout.axes == str(exact[path]).partition(" ")[0], path
 
 
+def test_a_convolution_of_one_channel_without_groups_is_a_matrix() -> None:
+    model = nnx.eval_shape(lambda: nnx.Conv(1, 8, (3, 3), rngs=rngs()))
+    assert shown(layouts_of(model)) == {"kernel": "iiio"}
+
+
 @pytest.mark.parametrize("name", NNX)
 def test_nnx_layers(name: str) -> None:
     build, expected = NNX[name]

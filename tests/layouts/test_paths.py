@@ -13,7 +13,8 @@ import pytest
 import trees
 from flax import nnx
 
-from muon_optax._layouts.paths import is_hidden, named_leaves, show
+from muon_optax._layouts.path_patterns import natural_order, pattern
+from muon_optax._layouts.paths import has_hidden, hidden_paths, is_hidden, named_leaves, parameter_of, show
 
 
 @jax.tree_util.register_dataclass
@@ -168,3 +169,54 @@ def test_errors_show_a_path_or_say_that_there_is_none() -> None:
 @pytest.mark.parametrize("node, hidden", [(optax.MaskedNode(), True), (A, False), (None, False), ((), False)], ids=str)
 def test_is_hidden(node: Any, hidden: bool) -> None:
     assert is_hidden(node) is hidden
+
+
+def test_some_of_a_tree_may_be_hidden() -> None:
+    assert has_hidden({"a": optax.MaskedNode(), "b": A})
+    assert hidden_paths({"a": optax.MaskedNode(), "b": A, "c": {"d": optax.MaskedNode()}}) == {"a", "c/d"}
+    assert not has_hidden({"a": A, "b": None})
+    assert hidden_paths({"a": A, "b": None}) == frozenset()
+
+
+@pytest.mark.parametrize(
+    "paths, shown, matched",
+    [
+        (["a/w"], "a/w", "a/w"),
+        (["a/0/w", "a/1/w"], "a/{0..1}/w", "a/*/w"),
+        (["a/0", "a/2"], "a/{0,2}", "a/*"),
+        (["a/0", "a/2", "a/3", "a/9"], "a/{0,2,3,9}", "a/*"),
+        (["a/0", "a/2", "a/3", "a/9", "a/11"], "a/{0,2,3,..,11}", "a/*"),
+        (["a/9", "a/10", "a/11"], "a/{9..11}", "a/*"),
+        (["0/b/7", "1/b/7"], "{0..1}/b/7", "*/b/7"),
+        (["w[0]", "w[1]"], "w[{0..1}]", "w[[]*]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_paths_that_differ_in_numbers_as_one(paths: list[str], shown: str, matched: str) -> None:
+    assert pattern(paths) == shown
+    assert pattern(paths, "*") == matched
+
+
+def test_numbers_in_paths_are_sorted_as_numbers() -> None:
+    paths = ["layers/10/w", "layers/2/w", "layers/2/b", "head", "2/a"]
+    assert sorted(paths, key=natural_order) == ["2/a", "head", "layers/2/b", "layers/2/w", "layers/10/w"]
+
+
+@pytest.mark.parametrize(
+    "path, shape, parameter",
+    [
+        ("0/trace/block/w", (2, 3), "block/w"),
+        ("0/trace/w", (4,), "w"),
+        ("0/trace/block/w", (4,), "w"),
+        ("0/trace/block/w", (5,), None),
+        ("0/trace/other", (4,), None),
+    ],
+)
+def test_the_parameter_of_a_state_has_its_shape_and_ends_its_path(
+    path: str, shape: tuple[int, ...], parameter: str | None
+) -> None:
+    assert parameter_of(path, shape, {"block/w": (2, 3), "w": (4,)}) == parameter
+
+
+def test_an_array_alone_is_the_parameter_of_its_state() -> None:
+    assert parameter_of("0/trace", (2, 3), {"": (2, 3)}) == ""

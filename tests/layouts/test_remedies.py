@@ -13,6 +13,8 @@ import muon_optax as mo
 
 READING = re.compile(r"'([iob]+)' is (?:one matrix|(\d+) matrices) from (\d+) inputs to (\d+) outputs")
 
+LETTERS = "abcdefghijklmnop"
+
 # Arrays that no rule knows, as layers have them whose code is not at hand, with what they are.
 UNKNOWN = {
     "a query (d, heads, size)": ((64, 4, 16), "ioo"),
@@ -51,6 +53,14 @@ def test_no_single_layout_is_proposed() -> None:
         text = warning_about({"mystery": jnp.ones(shape)})
         assert "layouts={" not in text
         assert len(READING.findall(text)) in (0, 6)
+
+
+@pytest.mark.parametrize("groups, more", [(12, ""), (13, " and 1 more"), (15, " and 3 more")])
+def test_a_warning_names_twelve_groups(groups: int, more: str) -> None:
+    shapes = [(4, 5, 6 + number) for number in range(groups)]
+    text = warning_about({f"mystery_{letter}": jnp.ones(shape) for letter, shape in zip(LETTERS, shapes, strict=False)})
+    listed = [f"'mystery_{letter}' float32{list(shape)}" for letter, shape in zip(LETTERS, shapes[:12], strict=False)]
+    assert f"AdamW trains them: {', '.join(listed)}{more}. Give " in text
 
 
 def test_both_ways_out_for_complex_arrays() -> None:

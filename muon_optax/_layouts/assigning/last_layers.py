@@ -1,5 +1,6 @@
 """The layers whose results a model returns, found by following its output back through the traced program."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,13 +33,12 @@ class _Program:
         closed = jax.make_jaxpr(arrays)(*arguments)
         self.steps: list[_Step] = []
         self.makers: dict[int, int] = {}  # from a value to its step
-        self.values = 0
+        self.numbers = itertools.count()
         self.arguments = tuple(self._new() for _ in closed.jaxpr.invars)
         self.results = self._add(closed.jaxpr, self.arguments)
 
     def _new(self) -> int:
-        self.values += 1
-        return self.values - 1
+        return next(self.numbers)
 
     def _add(self, jaxpr: Any, arguments: tuple[int, ...]) -> tuple[int, ...]:
         known = dict(zip(jaxpr.invars, arguments, strict=True))

@@ -56,10 +56,8 @@ def by_depthwise(seen: Seen) -> Reading | None:
     named = any(_MAYBE_DEPTHWISE.fullmatch(name) for name in (seen.module, seen.name))
     if named and axes > 2 and core[-2] == 1 < math.prod(core[:-2]):
         return Reading(None, "depthwise")
-    if seen.outputs_first and axes > 2 and core[1] == 1 < min(core[0], math.prod(core[2:])):
+    if seen.outputs_first and core[1] == 1 < min(core[0], math.prod(core[2:])):
         return _one_channel(seen)
-    if has_trailing_window(core) and core[1] > 1:
-        return None
     if seen.outputs_first:
         return None
     if not looks_like_convolution(seen):

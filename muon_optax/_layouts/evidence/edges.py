@@ -201,7 +201,7 @@ def _sides_by_name(leaf: NamedLeaf) -> tuple[int, int]:
 def _sides(shape: Shape, letters: str, fan_in: int, fan_out: int) -> set[int]:
     """The sizes that other layers may give or take: of a convolution its channels, not its window or colors."""
     if len(shape) < 4 or (letters and (letters.count("o") != 1 or "b" in letters)):
-        return {*shape, fan_in, fan_out} - {0}
+        return {*shape, fan_in, fan_out} - {1}  # every size is a multiple of one
     first = "o" in letters[:2]
     channels = shape if not letters else shape[:2] if first else shape[-2:]
     return {size for size in (*channels, fan_in, fan_out) if size >= LEAST_CHANNELS}

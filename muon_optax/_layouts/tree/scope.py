@@ -88,14 +88,13 @@ class Scope:
     def _by_width(self, found: list[LayerStack], many: set[Shape]) -> tuple[LayerStack, ...]:
         """The stacks in which the kernels read and write the norms' width."""
 
-        def agrees(stack: LayerStack) -> tuple[bool, bool]:
+        def agrees(stack: LayerStack) -> bool:
             widths = {stack.core(norm)[-1] for norm in many}
             cores = [stack.core(kernel) for kernel in self.kernels]
-            both = any(core[0] in widths for core in cores) and any(core[-1] in widths for core in cores)
-            return all(widths & set(core) for core in cores), both
+            return any(core[0] in widths for core in cores) and any(core[-1] in widths for core in cores)
 
-        best = max(map(agrees, found), default=None)
-        return tuple(stack for stack in found if len(found) == 1 or agrees(stack) == best)
+        best = any(map(agrees, found))
+        return tuple(stack for stack in found if agrees(stack) == best)
 
     @cached_property
     def _allowed(self) -> tuple[LayerStack, ...]:

@@ -85,6 +85,5 @@ class Seen:
         return any(self.core[0] in self._lengths(scope.norms) for scope in self.scopes[:3])
 
     def _lengths(self, norms: set[Shape]) -> set[int]:
-        many = self.cores({norm for norm in norms if len(norm) > 1})
         # What still has two axes in one layer is a norm of each head.
-        return {norm[0] for norm in norms if len(norm) == 1} | {core[0] for core in many if len(core) == 1}
+        return {norm[0] for norm in norms | self.cores(norms) if len(norm) == 1}

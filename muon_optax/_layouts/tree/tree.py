@@ -149,9 +149,9 @@ class Tree:
         """Whether weights of PyTorch's name have their inputs first, as older Haliax does: by roles and widths."""
         norms = self.scopes[""].widths
         votes: Counter[bool] = Counter()
-        for leaf in self.leaves:
+        for leaf in (leaf for leaf in self.leaves if len(leaf.shape) > 1):
             role = roles.side_of(module_of(leaf.path)[1])
-            *stack, _, _ = leaf.shape if len(leaf.shape) > 1 else (0, 0)
+            *stack, _, _ = leaf.shape
             sides = [(*stack, size) in norms for size in leaf.shape[-2:]]
             if role is not None and sides in ([True, False], [False, True]) and is_torch(leaf.path):
                 votes[sides[0] == (role == "reads")] += 1
