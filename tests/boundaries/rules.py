@@ -216,37 +216,37 @@ RULES = {
         router/kernel 6x4 io
         conv/kernel 4x6x12 iio
         # beside a query
-        router/kernel 6x4 io
+        router/kernel 6x4 ~io
         a/query 4x6x12 ?
         # a router with its outputs first
         moe/router/kernel 4x6 io
         moe/up 4x6x12 bio
         # a name that says nothing, among experts
         moe/router/kernel 6x4 io
-        moe/mystery 4x12x6 bio
+        moe/mystery 4x12x6 ~bio
         # a name that says nothing, elsewhere
-        router/kernel 6x4 io
+        router/kernel 6x4 ~io
         mystery 4x12x6 ?
         # the first axis is the model's width
         router/kernel 6x4 io
-        in/kernel 4x6x12 ioo
+        in/kernel 4x6x12 ~ioo
         norm/scale 4 -
         # more experts than inputs
         moe/router/kernel 3x4 io
-        moe/up 4x3x12 bio
+        moe/up 4x3x12 ~bio
         # as many experts as inputs
         moe/router/kernel 4x4 io
-        moe/up 4x4x12 bio
+        moe/up 4x4x12 ~bio
         # square experts
         moe/router/kernel 6x4 io
         moe/up 4x6x6 bio
         # both sides are a router's inputs
-        moe/a/kernel 6x4 io
-        moe/b/kernel 12x4 io
+        moe/a/kernel 6x4 ~io
+        moe/b/kernel 12x4 ~io
         moe/down 4x12x6 bio
         # both sides, and a norm tells the width
-        moe/a/kernel 6x4 io
-        moe/b/kernel 12x4 io
+        moe/a/kernel 6x4 ~io
+        moe/b/kernel 12x4 ~io
         moe/down 4x12x6 boi
         norm/scale 12 -
         # PyTorch's
@@ -255,10 +255,10 @@ RULES = {
         moe/norm/weight 6 -
         # PyTorch's under a name without a role
         moe/router/weight 4x6 ~oi
-        moe/mix/weight 4x12x6 boi
+        moe/mix/weight 4x12x6 ~boi
         # three scopes out
         a/router/kernel 6x4 io
-        a/b/c/moe/up 4x6x12 bio
+        a/b/c/moe/up 4x6x12 ~bio
         # four scopes out
         a/router/kernel 6x4 io
         a/b/c/d/moe/kernel 4x6x12 bio
@@ -291,41 +291,41 @@ RULES = {
     """,
     "gated halves": """
         # by name
-        mlp/gate_up 2x6x12 bio
-        mlp/down/kernel 12x6 io
+        mlp/gate_up 2x6x12 ~bio
+        mlp/down/kernel 12x6 ~io
         # three are no halves
         mlp/gate_up 3x6x12 ?
-        mlp/down/kernel 12x6 io
+        mlp/down/kernel 12x6 ~io
         # an array without a role
         mlp/weights 2x6x12 ~bio
-        mlp/down/kernel 12x6 io
+        mlp/down/kernel 12x6 ~io
         # a name that says nothing
         mlp/mystery 2x6x12 ?
-        mlp/down/kernel 12x6 io
+        mlp/down/kernel 12x6 ~io
         # a window of two
         mlp/conv/kernel 2x6x12 iio
-        mlp/down/kernel 12x6 io
+        mlp/down/kernel 12x6 ~io
         # two heads of a query
         mlp/query/kernel 2x6x12 ?
-        mlp/down/kernel 12x6 io
+        mlp/down/kernel 12x6 ~io
         # two heads of an output
         mlp/out/kernel 2x6x12 ~iio
-        mlp/next/kernel 12x6 io
+        mlp/next/kernel 12x6 ~io
         # gating in attention
         attn/gating_query/kernel 2x6x12 bio
-        attn/down/kernel 12x6 io
+        attn/down/kernel 12x6 ~io
         # one scope out
         a/b/gates/kernel 2x6x12 bio
-        a/c/kernel 12x6 io
+        a/c/kernel 12x6 ~io
         # two scopes out
         a/b/c/gates/kernel 2x6x12 ?
-        a/d/kernel 12x6 io
+        a/d/kernel 12x6 ~io
         # outputs first
         mlp/up/kernel 2x12x6 boi
-        mlp/down/kernel 12x6 io
+        mlp/down/kernel 12x6 ~io
         # of experts
-        experts/gate_up 4x2x6x12 bbio
-        experts/down 4x12x6 bio
+        experts/gate_up 4x2x6x12 ~bbio
+        experts/down 4x12x6 ~bio
         # of other experts
         experts/gate_up 4x2x6x12 ?
         other/down 5x12x6 ?
@@ -348,12 +348,12 @@ RULES = {
         q/lora_b 6x8x16 ~bio
         # ranks that differ
         q/lora_a 64x4 ~-
-        q/lora_b 5x64 io
+        q/lora_b 5x64 ~io
         # the other way round
         q/lora_a 4x64 ~io
         q/lora_b 64x4 ~io
         # the rank is as large as the outputs
-        q/lora_a 64x8 io
+        q/lora_a 64x8 ~io
         q/lora_b 8x2x4 ?
         # the rank is smaller than the outputs
         q/lora_a 64x7 io
@@ -362,7 +362,7 @@ RULES = {
         q/lora_A 64x4 io
         q/lora_B 4x64 io
         # one factor alone
-        q/lora_a 64x4 io
+        q/lora_a 64x4 ~io
     """,
     "one for each feature": """
         # by heads
@@ -373,7 +373,7 @@ RULES = {
         x/w_q 4x8 ~-
         # a weight
         n/scale 32 -
-        x/weight 4x8 oi
+        x/weight 4x8 ~oi
         # with a bias
         n/scale 32 -
         x/r_k 4x8 io
@@ -382,7 +382,7 @@ RULES = {
         n/scale 32 -
         x/r_k 4x4x2 ?
         # learned queries need layers with names
-        pool/query 16x64 io
+        pool/query 16x64 ~io
         ln/scale 64 -
         # learned queries end with the width
         pool/query 64x16 ~io
@@ -424,11 +424,11 @@ RULES = {
         mystery 6x8 ~io
         # a name that says nothing, in a framework's tree
         n/scale 6 -
-        a/kernel 6x6 io
+        a/kernel 6x6 ~io
         a/mystery 6x8 ~-
         # the same, where the width is behind
         n/scale 6 -
-        a/kernel 6x6 io
+        a/kernel 6x6 ~io
         a/mystery 8x6 ?
     """,
     "cells": """
@@ -440,10 +440,10 @@ RULES = {
         cell/recurrent_kernel 4x16 io split 4+4+4+4
         # five
         cell/kernel 8x20 io
-        cell/recurrent_kernel 4x20 io
+        cell/recurrent_kernel 4x20 ~io
         # two
         cell/kernel 8x8 io
-        cell/recurrent_kernel 4x8 io
+        cell/recurrent_kernel 4x8 ~io
         # written out
         cell/w_i 8x12 io split 4+4+4
         cell/w_h 4x12 io split 4+4+4
@@ -463,7 +463,7 @@ RULES = {
         # Haiku's LSTM
         x/lstm/linear/w 12x16 io split 4+4+4+4
         # Haiku's LSTM with outputs that four do not divide
-        x/lstm/linear/w 12x18 io
+        x/lstm/linear/w 12x18 ~io
     """,
     "widths": """
         # queries, keys and values side by side
@@ -480,7 +480,7 @@ RULES = {
         fused/qkv/kernel 2x16x4x4 ?
         # reads the width
         n/scale 16 -
-        up/kernel 16x2x12 ioo
+        up/kernel 16x2x12 ~ioo
         # a name that says nothing
         n/scale 16 -
         mystery 16x2x12 ?
@@ -520,15 +520,15 @@ RULES = {
         a/mystery 3x5x4x16 ?
         # reads the width, outputs first
         n/scale 16 -
-        up/weight 12x2x16 ooi
+        up/weight 12x2x16 ~ooi
         # without a role, outputs first
         n/scale 16 -
         mix/weight 12x2x16 ?
         # from a compressed rank
         n/scale 16 -
         a/kv_norm/scale 6 -
-        a/wkv_b/kernel 6x2x8 ioo
-        a/wk/kernel 16x2x6 ioo
+        a/wkv_b/kernel 6x2x8 ~ioo
+        a/wk/kernel 16x2x6 ~ioo
         # from another number of inputs
         n/scale 16 -
         a/wkv_b/kernel 6x2x8 ?

@@ -118,8 +118,8 @@ TREES = {
         y/linear/weight 100x200 oi
         y/linear/bias 100 -
         # three tables
-        t/a/weight 100x16 oi
-        t/b/weight 200x16 oi
+        t/a/weight 100x16 ~oi
+        t/b/weight 200x16 ~oi
         t/c/weight 300x16 ~-
         x/linear/weight 8x16 ~oi
         x/linear/bias 8 -
@@ -213,11 +213,11 @@ TREES = {
         embed/kernel 100x16 io
         embed/bias 16 -
         # an embedding of three axes
-        embed/kernel 2x100x16 -
-        a/kernel 16x16 io
+        embed/kernel 2x100x16 ~-
+        a/kernel 16x16 ~io
         # three axes in an embedder
-        embedder/dense/kernel 2x100x16 -
-        a/kernel 16x16 io
+        embedder/dense/kernel 2x100x16 ~-
+        a/kernel 16x16 ~io
         # a convolution in an embedder
         embedder/conv/kernel 3x100x16 iio
         a/kernel 16x16 io
@@ -226,7 +226,7 @@ TREES = {
         a/kernel 16x16 io
         # five components out
         embed/a/b/c/table 100x16 ?
-        a/kernel 16x16 io
+        a/kernel 16x16 ~io
     """,
     "biases and norms": """
         # a bias of as many axes as its weight
@@ -239,7 +239,7 @@ TREES = {
         x/W 8x12 io
         x/B 12 -
         # each bias has its weight's letter
-        wq 8x12 io
+        wq 8x12 ~io
         bq 4x12 ~io
         # a weight under a norm's name, with a bias
         layer_norm/weight 8x12 io
@@ -259,15 +259,15 @@ TREES = {
         # b beside a
         x/a 8x4 ?
         x/b 4x8 ?
-        y/kernel 8x8 io
+        y/kernel 8x8 ~io
         # b alone
         x/b 4x8 ?
-        y/kernel 8x8 io
+        y/kernel 8x8 ~io
         # nothing but b
         x/b 4x8 -
         # a norm of four axes
         n/scale 1x1x1x16 -
-        up/kernel 16x2x12 ioo
+        up/kernel 16x2x12 ~ioo
         # a norm of one layer
         n/scale 1x16 -
         up/kernel 1x16x24 bio
@@ -316,9 +316,9 @@ TREES = {
         my_orig_mod/weight 8x6 oi
         my_orig_mod/bias 8 -
         # dots
-        a.kernel 8x6 io
+        a.kernel 8x6 ~io
         a.bias 6 -
-        b.kernel 6x6 io
+        b.kernel 6x6 ~io
         # dots in some keys
         a.kernel 8x6 ~io
         b 6 -
@@ -327,11 +327,11 @@ TREES = {
         a__kernel 8x6 io
         a__bias 6 -
         # a flat dictionary beside a nested one
-        x/a.kernel 8x6 io
+        x/a.kernel 8x6 ~io
         x/a.bias 6 -
-        y/kernel 6x6 io
+        y/kernel 6x6 ~io
         # an index that sounds like an embedding
-        w[pos] 8x6 io
+        w[pos] 8x6 ~io
     """,
     "stacks by norms": """
         # in front
@@ -357,10 +357,10 @@ TREES = {
         layers/n/scale 3x16 -
         layers/a/kernel 3x16x24 ?
         n/scale 16 -
-        a/kernel 16x24 io
+        a/kernel 16x24 ~io
         # an unstacked norm inside
         layer/n/scale 16 -
-        layer/a/kernel 16x2x24 ioo
+        layer/a/kernel 16x2x24 ~ioo
         # a vector beside the stack
         n/scale 3x16 -
         a/kernel 3x16x24 ?
@@ -453,16 +453,16 @@ TREES = {
         b/weight/0 5x12x16 boi
         b/bias/0 5x12 -
         # a bias on no axis
-        conv_tr/weight 48x8x8 ?
+        conv_tr/weight 48x8x8 ~ioi
         conv_tr/bias 2x8 -
         # seven equal blocks
-        b/0/kernel 6x6 io
-        b/1/kernel 6x6 io
-        b/2/kernel 6x6 io
-        b/3/kernel 6x6 io
-        b/4/kernel 6x6 io
-        b/5/kernel 6x6 io
-        b/6/kernel 6x6 io
+        b/0/kernel 6x6 ~io
+        b/1/kernel 6x6 ~io
+        b/2/kernel 6x6 ~io
+        b/3/kernel 6x6 ~io
+        b/4/kernel 6x6 ~io
+        b/5/kernel 6x6 ~io
+        b/6/kernel 6x6 ~io
         # two of one scope, of which one knows no layers
         m/w1 3x8x12 ~bio
         m/b1 3x12 -
@@ -500,7 +500,7 @@ TREES = {
         # beside a flat layer
         a/kernel 3x8x12 ?
         b/kernel 3x12x8 ?
-        c/kernel 8x12 io
+        c/kernel 8x12 ~io
         # beside a flat array of three rows
         a/kernel 3x8x12 ~bio
         b/kernel 3x12x8 ~bio
@@ -576,8 +576,8 @@ TREES = {
         down/weight 16x40 oi
         # roles that the width does not touch
         norm/scale 15 -
-        up/weight 16x40 oi
-        down/weight 40x16 oi
+        up/weight 16x40 ~oi
+        down/weight 40x16 ~oi
         # a window of one behind
         a/weight 16x8x1 oii
         b/weight 24x16x1 ~oii
@@ -599,7 +599,7 @@ TREES = {
         # one of PyTorch's name and two of another
         a/weight 16x8 ~-
         b/kernel 8x16 ~io
-        moe/up 4x6x12 bio
+        moe/up 4x6x12 ~bio
     """,
     "first convolutions": """
         # a second takes its channels

@@ -10,7 +10,7 @@ from muon_optax._layouts.evidence.blocks import by_blocks
 from muon_optax._layouts.evidence.convolutions import by_convolution, by_depthwise
 from muon_optax._layouts.evidence.edges import Edges
 from muon_optax._layouts.evidence.experts import by_expert_name, by_router, is_expert
-from muon_optax._layouts.evidence.gated_halves import by_gated_halves
+from muon_optax._layouts.evidence.gates import by_gated_halves, by_recurrent_gates
 from muon_optax._layouts.evidence.low_rank import by_low_rank
 from muon_optax._layouts.evidence.no_matrices import (
     bias_or_norm,
@@ -20,7 +20,6 @@ from muon_optax._layouts.evidence.no_matrices import (
     turned_table,
     vector,
 )
-from muon_optax._layouts.evidence.recurrent import by_recurrent_gates
 from muon_optax._layouts.evidence.support import Support
 from muon_optax._layouts.evidence.two_axes import by_elements, by_orientation
 from muon_optax._layouts.evidence.widths import by_width_of_inputs, by_width_of_outputs
