@@ -153,7 +153,7 @@ class Edges:
         """A matrix whose outputs are taken; by nothing but a turned one outside of all blocks, it may be a decoder."""
         scope, module = module_of(leaf.path)
         # A few outputs are another side's size by chance, and what is read on weak evidence may not take them.
-        few = outputs < LEAST_CHANNELS and roles.role_of(module) != "router"
+        few = _are_few(outputs, module)
         doubtful = few or self.firm[outputs] <= (decision.strength == "strong")
         if doubtful and decision.why != "layer type" and self.repetitions(leaf) <= (FEW if few else 1):
             return decision._replace(strength="weak")
@@ -169,7 +169,7 @@ class Edges:
         fused = roles.role_of(module) in ("fused", *roles.HALVES)
         multiple, produced = self.is_multiple(outputs), self.is_produced(inputs, outputs)
         if self.is_repeated(leaf):
-            likely = outputs < LEAST_CHANNELS or (produced and not multiple)
+            likely = _are_few(outputs, module) or (produced and not multiple)
             head = likely and not fused and self.repetitions(leaf) <= FEW
             return decision._replace(strength="weak") if head else decision
         if fused and multiple:
@@ -191,6 +191,11 @@ class Edges:
         if one and last:
             return decision._replace(why=f"{decision.why}; nothing takes its outputs", strength="weak")
         return decision
+
+
+def _are_few(outputs: int, module: str) -> bool:
+    """Whether a layer has so few outputs that another side has their number by chance. A router has few anyway."""
+    return outputs < LEAST_CHANNELS and roles.role_of(module) != "router"
 
 
 def _sides_by_name(leaf: NamedLeaf) -> tuple[int, int]:
