@@ -26,6 +26,7 @@ class Edges:
 
     def __init__(self, tree: Tree, leaves: Sequence[NamedLeaf], decisions: Sequence[Decision]) -> None:
         self.tree = tree
+        self.shared = _shared_stack(leaves, decisions)  # axes in front that count the same in all leaves
         self.sides: Counter[int] = Counter()  # leaves that have the size as a side
         self.firm: Counter[int] = Counter()  # the same of norms and of what is read on strong evidence
         self.outputs: Counter[int] = Counter()
@@ -45,13 +46,13 @@ class Edges:
                 self.firm.update(lengths)
                 self.outputs.update(lengths)
                 self.widths.update(lengths)
-            elif len(leaf.shape) > 1:
+            elif len(self._one(leaf)) > 1:
                 self._add(leaf, decision)
 
     def _add(self, leaf: NamedLeaf, decision: Decision) -> None:
-        shape, layout, head = leaf.shape, decision.layout, decision.why.startswith("head")
-        fan_in, fan_out = (0, shape[-1]) if layout is None else (layout.fan_in(shape), layout.fan_out(shape))
-        letters = "" if layout is None else layout.axes
+        shape, layout, head = self._one(leaf), decision.layout, decision.why.startswith("head")
+        fan_in, fan_out = (0, shape[-1]) if layout is None else (layout.fan_in(leaf.shape), layout.fan_out(leaf.shape))
+        letters = "" if layout is None else layout.axes[self.shared :]
         if head and len(shape) == 2:
             self.read_by_heads.add(shape[1] if is_torch(leaf.path) else shape[0])
         sides = _sides(shape, letters, fan_in, fan_out)
@@ -71,15 +72,23 @@ class Edges:
             # A table reads nothing, since its rows are looked up.
             self.alike[min(shape), max(shape)][fan_in] += 1
 
+    def _one(self, leaf: NamedLeaf) -> Shape:
+        """The leaf's shape in one of the networks that lie in the same array."""
+        return leaf.shape[self.shared :]
+
     def takers(self, leaf: NamedLeaf, inputs: int, size: int) -> int:
         """Counts other leaves with ``size`` as a side, without tables and parallel layers of the leaf's own shape."""
-        alike = self.alike[min(leaf.shape), max(leaf.shape)]
+        alike = self._alike(leaf)
         return self.sides[size] - alike.total() + alike[size] - (inputs == size)
 
     def is_taken_back(self, leaf: NamedLeaf, inputs: int, size: int) -> bool:
         """Whether only layers of the turned shape take ``size``: an encoder of what comes out, or the second of two."""
-        alike = self.alike[min(leaf.shape), max(leaf.shape)]
+        alike = self._alike(leaf)
         return inputs != size and self.sides[size] == alike.total()
+
+    def _alike(self, leaf: NamedLeaf) -> Counter[int]:
+        shape = self._one(leaf)
+        return self.alike[min(shape), max(shape)]
 
     def repetitions(self, leaf: NamedLeaf) -> int:
         """Counts the modules of this name in scopes that differ in their numbers only."""
@@ -134,20 +143,31 @@ class Edges:
         _, module = module_of(leaf.path)
         return is_torch(leaf.path) and self.tree.bias_of(leaf.path) is None and not names.is_layer(module)
 
+    def may_read_one_hot(self, leaf: NamedLeaf, inputs: int, outputs: int) -> bool:
+        """Whether a layer of an embedding takes only what a layer of the turned shape gives: tokens, and their head."""
+        scope, module = module_of(leaf.path)
+        named = any(names.EMBEDDING_WORD.search(names.clean(part)) for part in (*scope.split("/"), module))
+        alike = self._alike(leaf)
+        return named and inputs > outputs and alike[outputs] > 0 and self.sides[inputs] == alike.total()
+
     def judged(self, leaf: NamedLeaf, decision: Decision) -> Decision:
         """The decision on a matrix, or another one if it lies at the edge of the model."""
         layout = decision.layout
         paired = decision.why == "low rank" or (layout is not None and layout.split)
         if layout is None or paired or self.matrices < 2:
             return decision
-        if len(leaf.shape) != 2:
+        if len(self._one(leaf)) != 2:
             return self._judged_convolution(leaf, decision, layout)
         if self.is_one_of_tables(leaf):
             return Decision(None, "one of many tables", "weak")
         inputs, outputs = layout.fan_in(leaf.shape), layout.fan_out(leaf.shape)
+        if self.may_read_one_hot(leaf, inputs, outputs):
+            return decision._replace(strength="weak")
         if self.takers(leaf, inputs, outputs) > 0:
             return self._judged_taken(leaf, decision, inputs, outputs)
-        return self._judged_last(leaf, decision, inputs, outputs)
+        last = self._judged_last(leaf, decision, inputs, outputs)
+        # An axis that all leaves share counts networks, shards or layers: of layers the last gives its outputs to none.
+        return decision._replace(strength="weak") if self.shared and last.layout is None else last
 
     def _judged_taken(self, leaf: NamedLeaf, decision: Decision, inputs: int, outputs: int) -> Decision:
         """A matrix whose outputs are taken; by nothing but a turned one outside of all blocks, it may be a decoder."""
@@ -193,6 +213,25 @@ class Edges:
         return decision
 
 
+def _shared_stack(leaves: Sequence[NamedLeaf], decisions: Sequence[Decision]) -> int:
+    """One if all leaves share an axis in front that counts networks or shards, and none if it may count layers.
+
+    Layers take what the layer before gives, and are not numbered besides.
+    """
+    sizes = {leaf.shape[:1] for leaf in leaves}
+    found = [(leaf, each.layout) for leaf, each in zip(leaves, decisions, strict=True) if each.layout is not None]
+    if len(sizes) != 1 or sizes & {(), (1,)} or any(layout.axes[0] != "b" for _, layout in found):
+        return 0
+    scopes: defaultdict[str, set[str]] = defaultdict(set)
+    for leaf, _ in found:
+        scope, module = module_of(leaf.path)
+        scopes[f"{family_of(scope)}/{module}"].add(scope)
+    given = {leaf.shape[-1] for leaf, each in zip(leaves, decisions, strict=True) if each.layout is None}
+    given |= {layout.fan_out(leaf.shape) for leaf, layout in found}
+    first = any(layout.fan_in(leaf.shape) not in given for leaf, layout in found if len(leaf.shape) == 3)
+    return int(first or any(len(alike) > 1 for alike in scopes.values()))
+
+
 def _are_few(outputs: int, module: str) -> bool:
     """Whether a layer has so few outputs that another side has their number by chance. A router has few anyway."""
     return outputs < LEAST_CHANNELS and roles.role_of(module) != "router"
@@ -209,4 +248,4 @@ def _sides(shape: Shape, letters: str, fan_in: int, fan_out: int) -> set[int]:
         return {*shape, fan_in, fan_out} - {1}  # every size is a multiple of one
     first = "o" in letters[:2]
     channels = shape if not letters else shape[:2] if first else shape[-2:]
-    return {size for size in (*channels, fan_in, fan_out) if size >= LEAST_CHANNELS}
+    return {size for size in channels if size >= LEAST_CHANNELS}
