@@ -482,6 +482,53 @@ KINDS = {
         mlp/Dense_1/bias 48 -
         decoder/kernel 48x3000 ~io
         decoder/bias 3000 -""",
+    "networks on the last axis: in Haiku": """
+        mlp/linear/w 20x50x7 ~iob
+        mlp/linear/b 50x7 -
+        mlp/linear_1/w 50x50x7 ~iob
+        mlp/linear_1/b 50x7 -
+        mlp/linear_2/w 50x3x7 ~iob
+        mlp/linear_2/b 3x7 -""",
+    "networks on the last axis: critics": """
+        hidden/kernel 17x64x5 ~iob
+        hidden/bias 64x5 -
+        last/kernel 64x32x5 ~iob
+        last/bias 32x5 -""",
+    "networks on the last axis: heads are none": """
+        x/query/kernel 64x4x16 ioo
+        x/query/bias 4x16 -
+        x/gates/kernel 64x4x16 ioo
+        x/gates/bias 4x16 -
+        x/out/kernel 4x16x64 iio
+        x/out/bias 64 -
+        y/query/kernel 64x4x64 ioo
+        y/query/bias 4x64 -
+        y/out/kernel 4x64x64 iio
+        y/out/bias 64 -""",
+    "a head as wide as the model: behind the blocks": """
+        Dense_0/kernel 30x96 io
+        Dense_0/bias 96 -
+        Block_0/Dense_0/kernel 96x200 io
+        Block_0/Dense_0/bias 200 -
+        Block_0/Dense_1/kernel 200x96 io
+        Block_0/Dense_1/bias 96 -
+        Block_1/Dense_0/kernel 96x200 io
+        Block_1/Dense_0/bias 200 -
+        Block_1/Dense_1/kernel 200x96 io
+        Block_1/Dense_1/bias 96 -
+        Dense_1/kernel 96x96 ~io
+        Dense_1/bias 96 -""",
+    "a head as wide as the model: in Haiku, with a layer before it": """
+        net/linear/w 9x80 io
+        net/linear/b 80 -
+        net/block_0/linear/w 80x80 io
+        net/block_0/linear/b 80 -
+        net/block_1/linear/w 80x80 io
+        net/block_1/linear/b 80 -
+        net/linear_1/w 80x80 io
+        net/linear_1/b 80 -
+        net/linear_2/w 80x80 ~io
+        net/linear_2/b 80 -""",
     "learned queries: of a pool": """
         pool/query 16x64 ~-
         pool/attn/q_proj_weight 64x64 ~oi

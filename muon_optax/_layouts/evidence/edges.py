@@ -3,6 +3,8 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import cached_property
+from posixpath import commonprefix
 
 from muon_optax._layouts.decision import Decision
 from muon_optax._layouts.layout import Layout
@@ -17,6 +19,7 @@ from muon_optax._layouts.tree.windows import LARGEST_WINDOW, has_trailing_window
 FACTORS = range(2, 9)
 LEAST_TABLES = 4  # attention has fewer projections of one width
 LEAST_CHANNELS = 8  # that show a flat layer behind a convolution; colors and latents are fewer
+_LAST_NUMBER = re.compile(r"_(\d+)$")
 _NUMBER = re.compile(r"(?:^|[_/])\d+(?:/|$)")
 FEW = 4  # networks side by side, such as critics; blocks are more
 
@@ -39,6 +42,7 @@ class Edges:
         # By shape, in either orientation: the number of inputs, and how many leaves have that number.
         self.alike: defaultdict[Shape, Counter[int]] = defaultdict(Counter)
         self.modules: defaultdict[str, set[str]] = defaultdict(set)  # scopes of modules that differ in numbers only
+        self.numbers: defaultdict[tuple[str, str], set[int]] = defaultdict(set)  # of modules in one scope
         for leaf, decision in zip(leaves, decisions, strict=True):
             if leaf.path in tree.vectors:
                 lengths = leaf.shape[-1:] if leaf.path in tree.norms else ()
@@ -66,6 +70,7 @@ class Edges:
         self.matrices += 1
         scope, module = module_of(leaf.path)
         self.modules[f"{family_of(scope)}/{module}"].add(scope)
+        self.numbers[scope, module].add(_number(leaf))
         if len(shape) == 2 and self.may_be_table(leaf):
             self.heights[scope, shape[1]].add(shape[0])
         if len(shape) == 2:
@@ -100,6 +105,18 @@ class Edges:
     def is_repeated(self, leaf: NamedLeaf) -> bool:
         """Whether the module is one of repeated blocks."""
         return self.repetitions(leaf) > 1
+
+    @cached_property
+    def around_blocks(self) -> set[str]:
+        """The scopes that hold repeated blocks."""
+        repeated = (sorted(scopes) for scopes in self.modules.values() if len(scopes) > 1)
+        return {commonprefix([scopes[0], scopes[-1]]).rpartition("/")[0] for scopes in repeated}
+
+    def is_last_in_turn(self, leaf: NamedLeaf) -> bool:
+        """Whether a layer beside repeated blocks has the last number of its name: Linen counts in order of calls."""
+        scope, module = module_of(leaf.path)
+        numbers = self.numbers[scope, module]
+        return scope in self.around_blocks and min(numbers) < max(numbers) == _number(leaf)
 
     def is_multiple(self, size: int) -> bool:
         """Whether ``size`` is a small multiple of another side, or a small part of one."""
@@ -177,6 +194,8 @@ class Edges:
         doubtful = few or self.firm[outputs] <= (decision.strength == "strong")
         if doubtful and decision.why != "layer type" and self.repetitions(leaf) <= (FEW if few else 1):
             return decision._replace(strength="weak")
+        if inputs == outputs and self.is_last_in_turn(leaf):
+            return decision._replace(strength="weak")  # a head may have as many outputs as the model is wide
         # In lists of lists every scope has a number.
         block = self.is_repeated(leaf) or (_NUMBER.search(scope) and any(map(str.isalpha, scope)))
         if block or roles.side_of(module) is not None or not self.is_taken_back(leaf, inputs, outputs):
@@ -235,6 +254,12 @@ def _shared_stack(leaves: Sequence[NamedLeaf], decisions: Sequence[Decision]) ->
 def _are_few(outputs: int, module: str) -> bool:
     """Whether a layer has so few outputs that another side has their number by chance. A router has few anyway."""
     return outputs < LEAST_CHANNELS and roles.role_of(module) != "router"
+
+
+def _number(leaf: NamedLeaf) -> int:
+    """The number behind the name of a leaf's module: 2 of "Dense_2/kernel"."""
+    match = _LAST_NUMBER.search(leaf.path.rpartition("/")[0])
+    return int(match[1]) if match else 0
 
 
 def _sides_by_name(leaf: NamedLeaf) -> tuple[int, int]:
