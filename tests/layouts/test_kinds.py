@@ -505,6 +505,11 @@ KINDS = {
         y/query/bias 4x64 -
         y/out/kernel 4x64x64 iio
         y/out/bias 64 -""",
+    "networks on the last axis: channels of a convolution are none": """
+        x/conv/kernel 3x10x5 iio
+        x/conv/bias 5 -
+        x/dense/kernel 10x3x5 ioo
+        x/dense/bias 3x5 -""",
     "a head as wide as the model: behind the blocks": """
         Dense_0/kernel 30x96 io
         Dense_0/bias 96 -

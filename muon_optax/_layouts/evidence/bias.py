@@ -50,9 +50,11 @@ def _by_blocks_or_heads(seen: Seen) -> Reading | None:
 
 
 def _counts_networks(seen: Seen) -> bool:
-    """Whether the last axis of (inputs, outputs, n) counts networks: a layer near, with as many, gives or takes."""
+    """Whether the last axis of (inputs, outputs, n) counts networks: a layer near, biased alike, gives or takes."""
     inputs, outputs, networks = seen.core
     if roles.reads_attention(seen.module):
         return False  # heads may be as wide as the model
-    near = (kernel for kernel in seen.cores(seen.scopes[0].kernels) if len(kernel) == 3 and kernel[2] == networks)
-    return any((outputs == kernel[0] or inputs == kernel[1]) and kernel != seen.core for kernel in near)
+    fitting = (pair for pair in seen.scopes[0].pairs if seen.stack.fits(pair.weight) and seen.stack.fits(pair.bias))
+    near = ((seen.stack.core(pair.weight), seen.stack.core(pair.bias)) for pair in fitting)
+    kernels = [weight for weight, bias in near if len(weight) == 3 and weight[1:] == bias and bias[1] == networks]
+    return any((outputs == kernel[0] or inputs == kernel[1]) and kernel != seen.core for kernel in kernels)
