@@ -38,6 +38,9 @@ LIMITS = """\
 - A `weight` without a bias, in a module whose name is not a layer's, may be a table. It is marked weak.
 - A matrix of fewer than eight outputs is marked weak if it is not one of repeated blocks: its outputs may be taken by
   chance.
+- Networks side by side on the last axis, (inputs, outputs, n), are marked weak: with a bias (outputs, n) they look like
+  heads. In front they look like layers. Where layers would not fit, what may be a head of each is marked weak.
+- A square layer with the last number of its name, beside repeated blocks, may be a head. It is marked weak.
 - A head by name whose outputs another layer may take is marked weak. So is an embedding called `kernel` or `w`.
 - A convolution of PyTorch with an even window and no bias may be a transposed one. It is marked weak.
 - If a gated layer is as wide inside as the model, both readings fit. They give the same update.

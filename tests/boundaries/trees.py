@@ -442,7 +442,7 @@ TREES = {
         # a weight of PyTorch in a stack
         a/weight 5x12x8 boi
         a/bias 5x12 -
-        b/weight 5x7x12 boi
+        b/weight 5x7x12 ~boi
         b/bias 5x7 -
         # a bias of two output axes, with an axis of one behind
         weight/0 4x8x64 ~ooi
@@ -469,7 +469,7 @@ TREES = {
         m/w2 3x5x8 iio
         m/b2 8 -
         # two of one scope, both with layers
-        m/w1 3x8x12 bio
+        m/w1 3x8x12 ~bio
         m/b1 3x12 -
         m/w2 3x5x8 bio
         m/b2 3x8 -

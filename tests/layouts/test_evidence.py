@@ -453,7 +453,7 @@ CASES = {
         layers/0/0/weight/weight/args/0 2x48x6 boi
         layers/0/0/weight/scale/args/0 2x48x1 -
         layers/0/0/bias 2x48 -
-        layers/1/0/weight/weight/args/0 2x6x48 boi
+        layers/1/0/weight/weight/args/0 2x6x48 ~boi
         layers/1/0/weight/scale/args/0 2x6x1 -
         layers/1/0/bias 2x6 -""",
     "a square weight among siblings with the inputs first (Haliax's MLP)": """

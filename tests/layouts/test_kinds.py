@@ -424,6 +424,116 @@ KINDS = {
         attention/q_proj/kernel 64x4x16 ioo
         attention/out/kernel 4x16x64 iio
         norm/scale 64 -""",
+    "a patch is no layer's outputs: a diffusion transformer's last layer": """
+        PatchEmbed_0/Conv_0/kernel 4x4x4x96 iiio
+        PatchEmbed_0/Conv_0/bias 96 -
+        Block_0/Dense_0/kernel 96x200 io
+        Block_0/Dense_0/bias 200 -
+        Block_0/Dense_1/kernel 200x96 io
+        Block_0/Dense_1/bias 96 -
+        FinalLayer_0/Dense_0/kernel 96x64 ~-
+        FinalLayer_0/Dense_0/bias 64 -""",
+    "a patch is no layer's outputs: PyTorch's pixels": """
+        patch_embed/proj/weight 500x3x6x6 oiii
+        patch_embed/proj/bias 500 -
+        blocks/0/mlp/fc1/weight 900x500 oi
+        blocks/0/mlp/fc1/bias 900 -
+        blocks/0/mlp/fc2/weight 500x900 oi
+        blocks/0/mlp/fc2/bias 500 -
+        to_pixels/weight 108x500 ~-
+        to_pixels/bias 108 -""",
+    "all networks in one array: an actor for each seed": """
+        Dense_0/kernel 5x17x64 bio
+        Dense_0/bias 5x64 -
+        Dense_1/kernel 5x64x64 bio
+        Dense_1/bias 5x64 -
+        Dense_2/kernel 5x64x9 ~bio
+        Dense_2/bias 5x9 -""",
+    "all networks in one array: shards of a classifier": """
+        trunk/layer_0/linear/w 4x96x24 bio
+        trunk/layer_0/linear/b 4x24 -
+        trunk/layer_0/linear_1/w 4x24x96 bio
+        trunk/layer_0/linear_1/b 4x96 -
+        trunk/layer_1/linear/w 4x96x24 bio
+        trunk/layer_1/linear/b 4x24 -
+        trunk/layer_1/linear_1/w 4x24x96 bio
+        trunk/layer_1/linear_1/b 4x96 -
+        classes/linear/w 4x96x250 ~bio
+        classes/linear/b 4x250 -""",
+    "an embedding that is a layer: tokens in shards": """
+        embedding_shard/linear/w 4x900x96 ~bio
+        embedding_shard/linear/b 4x96 -
+        layer_0/linear/w 4x96x24 bio
+        layer_0/linear/b 4x24 -
+        layer_0/linear_1/w 4x24x96 bio
+        layer_0/linear_1/b 4x96 -
+        layer_1/linear/w 4x96x24 bio
+        layer_1/linear/b 4x24 -
+        layer_1/linear_1/w 4x24x96 bio
+        layer_1/linear_1/b 4x96 -
+        projection_shard/linear/w 4x96x900 ~bio
+        projection_shard/linear/b 4x900 -""",
+    "an embedding that is a layer: items as one-hot vectors": """
+        item_embedder/Dense_0/kernel 3000x48 ~io
+        item_embedder/Dense_0/bias 48 -
+        mlp/Dense_0/kernel 48x70 ~io
+        mlp/Dense_0/bias 70 -
+        mlp/Dense_1/kernel 70x48 io
+        mlp/Dense_1/bias 48 -
+        decoder/kernel 48x3000 ~io
+        decoder/bias 3000 -""",
+    "networks on the last axis: in Haiku": """
+        mlp/linear/w 20x50x7 ~iob
+        mlp/linear/b 50x7 -
+        mlp/linear_1/w 50x50x7 ~iob
+        mlp/linear_1/b 50x7 -
+        mlp/linear_2/w 50x3x7 ~iob
+        mlp/linear_2/b 3x7 -""",
+    "networks on the last axis: critics": """
+        hidden/kernel 17x64x5 ~iob
+        hidden/bias 64x5 -
+        last/kernel 64x32x5 ~iob
+        last/bias 32x5 -""",
+    "networks on the last axis: heads are none": """
+        x/query/kernel 64x4x16 ioo
+        x/query/bias 4x16 -
+        x/gates/kernel 64x4x16 ioo
+        x/gates/bias 4x16 -
+        x/out/kernel 4x16x64 iio
+        x/out/bias 64 -
+        y/query/kernel 64x4x64 ioo
+        y/query/bias 4x64 -
+        y/out/kernel 4x64x64 iio
+        y/out/bias 64 -""",
+    "networks on the last axis: channels of a convolution are none": """
+        x/conv/kernel 3x10x5 iio
+        x/conv/bias 5 -
+        x/dense/kernel 10x3x5 ioo
+        x/dense/bias 3x5 -""",
+    "a head as wide as the model: behind the blocks": """
+        Dense_0/kernel 30x96 io
+        Dense_0/bias 96 -
+        Block_0/Dense_0/kernel 96x200 io
+        Block_0/Dense_0/bias 200 -
+        Block_0/Dense_1/kernel 200x96 io
+        Block_0/Dense_1/bias 96 -
+        Block_1/Dense_0/kernel 96x200 io
+        Block_1/Dense_0/bias 200 -
+        Block_1/Dense_1/kernel 200x96 io
+        Block_1/Dense_1/bias 96 -
+        Dense_1/kernel 96x96 ~io
+        Dense_1/bias 96 -""",
+    "a head as wide as the model: in Haiku, with a layer before it": """
+        net/linear/w 9x80 io
+        net/linear/b 80 -
+        net/block_0/linear/w 80x80 io
+        net/block_0/linear/b 80 -
+        net/block_1/linear/w 80x80 io
+        net/block_1/linear/b 80 -
+        net/linear_1/w 80x80 io
+        net/linear_1/b 80 -
+        net/linear_2/w 80x80 ~io
+        net/linear_2/b 80 -""",
     "learned queries: of a pool": """
         pool/query 16x64 ~-
         pool/attn/q_proj_weight 64x64 ~oi

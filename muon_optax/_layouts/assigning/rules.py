@@ -52,7 +52,7 @@ RULES: tuple[tuple[Callable[[Seen], Reading | None], str], ...] = (
     (by_low_rank, "`io`, `iio`, `ioo`"),
     (by_depthwise, "`None`"),
     (by_elements, "`None`"),
-    (by_bias, "`ioo`, `iio`, `iiio`, `iioi`, `oiii`"),
+    (by_bias, "`ioo`, `iob`, `iio`, `iiio`, `iioi`, `oiii`"),
     (by_einsum, "`oio`, `iio`, `boio`, `bioo`"),
     (by_heads_first, "`oio`, `iio`"),
     (by_gated_halves, "`bio`, `boi`, `bboi`"),

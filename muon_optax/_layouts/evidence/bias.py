@@ -25,6 +25,8 @@ def by_bias(seen: Seen) -> Reading | None:
     if is_transposed(seen) and core[-1] == core[-2]:
         return None  # the bias fits both, and the name decides
     if core[-outputs:] == bias:
+        if len(core) == 3 and outputs == 2 and _counts_networks(seen):
+            return Reading("iob", "its bias", weak=True)
         return Reading("i" * (axes - outputs) + "o" * outputs, "its bias")
     if len(core) == 3 and core[0] > 1 < core[-1] and bias == (core[0] * core[-1],):
         return Reading("bio", "its bias")  # blocks on a diagonal, whose outputs lie one after another
@@ -45,3 +47,14 @@ def _by_blocks_or_heads(seen: Seen) -> Reading | None:
         return Reading("oio", "its bias", weak=not seen.is_width(inputs))
     whole = any(blocks * inputs in shape for scope in seen.scopes[:3] for shape in scope.shapes)
     return Reading("bio", "its bias", weak=not whole and not is_expert(seen.leaf))
+
+
+def _counts_networks(seen: Seen) -> bool:
+    """Whether the last axis of (inputs, outputs, n) counts networks: a layer near, biased alike, gives or takes."""
+    inputs, outputs, networks = seen.core
+    if roles.reads_attention(seen.module):
+        return False  # heads may be as wide as the model
+    fitting = (pair for pair in seen.scopes[0].pairs if seen.stack.fits(pair.weight) and seen.stack.fits(pair.bias))
+    near = ((seen.stack.core(pair.weight), seen.stack.core(pair.bias)) for pair in fitting)
+    kernels = [weight for weight, bias in near if len(weight) == 3 and weight[1:] == bias and bias[1] == networks]
+    return any((outputs == kernel[0] or inputs == kernel[1]) and kernel != seen.core for kernel in kernels)

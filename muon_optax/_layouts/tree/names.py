@@ -14,6 +14,8 @@ EMBEDDING_ARRAY = re.compile(
     r"|(cls|mask|register|reg|distill?|pos)_?tokens?|pos(itions?|itional)?(_enc(oding)?s?|_table)?|w[tp]e"
     r"|rel(ative)?_pos(ition)?s?(_[a-z])?"
 )
+# A word in the name of a module, which may be a layer of an embedding.
+EMBEDDING_WORD = re.compile(r"(?<![a-z])emb(ed(ding|der)?)?s?(?![a-z])")
 HEAD = re.compile(
     r"(?!(multi|per|attn|attention|each|sub)_)(\w+_)?head(_?(dense|proj|projection|linear|layer|out))?"
     r"|(?!pre_)(\w+_)?classifier|(\w*_)?logits?(_?(dense|proj|projection|linear|layer))?|(dense_)?predictions?"
