@@ -58,6 +58,12 @@ def cycles(call: Call, schedule: Schedule, chip: Chip = V5E) -> float:
     return total
 
 
+def bound(call: Call, chip: Chip = V5E) -> float:
+    """The cycles that the matrix units need for the blocks of one call, whatever else happens."""
+    done = sum(times * multiplications for step in _steps(call) for _, times, multiplications in step.loops)
+    return done / chip.multiplications
+
+
 def _instructions(step: Step, schedule: Schedule, chip: Chip) -> float:
     loops = sum(
         times * max(schedule.loops[number], multiplications / chip.multiplications)
