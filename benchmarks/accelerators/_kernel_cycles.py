@@ -58,6 +58,12 @@ def cycles(call: Call, schedule: Schedule, chip: Chip = V5E) -> float:
     return total
 
 
+def bound(call: Call, chip: Chip = V5E) -> float:
+    """The cycles that the matrix units need for the blocks of one call, whatever else happens."""
+    done = sum(times * multiplications for step in _steps(call) for _, times, multiplications in step.loops)
+    return done / chip.multiplications
+
+
 def _instructions(step: Step, schedule: Schedule, chip: Chip) -> float:
     loops = sum(
         times * max(schedule.loops[number], multiplications / chip.multiplications)
@@ -96,11 +102,16 @@ def _gram_steps(call: Call, wide: bool) -> Iterator[Step]:
     for b in range(batch):
         for i, j in _pair_steps(short, False):
             done, skipped = _multiplied(short, i == j)
-            # The loops that write: off the diagonal, if there is such a tile, and on it.
-            finish = ((1 + (i == j and short.tiles > 1), done, 0),)
+            # The loops that multiply, and those that write: off the diagonal, if there is such a tile, and on it. Those
+            # that multiply are one for a wide matrix. For a tall one blocks off the diagonal are twice as wide.
+            several, diagonal = short.tiles > 1, i == j
+            own = not wide and several
+            times = short.wide_block // short.block if own and not diagonal else 1
+            finish = ((1 + own + (diagonal and several), done, 0),)
             for k in range(long.tiles):
                 last = k == long.tiles - 1
-                loops = ((0, done, short.block**2 * long.tile),) + finish * last
+                multiplied = (int(own and diagonal), done // times, times * short.block**2 * long.tile)
+                loops = (multiplied,) + finish * last
                 yield Step(loops, skipped * (1 + last), {0: (b, i, k), 1: (b, j, k)}, (b, i, j))
 
 

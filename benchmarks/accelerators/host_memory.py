@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [
         (*one, count) for one in chosen for count in (0, *(one[2].batches if given.batches is None else given.batches))
     ]
-    report = Report("host_memory", "TPU compiler", NOTES, versions=tpu_compiler.versions())
+    report = Report("host_memory" + "_full" * given.full, "TPU compiler", NOTES, versions=tpu_compiler.versions())
     with Progress(len(rows), report.name) as step:
         for topology, name, program, count in rows:
             started = time.process_time()

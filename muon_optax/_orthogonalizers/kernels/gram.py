@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from muon_optax._orthogonalizers.kernels import tiles
@@ -38,7 +39,7 @@ def gram(
 
     out = pl.BlockSpec((None, short.tile, short.tile), lower)
     return tiles.call(
-        partial(_kernel, wide=wide, block=short.block, steps=long.tiles, alone=short.tiles == 1),
+        partial(_kernel, wide=wide, short=short, steps=long.tiles),
         grid=(len(X), len(rows), long.tiles),
         prefetched=(rows, columns),
         inputs=[(X, panel(0)), (X, panel(1))],
@@ -57,17 +58,24 @@ def _kernel(
     right: Any,
     *outputs_and_sums: Any,
     wide: bool,
-    block: int,
+    short: Tiling,
     steps: int,
-    alone: bool,
 ) -> None:
     *outputs, sums = outputs_and_sums
     pair, k = pl.program_id(1), pl.program_id(2)
+    square = (short.block, short.block)
     # A single tile is known to lie on the diagonal when the kernel is compiled, and needs no other branch.
-    diagonal = True if alone else rows[pair] == columns[pair]
-    contraction = tiles.RIGHT_TRANSPOSED if wide else tiles.LEFT_TRANSPOSED
-    tiles.add_product(sums, left, right, contraction, (block, block), k == 0, diagonal)
+    diagonal = True if short.tiles == 1 else rows[pair] == columns[pair]
+    add = partial(tiles.add_product, sums, left, right, first=k == 0)
+    if wide or short.tiles == 1:
+        add(tiles.RIGHT_TRANSPOSED if wide else tiles.LEFT_TRANSPOSED, blocks=square, lower=diagonal)
+    else:
+        # A left factor that is read transposed takes the matrix units longer: off the diagonal it serves twice as many
+        # columns.
+        off = partial(add, tiles.LEFT_TRANSPOSED, blocks=(short.block, short.wide_block))
+        pl.when(jnp.logical_not(diagonal))(off)
+        pl.when(diagonal)(partial(add, tiles.LEFT_TRANSPOSED, blocks=square, lower=True))
 
     @pl.when(k == steps - 1)
     def _() -> None:
-        tiles.write_symmetric(outputs, block, diagonal, lambda own_rows, own_columns: sums[own_rows, own_columns])
+        tiles.write_symmetric(outputs, short.block, diagonal, lambda own_rows, own_columns: sums[own_rows, own_columns])
