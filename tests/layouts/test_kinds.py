@@ -152,6 +152,14 @@ KINDS = {
         mlp/mlp2_weight 32x288x280 boi
         mlp/mlp2_bias 32x288 -
         norm/scale 288 -""",
+    "PyTorch's experts without biases or a router": """
+        experts/gate_proj/weight 8x128x64 boi
+        experts/up_proj/weight 8x128x64 boi
+        experts/down_proj/weight 8x64x128 boi
+        norm/weight 64 -""",
+    "one array of experts beside a norm of its inputs": """
+        moe/experts/up/weight 4x12x6 boi
+        moe/norm/weight 6 -""",
     "PyTorch's transposed convolutions": """
         ups/0/weight 512x256x16 ioi
         ups/0/bias 256 -

@@ -1,5 +1,6 @@
 """The model's width, which is the length of the norms in scope. The axis of that length reads or writes the stream."""
 
+from muon_optax._layouts.evidence.experts import is_expert
 from muon_optax._layouts.tree import names, roles
 from muon_optax._layouts.tree.seen import Reading, Seen
 from muon_optax._layouts.tree.windows import LARGEST_WINDOW
@@ -21,7 +22,9 @@ def by_width_of_inputs(seen: Seen) -> Reading | None:
         axis = 0  # from a compressed rank, which has a norm of its own
     if axis == 0 and (role == "reads" or not seen.outputs_first):
         return Reading("i" + "o" * last, "width")
-    return Reading("o" * last + "i", "width") if axis == last and seen.outputs_first and role == "reads" else None
+    if axis != last or not seen.outputs_first or role != "reads" or (last == 2 and is_expert(seen.leaf)):
+        return None  # experts have no heads: with outputs first theirs are (experts, out, in)
+    return Reading("o" * last + "i", "width")
 
 
 def by_width_of_outputs(seen: Seen) -> Reading | None:
