@@ -44,13 +44,13 @@ def as_mask_function(mask: Any | MaskFunction | None) -> MaskFunction | None:
     Flax boxes may differ from those of the parameters. A boolean holds for all parameters below its path.
 
     Raises:
-        TypeError: If a leaf of the tree is not a boolean, or the mask is a boolean alone.
+        TypeError: If a leaf of the tree is not a boolean, 0 or 1, or the mask is a boolean or a number alone.
     """
     is_function = callable(mask) and jax.tree_util.treedef_is_leaf(jax.tree.structure(mask))
     if mask is None or is_function:
         return mask
     refuse_injected_array("weight_decay_mask", mask)
-    if isinstance(mask, bool):
+    if isinstance(mask, int | float | complex):
         # A function that optax.inject_hyperparams called with its step count arrives as one boolean.
         raise TypeError(
             f"weight_decay_mask={mask} is not a tree of booleans like the parameters, or a function from parameters to "
@@ -59,7 +59,8 @@ def as_mask_function(mask: Any | MaskFunction | None) -> MaskFunction | None:
         )
     decays = {leaf.path: leaf.value for leaf in named_leaves(mask)}
     for path, value in decays.items():
-        if not isinstance(value, bool | np.bool_ | int) and getattr(value, "dtype", None) != np.bool_:
+        is_decision = isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1))
+        if not is_decision and getattr(value, "dtype", None) != np.bool_:
             raise TypeError(
                 f"weight_decay_mask has {value!r} at {show(path)}: give a tree of booleans like the parameters, or a "
                 "function from parameters to one."

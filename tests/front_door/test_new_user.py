@@ -61,6 +61,26 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "momentum as a text": (lambda: mo.muon(0.1, momentum="0.95"), TypeError, "momentum='0.95' is not a number"),
     "AdamW's rate as a text": (lambda: mo.muon(0.1, adamw_learning_rate="1e-3"), TypeError, "='1e-3' is not a number"),
     "factor as a text": (lambda: mo.Settings(learning_rate="2"), TypeError, "learning_rate='2' is not a number"),
+    "parameters that are None": (
+        lambda: OPTIMIZER.init(None),
+        TypeError,
+        "params is None, so there is nothing to train: call optimizer.init(params)",
+    ),
+    "a partition of None": (
+        lambda: mo.partition_by_layout(optax.sgd(0.1), optax.sgd(0.1)).init(None),
+        TypeError,
+        "params is None, so there is nothing to train",
+    ),
+    "mask as a number": (
+        lambda: mo.muon(0.1, weight_decay_mask=5),
+        TypeError,
+        "weight_decay_mask=5 is not a tree of booleans like the parameters",
+    ),
+    "decay in the mask": (
+        lambda: mo.muon(0.1, weight_decay_mask={"kernel": 5, "bias": 0}),
+        TypeError,
+        "weight_decay_mask has 5 at 'kernel': give a tree of booleans",
+    ),
     "Nesterov as a text": (
         lambda: mo.muon(0.1, nesterov="false"),
         TypeError,
