@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from muon_optax._layouts.assigning.rules import is_bias_or_norm
+from muon_optax._layouts.functions import check_function
 from muon_optax._layouts.paths import HIDDEN, named_leaves, show, unhide
 from muon_optax._transforms.checks.arguments import refuse_injected_array
 
@@ -47,6 +48,9 @@ def as_mask_function(mask: Any | MaskFunction | None) -> MaskFunction | None:
         TypeError: If a leaf of the tree is not a boolean, 0 or 1, or the mask is a boolean or a number alone.
     """
     is_function = callable(mask) and jax.tree_util.treedef_is_leaf(jax.tree.structure(mask))
+    if is_function:
+        give = "Give a tree of booleans like the parameters, or a function from parameters to one."
+        check_function("weight_decay_mask", mask, "params", give)
     if mask is None or is_function:
         return mask
     refuse_injected_array("weight_decay_mask", mask)

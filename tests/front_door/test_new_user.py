@@ -71,6 +71,76 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "params is None, so there is nothing to train",
     ),
+    "schedule not called": (
+        lambda: mo.muon(optax.cosine_decay_schedule),
+        TypeError,
+        "learning_rate=cosine_decay_schedule can't be called with (step): missing a required argument: 'decay_steps'.",
+    ),
+    "recipe's schedule not called": (
+        lambda: recipes.muon_h(optax.linear_schedule, adamw_learning_rate=0.1),
+        TypeError,
+        "learning_rate=linear_schedule can't be called with (step)",
+    ),
+    "decay schedule not called": (
+        lambda: mo.add_cautious_decayed_weights(optax.linear_schedule),
+        TypeError,
+        "weight_decay=linear_schedule can't be called with (step)",
+    ),
+    "momentum schedule not called": (
+        lambda: mo.muon(0.1, momentum=optax.linear_schedule),
+        TypeError,
+        "decay=linear_schedule can't be called with (step)",
+    ),
+    "factor's schedule not called": (
+        lambda: mo.Settings(weight_decay=optax.linear_schedule),
+        TypeError,
+        "weight_decay=linear_schedule can't be called with (step)",
+    ),
+    "scale of one argument": (
+        lambda: mo.muon(0.1, scale=lambda fan_in: fan_in**0.5),
+        TypeError,
+        "scale=<lambda> can't be called with (fan_in, fan_out): too many positional arguments.",
+    ),
+    "scale of a group, of one argument": (
+        lambda: mo.Settings(scale=lambda fan_in: 1.0),
+        TypeError,
+        "scale=<lambda> can't be called with (fan_in, fan_out)",
+    ),
+    "orthogonalizer without an argument": (
+        lambda: mo.muon(0.1, orthogonalizer=lambda: mo.newton_schulz()),
+        TypeError,
+        "orthogonalizer=<lambda> can't be called with (matrices)",
+    ),
+    "layouts without an argument": (
+        lambda: mo.assign_layouts(PARAMS, lambda: {"kernel": "io"}),
+        TypeError,
+        "layouts=<lambda> can't be called with (params)",
+    ),
+    "layouts by path and leaf": (
+        lambda: mo.muon(0.1, layouts=lambda path, leaf: "io").init(PARAMS),
+        TypeError,
+        "layouts=<lambda> can't be called with (params): missing a required argument: 'leaf'. Give path globs",
+    ),
+    "mask by path and leaf": (
+        lambda: mo.muon(0.1, weight_decay_mask=lambda path, leaf: True),
+        TypeError,
+        "weight_decay_mask=<lambda> can't be called with (params): missing a required argument: 'leaf'.",
+    ),
+    "bound as a text": (
+        lambda: mo.polar_express(5, "1e-3"),
+        TypeError,
+        "lower_bound='1e-3' is not a number",
+    ),
+    "first step as a text": (
+        lambda: diagnostics.finite_or_raise(jax.jit(lambda x: x), first_step="4"),
+        TypeError,
+        "first_step='4' is not a whole number: give the step of the first call.",
+    ),
+    "grouped by a name": (
+        lambda: diagnostics.recorded(RECORDER.init(PARAMS)).last("growth", "layers"),
+        TypeError,
+        "grouped='layers' is not allowed: use True or False.",
+    ),
     "mask as a number": (
         lambda: mo.muon(0.1, weight_decay_mask=5),
         TypeError,
