@@ -84,7 +84,7 @@ def heat_map(recording: Recording, measurement: str, *, grouped: bool = False, a
     figure: Any = axes.figure
     bar = figure.colorbar(image, ax=axes, label=_LABELS.get(measurement, measurement.replace("_", " ")))
     if norm is not None:  # plain numbers: within one decade Matplotlib writes 9.4 x 10^-1
-        values = np.geomspace(norm.vmin, norm.vmax, 5)
+        values = np.geomspace(drawn.min(), drawn.max(), 5)
         bar.set_ticks(values.tolist(), labels=[f"{value:.3g}" for value in values])
         bar.ax.minorticks_off()
     return axes

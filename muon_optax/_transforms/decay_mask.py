@@ -48,7 +48,7 @@ def as_mask_function(mask: Any | MaskFunction | None) -> MaskFunction | None:
         TypeError: If a leaf of the tree is not a boolean, 0 or 1, or the mask is a boolean or a number alone.
     """
     is_function = callable(mask) and jax.tree_util.treedef_is_leaf(jax.tree.structure(mask))
-    if is_function:
+    if callable(mask) and is_function:
         give = "Give a tree of booleans like the parameters, or a function from parameters to one."
         check_function("weight_decay_mask", mask, "params", give)
     if mask is None or is_function:

@@ -141,6 +141,21 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "grouped='layers' is not allowed: use True or False.",
     ),
+    "scale of a summary": (
+        lambda: mo.summarize(PARAMS, scale=lambda fan_in: 1.0),
+        TypeError,
+        "scale=<lambda> can't be called with (fan_in, fan_out)",
+    ),
+    "shapes in place of a matrix": (
+        lambda: mo.newton_schulz()(jax.ShapeDtypeStruct((4, 6), jnp.float32)),
+        TypeError,
+        "An orthogonalizer takes one array of matrices (*batch, rows, cols); got ShapeDtypeStruct.",
+    ),
+    "rows of unequal length": (
+        lambda: mo.polar_factor()([[1.0, 2.0], [3.0]]),
+        TypeError,
+        "An orthogonalizer takes one array of matrices (*batch, rows, cols); got list.",
+    ),
     "mask as a number": (
         lambda: mo.muon(0.1, weight_decay_mask=5),
         TypeError,
