@@ -39,9 +39,16 @@ class LinkForeignNames(SphinxPostTransform):
     def run(self, **_: Any) -> None:
         """Runs once on each page."""
         for code in list(self.document.findall(nodes.literal)):
-            address = LINKS.get(code.astext().removesuffix("()"))
+            address = LINKS.get(code.astext().removesuffix("()")) or self.page(code.astext())
             if address and not isinstance(code.parent, nodes.reference):
                 code.replace_self(nodes.reference("", "", code.deepcopy(), refuri=address, internal=False))
+
+    def page(self, path: str) -> str | None:
+        """Where a page lies that a notebook or the changelog names by its file, as in ``docs/tuning.md``."""
+        name = path.removeprefix("docs/").removesuffix(".md")
+        if path != f"docs/{name}.md" or name not in self.env.all_docs:
+            return None
+        return self.app.builder.get_relative_uri(self.env.docname, name)
 
 
 def visit_formula(writer: Any, node: nodes.math) -> None:

@@ -7,8 +7,9 @@
 The text is Python's standard library, unless --text names a file or a folder. The --output folder receives metrics.csv,
 loss.png, sample.txt and checkpoints/, with --diagnostics also a picture and a table of what was measured of each
 layer. Nothing is overwritten: --resume continues a run, anything else needs another folder.
-The exit status is 0 when all is done; 2 after one line that says what to put right; 143 after SIGTERM, upon which the
-step is finished and a checkpoint written. However a run ends, killed or out of room, the last checkpoint stays good.
+The exit status is 0 when all is done; 2 after one line that says what to put right; 130 after Ctrl-C and 143 after
+SIGTERM, upon which the step is finished and a checkpoint written. A second Ctrl-C ends the run at once. However a run
+ends, killed or out of room, the last checkpoint stays good.
 
 Here are the model and the training loop; _bookkeeping.py has the text, the checkpoints and the report.
 """
@@ -20,6 +21,7 @@ import sys
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +121,19 @@ def make_optimizer(name: str, preset: Preset, diagnostics: bool = False) -> opta
     return mo.diagnostics.record(optax.chain(optax.clip_by_global_norm(1.0), chosen), every, learning_rate=rate)
 
 
+def catch_signals() -> list[int]:
+    """A list that receives SIGINT (Ctrl-C) and SIGTERM. Each does what it always does when it comes again."""
+    signals: list[int] = []
+
+    def receive(number: int, _: Any) -> None:
+        signals.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, receive)
+    return signals
+
+
 def run(arguments: argparse.Namespace, preset: Preset) -> None:
     """Trains what was asked for, then compares."""
     output, seed, limit = arguments.output, arguments.seed, preset.steps
@@ -158,8 +173,7 @@ def run(arguments: argparse.Namespace, preset: Preset) -> None:
         name: make_optimizer(name, preset, arguments.diagnostics) for name in histories
     }
     steps = {name: jax.jit(partial(step, optimizer), donate_argnums=0) for name, optimizer in optimizers.items()}
-    signals: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    signals = catch_signals()
     logging.disable()  # Orbax logs pages of what fails; RunError says it in one line
     for index, (name, rows) in enumerate(histories.items()):
         state, first, recent = start(name), min(len(rows), limit), []
@@ -182,7 +196,8 @@ def run(arguments: argparse.Namespace, preset: Preset) -> None:
                 if due:
                     checkpoint(index * limit + made + 1, state)
                     if signals:
-                        print(f"{TITLES[name]} stopped by SIGTERM after step {made}, all saved: --resume goes on")
+                        by = signal.Signals(signals[0]).name
+                        print(f"{TITLES[name]} stopped by {by} after step {made}, all saved: --resume goes on")
                         sys.exit(128 + signals[0])
         if arguments.diagnostics:
             write_recording(output, name, mo.diagnostics.recorded(state))

@@ -23,7 +23,7 @@ from muon_optax._transforms.by_path.refusals import refuse_idle
 from muon_optax._transforms.by_path.settings import Settings
 from muon_optax._transforms.checks.arguments import check_flag, check_transform
 from muon_optax._transforms.momenta.offload_to_host import noting_host
-from muon_optax._transforms.scales import Scale, scale_factors
+from muon_optax._transforms.scales import Scale, check_scale, scale_factors
 
 _HEADINGS = ("path", "shape", "layout", "matrices", "label", "why", "scale", "state bytes")
 _BY_PATH = "by path"  # the heading of one column more, where there are settings by path
@@ -272,6 +272,7 @@ def summarize(
         layout: i input, o output, b each index is a matrix of its own, - not a matrix, ~ weak evidence, ? no rule knows
         2 parameters, 288 elements: 256 by Muon (88.9%), 32 by AdamW. Optimizer state: 1,280 bytes.
     """
+    check_scale(scale)
     check_flag("strict", strict)
     if optimizer is not None:
         check_transform("optimizer", optimizer)

@@ -21,6 +21,15 @@ _BY_FACTORS = (
     "relative_update",
     "update_size",
 )
+# What a measurement is relative to, where its name does not say so.
+_LABELS = {
+    "growth": "growth (weight RMS / at the start)",
+    "update_size": "update size (measured / predicted)",
+    "relative_update": "relative update (RMS / weight RMS)",
+    "idle": "idle (share of outputs without gradient)",
+    "momentum_cosine": "momentum cosine (with the gradient)",
+    "stable_rank": "stable rank (share of the full rank)",
+}
 _MISSING = "0.85"  # the gray of what was not measured, not finite or, on a scale of factors, zero
 
 
@@ -73,7 +82,11 @@ def heat_map(recording: Recording, measurement: str, *, grouped: bool = False, a
     axes.set_xticks(ticks, [str(steps[tick]) for tick in ticks])
     axes.set(xlabel="step", title=f"{measurement.replace('_', ' ')}, by {'repeated layer' if grouped else 'leaf'}")
     figure: Any = axes.figure
-    figure.colorbar(image, ax=axes, label=measurement.replace("_", " "))
+    bar = figure.colorbar(image, ax=axes, label=_LABELS.get(measurement, measurement.replace("_", " ")))
+    if norm is not None:  # plain numbers: within one decade Matplotlib writes 9.4 x 10^-1
+        values = np.geomspace(drawn.min(), drawn.max(), 5)
+        bar.set_ticks(values.tolist(), labels=[f"{value:.3g}" for value in values])
+        bar.ax.minorticks_off()
     return axes
 
 

@@ -117,6 +117,8 @@ def finite_or_raise(
     """
     if not callable(function):
         raise TypeError(f"function={brief(function)} is not a function: give the training step, finite_or_raise(step).")
+    if isinstance(first_step, bool) or not isinstance(first_step, int | np.integer):
+        raise TypeError(f"first_step={brief(first_step)} is not a whole number: give the step of the first call.")
     signature = inspect.signature(function)
     shown = name or getattr(function, "__name__", type(function).__name__)
     steps = itertools.count(first_step)

@@ -20,7 +20,7 @@ from muon_optax._mesh.typed import relocate_like
 from muon_optax._state.kept_arrays import kept_arrays
 from muon_optax._transforms.checks.arguments import check_rate, check_transform, check_whole_number
 from muon_optax._transforms.checks.updates import refuse_exchanged, refuse_other_tree
-from muon_optax._transforms.scales import Scale, scale_function
+from muon_optax._transforms.scales import Scale, check_scale
 
 
 class RecordState(NamedTuple):
@@ -96,7 +96,7 @@ def record(
         {'bias': 1.0, 'kernel': 0.5}
     """
     check_transform("optimizer", optimizer)
-    scale_function(scale)
+    check_scale(scale)
     check_whole_number("keep", keep, 1)
     if learning_rate is not None:
         check_rate("learning_rate", learning_rate)

@@ -11,6 +11,7 @@ from muon_optax._diagnostics.standing_out import NEVER_MISSING, Finding, finding
 from muon_optax._diagnostics.wide_table import in_parts
 from muon_optax._layouts.columns import in_columns, in_html
 from muon_optax._layouts.path_patterns import pattern, without_numbers
+from muon_optax._transforms.checks.arguments import check_flag
 
 _HEADINGS = ("path", *(name.replace("_", " ") for name in MEASUREMENTS))
 _WHY = "stands out because"
@@ -70,6 +71,7 @@ class Recording:
             raise ValueError(
                 f"measurement={measurement!r} is not recorded: use one of {', '.join(map(repr, MEASUREMENTS))}."
             )
+        check_flag("grouped", grouped)
         values = self.values[:, :, MEASUREMENTS.index(measurement)].T
         if not grouped:
             return self.steps, self.paths, values

@@ -12,7 +12,7 @@ from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._orthogonalizers.precision import accumulation_dtype
 from muon_optax._transforms.checks.arguments import check_number
-from muon_optax._transforms.scales import Scale, scale_factors, scale_function
+from muon_optax._transforms.scales import Scale, check_scale, scale_factors
 
 
 def update_rms(updates: Any) -> dict[str, jax.Array]:
@@ -80,7 +80,7 @@ def predicted_update_rms(
         >>> mo.diagnostics.predicted_update_rms(params, learning_rate=0.01)
         {'kernel': 0.002}
     """
-    scale_function(scale)
+    check_scale(scale)
     check_number("learning_rate", learning_rate, "use a number >= 0, or the value of a schedule at the step", 0.0)
     return by_path(
         (path, learning_rate * orthogonal_rms(scale, layout, np.shape(value)))

@@ -14,13 +14,17 @@ def as_matrices(given: Any) -> jax.Array:
         TypeError: For complex numbers, integers and booleans.
         ValueError: For fewer than two axes.
     """
+    refusal = TypeError(
+        f"An orthogonalizer takes one array of matrices (*batch, rows, cols); got {type(given).__name__}. For a "
+        "tree of parameters use muon_optax.orthogonalize, a transform, or jax.tree.map."
+    )
     named = hasattr(given, "_fields")  # such as a state or an optimizer
     if named or (not hasattr(given, "dtype") and not isinstance(given, list | tuple | int | float | complex)):
-        raise TypeError(
-            f"An orthogonalizer takes one array of matrices (*batch, rows, cols); got {type(given).__name__}. For a "
-            "tree of parameters use muon_optax.orthogonalize, a transform, or jax.tree.map."
-        )
-    matrices = jnp.asarray(given)
+        raise refusal
+    try:
+        matrices = jnp.asarray(given)
+    except (TypeError, ValueError):  # texts, shapes without numbers, rows of unequal length
+        raise refusal from None
     if matrices.ndim == 0 and jnp.issubdtype(matrices.dtype, jnp.integer):
         raise TypeError(
             f"An orthogonalizer takes matrices (*batch, rows, cols); got a scalar of dtype {matrices.dtype}. "

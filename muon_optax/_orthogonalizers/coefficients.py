@@ -83,6 +83,9 @@ def polar_express(
     """
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps={steps!r} is not allowed: give a positive int, such as 5.")
+    for name, value in (("lower_bound", lower_bound), ("safety", safety), ("cushion", cushion)):
+        if not isinstance(value, int | float | np.number):
+            raise TypeError(f"{name}={value!r} is not a number: the coefficients are computed from Python numbers.")
     if not 0 < lower_bound < 1:
         raise ValueError(f"lower_bound={lower_bound!r} is not allowed: give one in (0, 1), such as 1e-3.")
     if not 1 <= safety < 2:

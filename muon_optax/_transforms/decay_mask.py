@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from muon_optax._layouts.assigning.rules import is_bias_or_norm
+from muon_optax._layouts.functions import check_function
 from muon_optax._layouts.paths import HIDDEN, named_leaves, show, unhide
 from muon_optax._transforms.checks.arguments import refuse_injected_array
 
@@ -44,13 +45,16 @@ def as_mask_function(mask: Any | MaskFunction | None) -> MaskFunction | None:
     Flax boxes may differ from those of the parameters. A boolean holds for all parameters below its path.
 
     Raises:
-        TypeError: If a leaf of the tree is not a boolean, or the mask is a boolean alone.
+        TypeError: If a leaf of the tree is not a boolean, 0 or 1, or the mask is a boolean or a number alone.
     """
     is_function = callable(mask) and jax.tree_util.treedef_is_leaf(jax.tree.structure(mask))
+    if callable(mask) and is_function:
+        give = "Give a tree of booleans like the parameters, or a function from parameters to one."
+        check_function("weight_decay_mask", mask, "params", give)
     if mask is None or is_function:
         return mask
     refuse_injected_array("weight_decay_mask", mask)
-    if isinstance(mask, bool):
+    if isinstance(mask, int | float | complex):
         # A function that optax.inject_hyperparams called with its step count arrives as one boolean.
         raise TypeError(
             f"weight_decay_mask={mask} is not a tree of booleans like the parameters, or a function from parameters to "
@@ -59,7 +63,8 @@ def as_mask_function(mask: Any | MaskFunction | None) -> MaskFunction | None:
         )
     decays = {leaf.path: leaf.value for leaf in named_leaves(mask)}
     for path, value in decays.items():
-        if not isinstance(value, bool | np.bool_ | int) and getattr(value, "dtype", None) != np.bool_:
+        is_decision = isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1))
+        if not is_decision and getattr(value, "dtype", None) != np.bool_:
             raise TypeError(
                 f"weight_decay_mask has {value!r} at {show(path)}: give a tree of booleans like the parameters, or a "
                 "function from parameters to one."

@@ -11,6 +11,7 @@ import optax
 
 from muon_optax._layouts.assigning.handed_on import check_matrices, matrices_of
 from muon_optax._layouts.assigning.resolve import Layouts
+from muon_optax._layouts.functions import check_function
 from muon_optax._layouts.layout import Layout
 from muon_optax._mesh.exchange import exchange
 from muon_optax._mesh.given import as_given, check_given, plan_in_sight
@@ -71,6 +72,8 @@ def orthogonalize(
             f"orthogonalizer={orthogonalizer!r} is not a function: pass one from matrices to matrices, such as "
             "muon_optax.newton_schulz() or muon_optax.polar_factor()."
         )
+    give = "Give a function from matrices to matrices, such as muon_optax.newton_schulz()."
+    check_function("orthogonalizer", orthogonalizer, "matrices", give)
 
     return orthogonalize_by(for_all(orthogonalizer), layouts=layouts, shardings=shardings)
 

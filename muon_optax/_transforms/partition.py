@@ -15,7 +15,12 @@ from muon_optax._layouts.assigning.resolve import LayoutMap, Layouts, resolve
 from muon_optax._layouts.paths import NamedLeaf, has_hidden, named_leaves, show
 from muon_optax._mesh.typed import relocate_like, typed_sharding
 from muon_optax._transforms.checks.arguments import check_transform
-from muon_optax._transforms.checks.updates import params_with_gradients, refuse_exchanged, refuse_untrainable
+from muon_optax._transforms.checks.updates import (
+    params_with_gradients,
+    refuse_exchanged,
+    refuse_nothing,
+    refuse_untrainable,
+)
 from muon_optax._transforms.state.kept import is_counter, parts_of
 from muon_optax._transforms.state.refusals import fit_state
 
@@ -47,7 +52,8 @@ def partition_by_layout(
             be trained (integers, booleans, keys, floats of eight bits and fewer); at ``update``, for such gradients,
             if the tree of the updates is not the one of ``init`` or of ``params``, or if the state keeps something
             else, as another optimizer's does. Messages name the path, or the argument that changed.
-        TypeError: At construction, for a value that is not a transform; at ``init``, for a leaf that is not an array.
+        TypeError: At construction, for a value that is not a transform; at ``init``, for ``None`` and for a leaf that
+            is not an array.
 
     Warns:
         UserWarning: At ``init``, as :func:`muon_optax.assign_layouts`.
@@ -84,6 +90,7 @@ def partition_with(
     fits: list[tuple[Any, Any]] = []
 
     def init(params: optax.Params) -> optax.OptState:
+        refuse_nothing(params)
         leaves = named_leaves(params)
         for leaf in leaves:
             refuse_untrainable(leaf, show(leaf.path))

@@ -11,7 +11,7 @@ from muon_optax._layouts.assigning.handed_on import check_matrices, matrices_of
 from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._orthogonalizers.precision import accumulation_dtype
-from muon_optax._transforms.scales import Scale, scale_factors, scale_function
+from muon_optax._transforms.scales import Scale, check_scale, scale_factors
 
 
 def scale_by_shape(variant: Scale = "moonlight", *, layouts: Layouts = None) -> optax.GradientTransformation:
@@ -52,7 +52,7 @@ def scale_by_shape(variant: Scale = "moonlight", *, layouts: Layouts = None) -> 
         >>> float(transform.update(updates, transform.init(updates))[0]["w"][0, 0])
         2.0
     """
-    scale_function(variant)
+    check_scale(variant)
     return scale_by_shape_of(lambda _: variant, layouts)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
+from muon_optax._layouts.functions import check_function
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import brief
 
@@ -43,6 +44,13 @@ def scale_function(scale: Scale) -> Callable[[int, int], float]:
             "(fan_in, fan_out) -> factor."
         )
     return _VARIANTS[scale]
+
+
+def check_scale(scale: Scale) -> None:
+    """Raises ValueError for a name that is not known, TypeError for a function of other arguments."""
+    scale_function(scale)
+    if callable(scale):
+        check_function("scale", scale, "fan_in, fan_out", "Give a function of both that returns a factor, or a name.")
 
 
 def scale_factors(scale: Scale, layout: Layout, shape: tuple[int, ...]) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 import muon_optax as mo
@@ -285,6 +286,10 @@ def test_a_picture_of_each_measurement_shows_its_history(measurement: str) -> No
     drawn = image.get_array()
     assert drawn.shape == (len(shown), len(steps))
     np.testing.assert_allclose(drawn.compressed(), values[shown][~np.ma.getmaskarray(drawn)], rtol=1e-6)
+    # A scale of factors has plain numbers, from the least to the most.
+    if isinstance(image.norm, LogNorm):
+        numbers = [float(label.get_text()) for label in image.colorbar.ax.get_yticklabels()]
+        np.testing.assert_allclose(numbers, np.geomspace(drawn.min(), drawn.max(), 5), rtol=5e-3)
     masked = values[shown][np.ma.getmaskarray(drawn)]
     assert (~np.isfinite(masked) | (masked == 0)).all()
     assert [label.get_text() for label in axes.get_xticklabels()] == [str(step) for step in steps]

@@ -32,9 +32,10 @@ def read_metrics(output: Path) -> dict[str, list[dict[str, str]]]:
 @pytest.fixture(scope="module", autouse=True)
 def settings_of_the_process() -> Iterator[None]:
     """A program sets them for good; here other tests follow."""
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     logging.disable(logging.NOTSET)
 
 
@@ -224,20 +225,21 @@ def test_stops_where_the_loss_is_not_finite(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.long
-def test_sigterm_ends_the_run_after_the_step(finished, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_ends_the_run_after_the_step(number, finished, tmp_path, capsys, monkeypatch):
     arguments = ["--preset", "tiny", "--optimizer", "adamw", "--output", str(tmp_path)]
     real = train_gpt.sample_batch
 
     def sample_batch(text, preset, seed, k):
         if k == 8:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         return real(text, preset, seed, k)
 
     monkeypatch.setattr(train_gpt, "sample_batch", sample_batch)
-    with pytest.raises(SystemExit, match="143"):
+    with pytest.raises(SystemExit, match=str(128 + number)):
         train_gpt.main(arguments)
     last_line = capsys.readouterr().out.splitlines()[-1]
-    assert last_line == "AdamW stopped by SIGTERM after step 8, all saved: --resume goes on"
+    assert last_line == f"AdamW stopped by {number.name} after step 8, all saved: --resume goes on"
     assert max(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir()) == 9
     assert train_gpt.main([*arguments, "--resume"]) == 0
     assert read_metrics(tmp_path)["adamw"] == read_metrics(finished[0])["adamw"]

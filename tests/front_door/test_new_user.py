@@ -61,6 +61,111 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "momentum as a text": (lambda: mo.muon(0.1, momentum="0.95"), TypeError, "momentum='0.95' is not a number"),
     "AdamW's rate as a text": (lambda: mo.muon(0.1, adamw_learning_rate="1e-3"), TypeError, "='1e-3' is not a number"),
     "factor as a text": (lambda: mo.Settings(learning_rate="2"), TypeError, "learning_rate='2' is not a number"),
+    "parameters that are None": (
+        lambda: OPTIMIZER.init(None),
+        TypeError,
+        "params is None, so there is nothing to train: call optimizer.init(params)",
+    ),
+    "a partition of None": (
+        lambda: mo.partition_by_layout(optax.sgd(0.1), optax.sgd(0.1)).init(None),
+        TypeError,
+        "params is None, so there is nothing to train",
+    ),
+    "schedule not called": (
+        lambda: mo.muon(optax.cosine_decay_schedule),
+        TypeError,
+        "learning_rate=cosine_decay_schedule can't be called with (step): missing a required argument: 'decay_steps'.",
+    ),
+    "recipe's schedule not called": (
+        lambda: recipes.muon_h(optax.linear_schedule, adamw_learning_rate=0.1),
+        TypeError,
+        "learning_rate=linear_schedule can't be called with (step)",
+    ),
+    "decay schedule not called": (
+        lambda: mo.add_cautious_decayed_weights(optax.linear_schedule),
+        TypeError,
+        "weight_decay=linear_schedule can't be called with (step)",
+    ),
+    "momentum schedule not called": (
+        lambda: mo.muon(0.1, momentum=optax.linear_schedule),
+        TypeError,
+        "decay=linear_schedule can't be called with (step)",
+    ),
+    "factor's schedule not called": (
+        lambda: mo.Settings(weight_decay=optax.linear_schedule),
+        TypeError,
+        "weight_decay=linear_schedule can't be called with (step)",
+    ),
+    "scale of one argument": (
+        lambda: mo.muon(0.1, scale=lambda fan_in: fan_in**0.5),
+        TypeError,
+        "scale=<lambda> can't be called with (fan_in, fan_out): too many positional arguments.",
+    ),
+    "scale of a group, of one argument": (
+        lambda: mo.Settings(scale=lambda fan_in: 1.0),
+        TypeError,
+        "scale=<lambda> can't be called with (fan_in, fan_out)",
+    ),
+    "orthogonalizer without an argument": (
+        lambda: mo.muon(0.1, orthogonalizer=lambda: mo.newton_schulz()),
+        TypeError,
+        "orthogonalizer=<lambda> can't be called with (matrices)",
+    ),
+    "layouts without an argument": (
+        lambda: mo.assign_layouts(PARAMS, lambda: {"kernel": "io"}),
+        TypeError,
+        "layouts=<lambda> can't be called with (params)",
+    ),
+    "layouts by path and leaf": (
+        lambda: mo.muon(0.1, layouts=lambda path, leaf: "io").init(PARAMS),
+        TypeError,
+        "layouts=<lambda> can't be called with (params): missing a required argument: 'leaf'. Give path globs",
+    ),
+    "mask by path and leaf": (
+        lambda: mo.muon(0.1, weight_decay_mask=lambda path, leaf: True),
+        TypeError,
+        "weight_decay_mask=<lambda> can't be called with (params): missing a required argument: 'leaf'.",
+    ),
+    "bound as a text": (
+        lambda: mo.polar_express(5, "1e-3"),
+        TypeError,
+        "lower_bound='1e-3' is not a number",
+    ),
+    "first step as a text": (
+        lambda: diagnostics.finite_or_raise(jax.jit(lambda x: x), first_step="4"),
+        TypeError,
+        "first_step='4' is not a whole number: give the step of the first call.",
+    ),
+    "grouped by a name": (
+        lambda: diagnostics.recorded(RECORDER.init(PARAMS)).last("growth", "layers"),
+        TypeError,
+        "grouped='layers' is not allowed: use True or False.",
+    ),
+    "scale of a summary": (
+        lambda: mo.summarize(PARAMS, scale=lambda fan_in: 1.0),
+        TypeError,
+        "scale=<lambda> can't be called with (fan_in, fan_out)",
+    ),
+    "shapes in place of a matrix": (
+        lambda: mo.newton_schulz()(jax.ShapeDtypeStruct((4, 6), jnp.float32)),
+        TypeError,
+        "An orthogonalizer takes one array of matrices (*batch, rows, cols); got ShapeDtypeStruct.",
+    ),
+    "rows of unequal length": (
+        lambda: mo.polar_factor()([[1.0, 2.0], [3.0]]),
+        TypeError,
+        "An orthogonalizer takes one array of matrices (*batch, rows, cols); got list.",
+    ),
+    "mask as a number": (
+        lambda: mo.muon(0.1, weight_decay_mask=5),
+        TypeError,
+        "weight_decay_mask=5 is not a tree of booleans like the parameters",
+    ),
+    "decay in the mask": (
+        lambda: mo.muon(0.1, weight_decay_mask={"kernel": 5, "bias": 0}),
+        TypeError,
+        "weight_decay_mask has 5 at 'kernel': give a tree of booleans",
+    ),
     "Nesterov as a text": (
         lambda: mo.muon(0.1, nesterov="false"),
         TypeError,

@@ -11,6 +11,7 @@ from muon_optax._layouts.assigning.dimension_numbers import DimensionTree, is_di
 from muon_optax._layouts.assigning.globs import matching, refuse_unmatched
 from muon_optax._layouts.assigning.rules import decide
 from muon_optax._layouts.decision import Decision, layouts_in
+from muon_optax._layouts.functions import check_function
 from muon_optax._layouts.layout import Layout, as_layout
 from muon_optax._layouts.paths import NamedLeaf, brief, hidden_paths, show
 
@@ -83,7 +84,10 @@ def _in_place_of_rules(layouts: Any, tree: Any, leaves: list[NamedLeaf]) -> dict
             f"layouts={brief(type(layouts))} holds arrays: give path globs or a function, as in layouts="
             "{'*/query/kernel': 'ibo'}. Those of a Flax model are muon_optax.flax.layouts_of(model)."
         )
-    given = layouts if is_dimension_tree(layouts) else layouts(tree)
+    given = layouts
+    if not is_dimension_tree(layouts):
+        check_function("layouts", layouts, "params", "Give path globs, or a function from parameters to layouts.")
+        given = layouts(tree)
     if is_dimension_tree(given):
         given = layouts_of_dimensions(given, leaves)
     if not isinstance(given, Mapping):

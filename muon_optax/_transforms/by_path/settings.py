@@ -6,9 +6,10 @@ from typing import Any
 
 import optax
 
+from muon_optax._layouts.functions import check_function
 from muon_optax._orthogonalizers.orthogonalizer import MatrixFunction
-from muon_optax._transforms.checks.arguments import check_number
-from muon_optax._transforms.scales import Scale, scale_function
+from muon_optax._transforms.checks.arguments import check_number, check_schedule
+from muon_optax._transforms.scales import Scale, check_scale
 
 # What only Muon has; AdamW's parameters have a rate and a decay.
 OF_MATRICES = ("momentum", "scale", "orthogonalizer")
@@ -49,17 +50,24 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "weight_decay"):
             factor = getattr(self, name)
-            if factor is not None and not callable(factor):
+            if callable(factor):
+                check_schedule(name, factor)
+            elif factor is not None:
                 check_number(name, factor, "give a factor >= 0 on the optimizer's own, or a schedule of factors", 0.0)
-        if self.momentum is not None and not callable(self.momentum):
+        if callable(self.momentum):
+            check_schedule("momentum", self.momentum)
+        elif self.momentum is not None:
             check_number("momentum", self.momentum, "use a number in [0, 1), such as 0.95, or a schedule", 0.0, 1.0)
         if self.scale is not None:
-            scale_function(self.scale)
+            check_scale(self.scale)
         if self.orthogonalizer is not None and not callable(self.orthogonalizer):
             raise TypeError(
                 f"orthogonalizer={self.orthogonalizer!r} is not a function: pass one from matrices to matrices, such "
                 "as muon_optax.newton_schulz(muon_optax.polar_express(8))."
             )
+        if self.orthogonalizer is not None:
+            give = "Give a function from matrices to matrices, such as muon_optax.newton_schulz()."
+            check_function("orthogonalizer", self.orthogonalizer, "matrices", give)
 
     @property
     def given(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from muon_optax._layouts.functions import check_function
 from muon_optax._layouts.paths import brief
 from muon_optax._orthogonalizers.checks import is_floating
 
@@ -31,12 +32,15 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_schedule(name: str, value: Any) -> None:
-    """Raises TypeError for what can be called and is no schedule: a model, which holds matrices."""
+    """Raises TypeError for what can be called and is no schedule: a model, or a factory that was not called."""
     if callable(value) and any(np.ndim(leaf) > 1 for leaf in jax.tree.leaves(value) if isinstance(leaf, jax.Array)):
         raise TypeError(
             f"{name}={brief(type(value))} holds matrices, so it is no schedule: give a number or a function of the "
             "step. Parameters go to optimizer.init(params)."
         )
+    if callable(value):
+        give = "Give a number or a function of the step, such as optax.cosine_decay_schedule(3e-4, 1000)."
+        check_function(name, value, "step", give)
 
 
 def check_rate(name: str, value: Any) -> None:

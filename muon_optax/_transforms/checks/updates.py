@@ -23,6 +23,15 @@ def refuse_untrainable(leaf: NamedLeaf, what: str) -> None:
         )
 
 
+def refuse_nothing(params: Any) -> None:
+    """Raises TypeError for ``None``, which JAX reads as a tree without leaves: the optimizer would train nothing."""
+    if params is None:
+        raise TypeError(
+            "params is None, so there is nothing to train: call optimizer.init(params) with the model's parameters. A "
+            "model that has none is an empty tree, such as {}."
+        )
+
+
 def refuse_exchanged(updates: Any, state: Any, params: Any) -> None:
     """Raises TypeError for a state where updates or parameters belong, and for shapes in place of arrays."""
     order = "call optimizer.update(gradients, state, params)."

@@ -13,7 +13,7 @@ from muon_optax._layouts.assigning.resolve import Layouts
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, show
 from muon_optax._orthogonalizers.precision import accumulation_dtype
-from muon_optax._transforms.checks.arguments import check_number
+from muon_optax._transforms.checks.arguments import check_rate
 from muon_optax._transforms.tools.blocks import (
     axes_of,
     frobenius_norm,
@@ -74,8 +74,7 @@ def scale_by_hyperball(
         >>> bool(jnp.allclose(jnp.linalg.norm(moved["w"]), jnp.linalg.norm(params["w"])))
         True
     """
-    if not callable(learning_rate):
-        check_number("learning_rate", learning_rate, "use a finite number >= 0, or a schedule", 0.0)
+    check_rate("learning_rate", learning_rate)
     return scale_by_hyperball_of(lambda _: learning_rate, layouts=layouts)
 
 
