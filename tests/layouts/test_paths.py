@@ -14,7 +14,7 @@ import trees
 from flax import nnx
 
 from muon_optax._layouts.path_patterns import natural_order, pattern
-from muon_optax._layouts.paths import has_hidden, hidden_paths, is_hidden, named_leaves, parameter_of, show
+from muon_optax._layouts.paths import brief, has_hidden, hidden_paths, is_hidden, named_leaves, parameter_of, show
 
 
 @jax.tree_util.register_dataclass
@@ -164,6 +164,16 @@ def test_a_subclass_of_a_layer_is_a_layer() -> None:
 def test_errors_show_a_path_or_say_that_there_is_none() -> None:
     assert show("a/b") == "'a/b'"
     assert "the tree is one leaf" in show("")
+
+
+@pytest.mark.parametrize("length, shown", [(9, "'xxxxxxx'"), (10, "'xxxxxxxx'"), (11, "'xxxxxx...")])
+def test_a_value_is_cut_where_it_is_longer_than_allowed(length: int, shown: str) -> None:
+    assert brief("x" * (length - 2), 10) == shown
+
+
+def test_a_function_is_shown_by_its_name_and_lines_as_one() -> None:
+    assert brief(named_leaves) == "named_leaves"
+    assert brief(np.eye(2)) == "array([[1., 0.], [0., 1.]])"
 
 
 @pytest.mark.parametrize("node, hidden", [(optax.MaskedNode(), True), (A, False), (None, False), ((), False)], ids=str)
