@@ -3,6 +3,7 @@
 from pathlib import Path
 
 DECISIONS = ("kinds", "evidence", "roles", "real_models::test_nothing_is_wrong_in_silence")
+WORK = "assign_layouts::test_ten_thousand_leaves_cost_ten_times_one_thousand"
 # For every file that a pattern matches, the test files that shall notice: first those that are fast or hit. A file
 # belongs to the first pattern that matches it.
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -29,10 +30,12 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "evidence": {
         "_layouts/evidence/*": DECISIONS,
-        "_layouts/assigning/rules": DECISIONS,
+        "_layouts/assigning/rules": (*DECISIONS, WORK),
     },
     "tree": {
         "_layouts/tree/layer_types": ("evidence", "labels_equinox", *DECISIONS),
+        "_layouts/tree/repeated_blocks": (*DECISIONS, WORK),
+        "_layouts/tree/vectors": ("decay_mask", *DECISIONS, "labels_equinox"),
         "_layouts/tree/*": DECISIONS,
         "_layouts/path*": ("paths", "kinds", "remedies"),
     },

@@ -351,7 +351,7 @@ class Products(nn.Module):
 FOLLOWED = {
     "bag of words": (Bag(), (jnp.ones((2, 5), jnp.int32),), {}, {"Dense_0/kernel"}),
     "products of the inputs": (Products(False), (jnp.ones((4, 6)),), {}, set()),
-    "products of the inputs and a layer": (Products(True), (jnp.ones((4, 6)),), {}, {"Dense_1/kernel"}),
+    "products of the inputs and a layer": (Products(True), (jnp.ones((4, 6)),), {}, {"Dense_0/kernel"}),
     "actor-critic": (ActorCritic(), (jnp.ones((2, 17)),), {}, {"Dense_3/kernel", "Dense_4/kernel"}),
     "residual": (Residual(), (jnp.ones((2, 5), jnp.int32),), {}, {"Dense_4/kernel"}),
     "classifier": (Classifier(), (jnp.ones((2, 8, 8, 3)),), {"train": True}, {"Dense_0/kernel"}),

@@ -1,6 +1,7 @@
 """What a plan says before a step runs: its figures against the compiled program, and what it is not for."""
 
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,37 @@ def test_stacks_are_counted():
     assert plan.flops == plan.ideal_flops == FLOAT32.flops(8, 16)
 
 
+def test_what_is_gathered_is_counted():
+    """The same where every device holds all: nothing comes, and each owner passes its matrix on to the other."""
+    plan = planned(mesh_of(data=2), {"a": (8, 16), "b": (8, 16)}, {}, FLOAT32)
+    matrix = 8 * 16 * 4
+    assert plan.peak_bytes == 2 * matrix + 3 * matrix  # gathered from both
+    assert plan.bytes == matrix
+    assert plan.collectives == {"all-gather": 1}
+
+
+@pytest.mark.parametrize(
+    "leaf, products, sent",
+    [
+        ("float32", "bfloat16", "bfloat16"),
+        ("float32", "float32", "float32"),
+        ("float32", "float16", "float32"),  # overflows
+        ("bfloat16", "float32", "bfloat16"),
+        ("bfloat16", "float16", "bfloat16"),
+        ("float16", "bfloat16", "float16"),  # as many bits
+        ("float32", None, "float32"),
+    ],
+)
+def test_what_travels_is_no_wider_than_needed_and_overflows_nowhere(leaf, products, sent):
+    def orthogonalizer(matrices):
+        return matrices
+
+    orthogonalizer.dtype, orthogonalizer.flops = products and jnp.dtype(products), FLOAT32.flops
+    params = {"a": jax.ShapeDtypeStruct((8, 16), leaf)}
+    plan = mo.plan(params, shardings(mesh_of(data=2), {"a": P("data")}), orthogonalizer=orthogonalizer)
+    assert [leaf.dtype for leaf in plan.leaves] == [sent]
+
+
 def test_a_matrix_too_few_is_seen_in_the_ratio():
     """Nine matrices on eight devices, or one: somebody waits."""
     nine = {str(number): (8, 16) for number in range(9)}
@@ -136,6 +168,22 @@ def test_a_plan_is_printed_for_people():
         "travel: 0.08192 MB sent by a device, 4 all-to-all, 1 all-gather, 1 batch",
         "memory: 0.1802 MB of stacks on a device at once",
     ]
+
+
+@pytest.mark.parametrize(
+    "device, host, line",
+    [
+        (1_234_567, 0, "state: 1.235 MB on a device"),
+        (1_234_567_890, 400, "state: 1,235 MB on a device"),  # counters
+        (8, 600, "state: 0 MB on a device, 0.001 MB in host memory"),
+    ],
+)
+def test_a_state_is_printed_by_memory(device, host, line):
+    plan = planned(mesh_of(data=2), {"a": (8, 16)}, {}, FLOAT32)
+    told = replace(plan, state_bytes=Counter(device=device, pinned_host=host), batches=plan.batches * 2)
+    assert str(told).splitlines()[-1] == line
+    assert "2 all-gather, 2 batches" in str(told)
+    assert "state" not in str(plan)
 
 
 def test_a_mesh_without_axes_or_matrices_has_nothing_to_do():

@@ -10,7 +10,7 @@ from meshes import AUTO, EXPLICIT, mesh_of
 
 from muon_optax._mesh.dims import count, dims_of, local_shape, padded_shape, spec_of
 from muon_optax._mesh.placement import given_placement, spread
-from muon_optax._mesh.typed import inside_shard_map, typed_sharding
+from muon_optax._mesh.typed import inside_shard_map, relocate, typed_sharding
 
 SIZES = {"data": 4, "one": 1, "model": 2}
 MESH = AbstractMesh(tuple(SIZES.values()), tuple(SIZES), axis_types=(AxisType.Auto,) * 3)
@@ -148,6 +148,16 @@ def test_only_types_of_explicit_axes_are_believed():
     assert seen_inside_jit(jax.device_put(jnp.ones((8, 4)), NamedSharding(mixed, spec))) is None
 
 
+@pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=["Auto", "Explicit"])
+def test_only_arrays_of_explicit_axes_that_lie_elsewhere_are_moved(kind):
+    here, elsewhere = (NamedSharding(mesh_of(kind, data=4), spec) for spec in (P("data", None), P(None, "data")))
+    array = jax.device_put(jnp.ones((8, 4)), here)
+    assert relocate(array, here) is array
+    moved = relocate(array, elsewhere)
+    assert (moved is array) == (kind == AUTO)
+    assert moved.sharding.spec == (here if kind == AUTO else elsewhere).spec
+
+
 def test_code_knows_that_it_is_inside_shard_map():
     mesh, seen = mesh_of(data=2), []
 
@@ -179,6 +189,8 @@ def test_code_knows_that_it_is_inside_shard_map():
         (P(), (6, 6), "data", "io", P(None, None)),
         (P("data"), (8, 8), "data", "io", P("data", None)),
         (P(), (8, 8), "one", "io", P(None, None)),
+        (P(), (8, 1), "data", "io", P("data", None)),
+        (P(), (0, 8), "data", "io", P(None, None)),
     ],
     ids=str,
 )
