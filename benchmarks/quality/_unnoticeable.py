@@ -92,6 +92,14 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
             "Only a zero matrix has an exponent below 2, and stays zero: tiny ones are lifted first."
         ),
     },
+    "_transforms/family/cautious_decay": {
+        "agree = jnp.sign(update) / jnp.sign(weight).astype(update.dtype) >= 0": (
+            "Only at a weight of zero, of which any decay is zero."
+        ),
+    },
+    "_transforms/momenta/quantized_trace": {
+        "low, high = (pairs[..., 0], pairs[..., 1] if pairs.shape[-1] == 2 else 0)": "The last of two is the second.",
+    },
     "_transforms/scale_by_shape": {
         "outputs = [-2 if letter == 'o' else 1 for letter in layout.axes]": "NumPy takes any negative size so.",
     },
