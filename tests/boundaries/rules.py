@@ -74,6 +74,9 @@ RULES = {
         # two axes
         n/scale 48 -
         a/q_einsum/kernel 48x8 io
+        # three in front, under a name without a role
+        n/scale 16 -
+        a/x_einsum/kernel 3x4x16x8 boio
     """,
     "biases": """
         # three axes of PyTorch's name, and a bias as long as the last
@@ -98,6 +101,10 @@ RULES = {
         # two blocks on a diagonal that read one feature each
         a/kernel 2x1x8 -
         a/bias 16 -
+        # three blocks of six features each, of which no other layer knows
+        n/scale 6 -
+        a/kernel 3x6x2 bio
+        a/bias 3x2 -
     """,
     "blocks of features": """
         # a projection
@@ -316,6 +323,14 @@ RULES = {
         l/experts/w 4x8x64x16 bbio
         l/router/w 4x64x8 bio
         l/decay_w 4x64 -
+        # as many experts as rows
+        n/scale 16 -
+        experts/w 4x4x16 bio
+        router/w 16x4 io
+        # as many rows, without a name
+        n/scale 16 -
+        mix/w 4x4x16 ~bio
+        router/w 16x4 ~io
     """,
     "experts by name": """
         # the width is the input
@@ -355,6 +370,16 @@ RULES = {
         m/up 4x16x24 bio
         m/up_bias 4x24 -
         m/experts/mix 4x24x16 ~bio
+        # a sibling's bias shows outputs first, beside a norm
+        ln/weight 16 -
+        q/weight 16x16 ~oi
+        experts/up 4x24x16 boi
+        experts/up_bias 4x24 -
+        experts/mix 4x24x16 ~boi
+        # beside a bias of attention, without a norm
+        q_proj/weight 24x16 ~oi
+        q_proj/bias 24 -
+        experts/fc1/weight 4x24x16 ~boi
     """,
     "gated halves": """
         # by name

@@ -195,6 +195,17 @@ TREES = {
         conv/kernel 9x9x9x12x16 iiiio
         c/kernel 64x9 ~-
         d/kernel 64x12 io
+        # kernels of one width beside a weight of PyTorch's name
+        a/x/weight 12x16 ~oi
+        a/k1/kernel 20x16 io
+        a/k2/kernel 30x16 io
+        a/k3/kernel 40x16 io
+        z/kernel 12x20 io
+        # experts of layers take by any axis
+        n/scale 32 -
+        layers/experts/w 3x12x32x16 ~bbio
+        layers/ln/scale 3x32 -
+        c/kernel 64x12 io
     """,
     "heads and tables": """
         # in a scope called head
@@ -283,6 +294,14 @@ TREES = {
         # a hidden layer in a head, outputs first
         head/a/weight 24x16 ~oi
         head/b/weight 5x24 -
+        # three axes with a bias, which a head reads
+        a_head/kernel 3x8x12 ~iio
+        a_head/bias 12 -
+        b_head/kernel 12x5 -
+        # the same, which a layer reads
+        a_head/kernel 3x8x12 ~-
+        a_head/bias 12 -
+        b/kernel 12x24 ~io
     """,
     "biases and norms": """
         # a bias of as many axes as its weight
@@ -347,6 +366,10 @@ TREES = {
         # a bias beside an array of no weight's name
         a/mystery 4x8x7 ?
         a/bias 7 -
+        # the bias of a recurrent kernel
+        n/scale 8 -
+        a/recurrent_kernel 5x8x16 iio
+        a/bias 16 -
     """,
     "pairs": """
         # a weight and a bias
@@ -711,6 +734,16 @@ TREES = {
         p/0/weight 3x4 ~-
         p/1/weight 4x5 ~oi
         p/2/weight 6x7 ~oi
+        # a role and a width speak, a role alone does not
+        ln/weight 16 -
+        q/weight 16x24 ~io
+        up/weight 7x9 ~oi
+        gate/weight 7x9 ~oi
+        # two roles against one
+        ln/weight 16 -
+        q/weight 16x24 oi
+        v/weight 24x16 oi
+        k/weight 24x16 oi
     """,
     "first convolutions": """
         # a second takes its channels
@@ -768,6 +801,11 @@ TREES = {
         # in blocks of blocks
         s/0/b/1/c/3/weight 8x1x5 ~-
         s/1/b/1/c/3/weight 8x1x5 ~-
+        # the first of the second block, by name
+        b/0/conv_0/weight 8x1x5 oii
+        b/0/conv_1/weight 16x8x5 oii
+        b/1/conv_0/weight 8x1x5 ~-
+        b/1/conv_1/weight 16x8x5 oii
     """,
     "windows behind": """
         # the largest
