@@ -528,6 +528,7 @@ def test_what_is_no_matrix_says_why():
         gate 8 -
         temperature 1 -
         model/embed/a/table 100x8 -
+        embed/a/b/c/pos_table 50x8 -
         model/tok_embeddings/weight 100x8 -
         model/lm_head/kernel 8x90 -"""
     tree = tree_of(rows(text)) | {"scalar": jnp.ones(()), "count": jax.ShapeDtypeStruct((4, 5), jnp.int32)}
@@ -537,6 +538,7 @@ def test_what_is_no_matrix_says_why():
         "gate": "vector",
         "temperature": "vector",
         "model/embed/a/table": "embedding: embed",
+        "embed/a/b/c/pos_table": "embedding: pos_table",
         "model/tok_embeddings/weight": "embedding: tok_embeddings",
         "model/lm_head/kernel": "head: lm_head",
         "scalar": "scalar",

@@ -15,6 +15,7 @@ from meshes import AUTO, EXPLICIT, FLOAT32, LAYOUTS, ONE_STEP, SHAPES, mesh_of, 
 import muon_optax as mo
 from benchmarks.shared.hlo_collectives import collectives
 from benchmarks.shared.hlo_products import product_flops
+from muon_optax._mesh import checks
 
 BFLOAT16 = mo.newton_schulz()
 
@@ -316,6 +317,32 @@ REFUSALS = {
 def test_what_does_not_fit_is_refused_with_its_path_and_mesh(do, message):
     with pytest.raises(ValueError, match=message):
         do()
+
+
+@pytest.mark.parametrize(
+    "planned, needed, fits",
+    [
+        ("float32", "float32", True),
+        ("float32", "bfloat16", True),
+        ("float32", "float16", True),
+        ("bfloat16", "float32", False),
+        ("bfloat16", "float16", False),  # fewer digits
+        ("float16", "bfloat16", False),  # a smaller range
+    ],
+)
+def test_a_plan_is_refused_that_rounds_or_overflows(planned, needed, fits):
+    uses = ({"a": checks.Use((8, 16), mo.Layout("io"), dtype)} for dtype in (planned, needed))
+    if fits:
+        checks.refuse_other_uses(mesh_of(data=2), *uses)
+    else:
+        with pytest.raises(ValueError, match=f"it sends 'a' in {planned}, and here it needs {needed}"):
+            checks.refuse_other_uses(mesh_of(data=2), *uses)
+
+
+@pytest.mark.parametrize("has, message", [("dtype", "has no flops"), ("flops", "has no dtype")])
+def test_a_warning_names_what_an_orthogonalizer_lacks(has, message):
+    with pytest.warns(mo.MuonWarning, match=rf"{message}\. Without"):
+        checks.warn_of_silence(type("Orthogonalizer", (), {has: None})())
 
 
 def test_a_plan_of_wider_parameters_will_do():
