@@ -22,6 +22,9 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
             "Stands for no inputs: no other side is as short."
         ),
     },
+    "_layouts/paths": {
+        "if child is not node or _starts_scope(type(child)):": "A leaf by itself has the same path: only slower.",
+    },
     "_layouts/tree/layer_stacks": {"UNSTACKED = LayerStack(1, ())": "No axis may begin anywhere."},
     "_layouts/tree/repeated_blocks": {
         "KEPT = 7": "One more than is needed.",

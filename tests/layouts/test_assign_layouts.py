@@ -111,6 +111,7 @@ def test_a_function_replaces_the_rules():
         ),
         (lambda tree: {"typo": None}, ValueError, "'typo', which matches no parameter"),
         (lambda tree: None, TypeError, "must return a mapping from path to layout; got NoneType"),
+        (eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0)), TypeError, "layouts=MLP holds arrays: give path globs or a"),
     ],
 )
 def test_what_does_not_fit_is_refused(layouts: Any, kind: type[Exception], message: str):
