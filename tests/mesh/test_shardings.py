@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from meshes import AUTO, EXPLICIT, mesh_of
 
-from muon_optax._mesh.dims import count, dims_of, local_shape, padded_shape, spec_of
+from muon_optax._mesh.dims import count, dims_of, local_shape, padded_shape, short_spec_of, spec_of
 from muon_optax._mesh.placement import given_placement, spread
 from muon_optax._mesh.typed import inside_shard_map, relocate, typed_sharding
 
@@ -36,6 +36,21 @@ def test_dims_name_the_mesh_axes_that_divide(spec, ndim, dims):
 def test_a_spec_of_dims_gives_them_back(dims):
     assert dims_of("w", NamedSharding(MESH, spec_of(dims)), len(dims)) == dims
     assert len(spec_of(dims)) == len(dims)
+
+
+@pytest.mark.parametrize(
+    "dims, spec",
+    [
+        ((), P()),
+        (((), ()), P()),
+        ((("data",), ()), P("data")),
+        (((), ("data",)), P(None, "data")),
+        (((), ("model", "data"), ()), P(None, ("model", "data"))),
+    ],
+    ids=str,
+)
+def test_a_short_spec_ends_with_the_last_axis_that_is_divided(dims, spec):
+    assert tuple(short_spec_of(dims)) == tuple(spec)
 
 
 def test_local_and_padded_shapes():
