@@ -370,6 +370,26 @@ RULES = {
         m/up 4x16x24 bio
         m/up_bias 4x24 -
         m/experts/mix 4x24x16 ~bio
+        # a sibling's bias shows inputs first where no stack fits all
+        ln/weight 16 -
+        q/weight 16x16 ~oi
+        experts/up 4x16x24 bio
+        experts/up_bias 4x24 -
+        experts/mix 4x24x16 ~bio
+        experts/sink_w 3x5x7 ~bio
+        # a sibling's bias shows outputs first where no stack fits all
+        ln/weight 16 -
+        q/weight 16x16 ~oi
+        experts/up 4x24x16 boi
+        experts/up_bias 4x24 -
+        experts/mix 4x24x16 ~boi
+        experts/sink_w 3x5x7 ~boi
+        # a sibling of two axes has a bias
+        ln/weight 16 -
+        q/weight 16x16 ~oi
+        experts/lin 16x24 io
+        experts/lin_bias 24 -
+        experts/mix 4x24x16 ~boi
         # a sibling's bias shows outputs first, beside a norm
         ln/weight 16 -
         q/weight 16x16 ~oi

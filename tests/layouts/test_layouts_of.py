@@ -348,7 +348,16 @@ class Products(nn.Module):
         return nn.Dense(10)(similar * nn.Dense(len(x))(x) if self.layer else similar)
 
 
+class WithoutBiases(nn.Module):
+    """Two layers, and nothing else that has parameters."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(5, use_bias=False, name="b")(nn.tanh(nn.Dense(8, use_bias=False, name="a")(x)))
+
+
 FOLLOWED = {
+    "without biases": (WithoutBiases(), (jnp.ones((2, 7)),), {}, {"b/kernel"}),
     "bag of words": (Bag(), (jnp.ones((2, 5), jnp.int32),), {}, {"Dense_0/kernel"}),
     "products of the inputs": (Products(False), (jnp.ones((4, 6)),), {}, set()),
     "products of the inputs and a layer": (Products(True), (jnp.ones((4, 6)),), {}, {"Dense_0/kernel"}),

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -85,6 +86,24 @@ def test_leaves_are_in_the_order_of_jax(kind: str) -> None:
     leaves = jax.tree.leaves(tree)
     assert len(leaves) == len(named_leaves(tree))
     assert all(leaf.value is other for leaf, other in zip(named_leaves(tree), leaves, strict=True))
+
+
+@pytest.mark.parametrize("name", ["Variable", "AxisMetadata", "NamedArray", "FlatState", "Module", "MaskedNode"])
+def test_classes_of_other_packages_are_plain_nodes_whatever_their_names(name: str) -> None:
+    kind = jax.tree_util.register_dataclass(dataclasses.make_dataclass(name, ["value", "bias"]))
+    leaves = named_leaves({"w": kind(A, B)})
+    assert [leaf.path for leaf in leaves] == ["w/value", "w/bias"]
+    assert {(leaf.owner, leaf.classes, leaf.axes) for leaf in leaves} == {(None, (), ())}
+    assert not is_hidden(kind(A, B))
+
+
+def test_a_box_has_a_name_of_flax_and_other_classes_of_flax_are_nodes() -> None:
+    @flax.struct.dataclass
+    class Struct:
+        value: Any
+
+    assert [leaf.path for leaf in named_leaves({"w": Struct(A)})] == ["w/value"]
+    assert [leaf.path for leaf in named_leaves({"w": nnx.State({"value": A})})] == ["w/value"]
 
 
 def test_nnx_optimizers_two_trees_have_the_same_paths() -> None:

@@ -83,9 +83,10 @@ def split_fused(
                 apart[leaf.path] = _split(leaf, layout, given[glob])
             elif layout is not None and layout.split is None and layout.axes.count("o") == 1:
                 apart[leaf.path] = Layout(layout.axes, _told(leaf, layout, leaves, found))
-        if used < given.keys():
+        unused = given.keys() - used
+        if unused:
             # Refuses a glob that matches nothing, unless its leaves are out of sight.
-            assign_layouts(params, dict.fromkeys(given.keys() - used))
+            assign_layouts(params, dict.fromkeys(unused))
         return found | apart
 
     return split
