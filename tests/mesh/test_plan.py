@@ -145,8 +145,9 @@ def test_a_matrix_too_few_is_seen_in_the_ratio():
     assert planned(mesh_of(data=8), {"a": (8, 16)}, {}, FLOAT32).flops_over_ideal == pytest.approx(8)
 
 
-def test_costs_are_guessed_for_a_function_that_does_not_say():
-    shapes = {"wide": (8, 64), "square": (8, 8)}
+@pytest.mark.parametrize("shape", [(8, 64), (64, 8)], ids=["wide", "tall"])
+def test_costs_are_guessed_for_a_function_that_does_not_say(shape):
+    shapes = {"other": shape, "square": (8, 8)}
     with pytest.warns(UserWarning, match=r"has no dtype and no flops.*Pass muon_optax.newton_schulz\(\) itself, or a"):
         plan = planned(mesh_of(data=2), shapes, {}, lambda matrices: matrices)
     # Five steps of three products, as Newton-Schulz would do.
