@@ -52,6 +52,9 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
             "As many parts as devices: the axis that a collective takes out is the one that it puts in."
         ),
     },
+    "_mesh/owners": {
+        "idlest = idlest or np.argsort(own.round(7), kind='stable').tolist()": "FLOPs differ by more.",
+    },
     "_orthogonalizers/coefficients": {
         "for _ in range(101):": LAST_BIT,
         "below, above = (below, middle) if _value(step, middle) > start else (middle, above)": (

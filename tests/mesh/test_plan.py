@@ -138,6 +138,12 @@ def test_what_travels_is_no_wider_than_needed_and_overflows_nowhere(leaf, produc
     assert [leaf.dtype for leaf in plan.leaves] == [sent]
 
 
+def test_a_stack_of_one_layer_comes_as_its_momentum_lies():
+    plan = planned(mesh_of(data=4), {"a": (1, 8, 16)}, {}, FLOAT32, {"a": "bio"}, over="data")
+    assert [(leaf.there, leaf.back) for leaf in plan.leaves] == [(((), (), ("data",)), ((), (), ()))]
+    assert plan.collectives == {"all-to-all": 1, "all-gather": 1}
+
+
 def test_a_matrix_too_few_is_seen_in_the_ratio():
     """Nine matrices on eight devices, or one: somebody waits."""
     nine = {str(number): (8, 16) for number in range(9)}
