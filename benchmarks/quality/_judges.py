@@ -3,6 +3,7 @@
 from pathlib import Path
 
 DECISIONS = ("kinds", "evidence", "roles", "real_models::test_nothing_is_wrong_in_silence")
+WORK = "assign_layouts::test_ten_thousand_leaves_cost_ten_times_one_thousand"
 # For every file that a pattern matches, the test files that shall notice: first those that are fast or hit. A file
 # belongs to the first pattern that matches it.
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -29,10 +30,12 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "evidence": {
         "_layouts/evidence/*": DECISIONS,
-        "_layouts/assigning/rules": DECISIONS,
+        "_layouts/assigning/rules": (*DECISIONS, WORK),
     },
     "tree": {
         "_layouts/tree/layer_types": ("evidence", "labels_equinox", *DECISIONS),
+        "_layouts/tree/repeated_blocks": (*DECISIONS, WORK),
+        "_layouts/tree/vectors": ("decay_mask", *DECISIONS, "labels_equinox"),
         "_layouts/tree/*": DECISIONS,
         "_layouts/path*": ("paths", "kinds", "remedies"),
     },
@@ -55,21 +58,21 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "_transforms/state/*": ("golden_states", "from_others", "settings"),
     },
     "transforms": {
-        "_transforms/by_path/*": ("by_path",),
+        "_transforms/by_path/*": ("checks", "by_path"),
         "_transforms/checks/keywords": ("other_keywords",),
         "_transforms/checks/updates": ("refusals", "hostile_inputs"),
         "_transforms/hold_idle*": ("settings", "freezing"),
         "_transforms/heads": ("recipes", "refusals", "hostile_recipes"),
-        "_transforms/*": ("muon", "refusals", "golden_states"),
-        "_transforms/checks/*": ("clipping", "refusals"),
+        "_transforms/*": ("checks", "muon", "refusals", "golden_states"),
+        "_transforms/checks/*": ("checks", "clipping", "refusals"),
     },
     "family": {
         "_transforms/family/clip_qk": ("clip_qk", "family"),
         "_transforms/family/block_periodic": ("block_periodic",),
-        "_transforms/family/*": ("family", "refusals"),
-        "_transforms/momenta/quantized_trace": ("quantized_trace",),
+        "_transforms/family/*": ("checks", "family", "refusals"),
+        "_transforms/momenta/quantized_trace": ("checks", "quantized_trace"),
         "_transforms/momenta/offload_to_host": ("offload_to_host",),
-        "_transforms/momenta/*": ("momentum", "family"),
+        "_transforms/momenta/*": ("checks", "momentum", "family"),
         "_transforms/tools/*": ("clip_qk", "block_periodic", "family"),
         "recipes": ("recipes", "family", "refusals"),
     },

@@ -14,11 +14,46 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
     "_layouts/evidence/attention": {
         "if width is None and width not in core:": "A width that is no size of the kernel is asked for in vain below.",
     },
+    "_layouts/evidence/convolutions": {
+        "square = len(core) > 3 and len(set(window)) == 1 and (window[1] <= LARGEST_WINDOW)": "They are equal.",
+    },
+    "_layouts/evidence/edges": {
+        "fan_in, fan_out = (1, shape[-1]) if layout is None else (layout.fan_in(shape), layout.fan_out(shape))": (
+            "Stands for no inputs: no other side is as short."
+        ),
+    },
+    "_layouts/paths": {
+        "if child is not node or _starts_scope(type(child)):": "A leaf by itself has the same path: only slower.",
+    },
+    "_layouts/tree/layer_stacks": {"UNSTACKED = LayerStack(1, ())": "No axis may begin anywhere."},
+    "_layouts/tree/repeated_blocks": {
+        "KEPT = 7": "One more than is needed.",
+        "for leaf, other in zip(blocks[block], blocks[group[KEPT - 2]], strict=True):": (
+            "Blocks in the middle are decided alike."
+        ),
+    },
+    "_layouts/tree/scope": {
+        "longest = {start: max((s for s in found if s.start != start), key=lambda s: len(s.sizes), default=None) "
+        "for start in (0, 1)}": "Both are kept: only their order is another.",
+    },
+    "_layouts/tree/tree": {
+        "votes[sides[0] == (role == 'reads')] += 2": "All votes count as much.",
+        "return first == own and any((len(shape) == len(leaf.shape) and shape[inputs] == leaf.shape[outputs] >= 1 < "
+        "math.prod(shape[window]) for _, shape in later))": "A kernel with one output is no matrix anyway.",
+    },
     "_layouts/tree/windows": {
         "return len(window) > 1 and len(set(window)) == 1 and (1 < window[1] <= LARGEST_WINDOW) and "
         "(window[0] < min(shape[:2]))": "All sizes of the window are equal.",
         "return len(window) > 1 and len(set(window)) == 1 and (1 < window[0] <= LARGEST_WINDOW) and "
         "(window[1] < min(shape[:2]))": "All sizes of the window are equal.",
+    },
+    "_mesh/exchange": {
+        "made = jax.lax.all_to_all(made, way.divided, 0, 0, tiled=False)": (
+            "As many parts as devices: the axis that a collective takes out is the one that it puts in."
+        ),
+    },
+    "_mesh/owners": {
+        "idlest = idlest or np.argsort(own.round(7), kind='stable').tolist()": "FLOPs differ by more.",
     },
     "_orthogonalizers/coefficients": {
         "for _ in range(101):": LAST_BIT,
@@ -62,6 +97,14 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
         "reciprocal = _number(254 - jnp.clip(exponent, 2, 253) << 23)": (
             "Only a zero matrix has an exponent below 2, and stays zero: tiny ones are lifted first."
         ),
+    },
+    "_transforms/family/cautious_decay": {
+        "agree = jnp.sign(update) / jnp.sign(weight).astype(update.dtype) >= 0": (
+            "Only at a weight of zero, of which any decay is zero."
+        ),
+    },
+    "_transforms/momenta/quantized_trace": {
+        "low, high = (pairs[..., 0], pairs[..., 1] if pairs.shape[-1] == 2 else 0)": "The last of two is the second.",
     },
     "_transforms/scale_by_shape": {
         "outputs = [-2 if letter == 'o' else 1 for letter in layout.axes]": "NumPy takes any negative size so.",

@@ -74,6 +74,9 @@ RULES = {
         # two axes
         n/scale 48 -
         a/q_einsum/kernel 48x8 io
+        # three in front, under a name without a role
+        n/scale 16 -
+        a/x_einsum/kernel 3x4x16x8 boio
     """,
     "biases": """
         # three axes of PyTorch's name, and a bias as long as the last
@@ -89,6 +92,19 @@ RULES = {
         # the same without a norm
         weight/0 4x8x64 ~ooi
         bias/0 4x8 -
+        # experts of two axes, outputs first, each with a bias
+        p_weight 4x6x8 boi
+        p_bias 4x6 -
+        # two blocks on a diagonal, whose outputs lie one after another
+        a/kernel 2x6x8 bio
+        a/bias 16 -
+        # two blocks on a diagonal that read one feature each
+        a/kernel 2x1x8 -
+        a/bias 16 -
+        # three blocks of six features each, of which no other layer knows
+        n/scale 6 -
+        a/kernel 3x6x2 bio
+        a/bias 3x2 -
     """,
     "blocks of features": """
         # a projection
@@ -123,6 +139,12 @@ RULES = {
         proj/mixing 4x6x8 ?
         a/kernel 24x10 io
         b/kernel 32x10 io
+        # two blocks, and no other size
+        n/scale 12 -
+        proj/kernel 2x6x6 ~bio
+        # the sizes are three scopes out
+        n/scale 12 -
+        a/b/proj/kernel 2x6x6 ?
     """,
     "convolutions": """
         # a window of eight for each channel
@@ -206,6 +228,37 @@ RULES = {
         # two input channels, under a name that says nothing
         a/kernel 9x2x128 iio
         a/bias 128 -
+        # an even window on five channels
+        up/conv/weight 8x5x4x4 ~oiii
+        # an even window on four channels
+        up/conv/weight 8x4x4x4 oiii
+        # a window with one even side
+        conv/weight 8x16x4x3 oiii
+        # a window in time and space, outputs first
+        a/weight 8x16x3x5x5 oiiii
+        # a window that is not a cube
+        a/kernel 3x3x5x4x16 ?
+        # a window in attention, of no projection
+        attn/mix/kernel 3x3x4x16 iiio
+        # a window under a projection's name
+        out/kernel 3x3x4x16 iiio
+        # a window of two steps for each channel
+        conv/kernel 2x1x16 -
+        # a window along the third axis for each channel
+        conv/kernel 1x1x3x1x16 -
+        # the same with a bias and without a name
+        a/kernel 1x1x3x1x8 ~-
+        a/bias 8 -
+        # a transposed one's name four components up
+        deconv/a/conv/w 3x3x8x16 iiio
+        # a transposed one's name three components up
+        a/deconv/conv/w 3x3x8x16 iioi
+        # depthwise by its module, in groups
+        dw_conv/kernel 3x3x4x8 -
+        # perhaps depthwise, along the third axis
+        dw/kernel 1x1x3x1x8 -
+        # one that is named as PyTorch does and has its window in front
+        a/weight 1x1x256x3 ?
     """,
     "routers": """
         # of PyTorch's order
@@ -262,6 +315,22 @@ RULES = {
         # four scopes out
         a/router/kernel 6x4 io
         a/b/c/d/moe/kernel 4x6x12 bio
+        # no experts by name, and a router three scopes out
+        a/b/mix/w 4x16x8 ?
+        router/w 16x4 ~io
+        # beside a vector of each layer
+        l/norm/scale 4x64 -
+        l/experts/w 4x8x64x16 bbio
+        l/router/w 4x64x8 bio
+        l/decay_w 4x64 -
+        # as many experts as rows
+        n/scale 16 -
+        experts/w 4x4x16 bio
+        router/w 16x4 io
+        # as many rows, without a name
+        n/scale 16 -
+        mix/w 4x4x16 ~bio
+        router/w 16x4 ~io
     """,
     "experts by name": """
         # the width is the input
@@ -288,6 +357,49 @@ RULES = {
         moe/shared/kernel 4x6x8 ?
         # PyTorch's
         experts/fc/weight 4x12x6 ~boi
+        # an array without a role beside weights of PyTorch's name
+        q/weight 16x16 ~oi
+        mlp/experts/mix 4x8x16 ~boi
+        # its bias shows that outputs are first
+        q/weight 16x16 ~oi
+        experts/up 4x24x16 ~boi
+        experts/up_bias 4x24 -
+        experts/mix 4x24x16 ~boi
+        # biases of another scope
+        q/weight 16x16 ~oi
+        m/up 4x16x24 bio
+        m/up_bias 4x24 -
+        m/experts/mix 4x24x16 ~bio
+        # a sibling's bias shows inputs first where no stack fits all
+        ln/weight 16 -
+        q/weight 16x16 ~oi
+        experts/up 4x16x24 bio
+        experts/up_bias 4x24 -
+        experts/mix 4x24x16 ~bio
+        experts/sink_w 3x5x7 ~bio
+        # a sibling's bias shows outputs first where no stack fits all
+        ln/weight 16 -
+        q/weight 16x16 ~oi
+        experts/up 4x24x16 boi
+        experts/up_bias 4x24 -
+        experts/mix 4x24x16 ~boi
+        experts/sink_w 3x5x7 ~boi
+        # a sibling of two axes has a bias
+        ln/weight 16 -
+        q/weight 16x16 ~oi
+        experts/lin 16x24 io
+        experts/lin_bias 24 -
+        experts/mix 4x24x16 ~boi
+        # a sibling's bias shows outputs first, beside a norm
+        ln/weight 16 -
+        q/weight 16x16 ~oi
+        experts/up 4x24x16 boi
+        experts/up_bias 4x24 -
+        experts/mix 4x24x16 ~boi
+        # beside a bias of attention, without a norm
+        q_proj/weight 24x16 ~oi
+        q_proj/bias 24 -
+        experts/fc1/weight 4x24x16 ~boi
     """,
     "gated halves": """
         # by name
@@ -430,6 +542,26 @@ RULES = {
         n/scale 6 -
         a/kernel 6x6 ~io
         a/mystery 8x6 ?
+        # anybody's weights beside a norm
+        n/scale 8 -
+        fc1_weight 16x8 ~oi
+        fc2_weight 8x16 ~oi
+        # fused queries, keys and values of PyTorch beside anybody's weight
+        n/scale 16 -
+        in_proj_weight 48x16 oi split 16+16+16
+        out_weight 16x16 ~oi
+        # a sibling's bias two scopes out
+        a/b/x/kernel 10x12 ~oi
+        a/y/kernel 16x24 ~oi
+        a/y/bias 16 -
+        z/scale 5 -
+        # a sibling's bias four scopes out
+        a/b/c/d/x/kernel 10x12 ~io
+        a/y/kernel 16x24 ~oi
+        a/y/bias 16 -
+        # a number and a name for arrays
+        0 4x8 ~io
+        a 8 -
     """,
     "cells": """
         # three gates
@@ -532,5 +664,25 @@ RULES = {
         # from another number of inputs
         n/scale 16 -
         a/wkv_b/kernel 6x2x8 ?
+        # an output that begins with the width, beside a query one scope out
+        n/scale 16 -
+        attn/query/kernel 16x2x12 ioo
+        attn/b/out/kernel 16x2x12 ?
+        # a window on many channels
+        n/scale 16 -
+        a/kernel 3x5x64x16 iiio
+        # from a compressed rank with its norm one scope out
+        n/scale 16 -
+        a/kv_norm/scale 6 -
+        a/b/wkv_b/kernel 6x2x8 ~ioo
+        # from a compressed rank with its norm four scopes out
+        n/scale 16 -
+        x/kv_norm/scale 6 -
+        x/a/b/c/wkv_b/kernel 6x2x8 ?
+        # experts of two axes, of which one has no bias
+        mlp/mlp1_weight 32x576x288 boi
+        mlp/mlp1_bias 32x576 -
+        mlp/mlp2_weight 32x288x280 boi
+        norm/scale 288 -
     """,
 }

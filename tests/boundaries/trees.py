@@ -166,6 +166,46 @@ TREES = {
         torso/kernel 17x128 io
         actor/kernel 128x6 ~-
         critic/kernel 128x1 -
+        # two axes of a convolution's name are no channels that get flat
+        conv/kernel 16x12 ~io
+        c/kernel 36x23 ~io
+        # channels of a signal that get flat
+        conv/kernel 3x8x12 iio
+        c/kernel 36x23 ~-
+        # two blocks, whose outputs weak evidence takes
+        l/0/a/kernel 17x64 io
+        l/1/a/kernel 17x32 io
+        z_weight 5x64 ~-
+        # a convolution as wide as what it reads, which nothing takes
+        a/conv/kernel 1x1x16x16 ~iiio
+        b/kernel 5x7 ~io
+        # a convolution's channels take, its window does not; outputs first
+        conv/weight 16x12x9x9 oiii
+        c/kernel 64x9 ~-
+        d/kernel 64x12 io
+        # the same with the outputs last
+        conv/kernel 9x9x12x16 iiio
+        c/kernel 64x9 ~-
+        d/kernel 64x12 io
+        # the same of a transposed one
+        deconv/w 9x9x16x12 iioi
+        c/kernel 64x9 ~-
+        d/kernel 64x12 io
+        # the same in three dimensions
+        conv/kernel 9x9x9x12x16 iiiio
+        c/kernel 64x9 ~-
+        d/kernel 64x12 io
+        # kernels of one width beside a weight of PyTorch's name
+        a/x/weight 12x16 ~oi
+        a/k1/kernel 20x16 io
+        a/k2/kernel 30x16 io
+        a/k3/kernel 40x16 io
+        z/kernel 12x20 io
+        # experts of layers take by any axis
+        n/scale 32 -
+        layers/experts/w 3x12x32x16 ~bbio
+        layers/ln/scale 3x32 -
+        c/kernel 64x12 io
     """,
     "heads and tables": """
         # in a scope called head
@@ -227,6 +267,41 @@ TREES = {
         # five components out
         embed/a/b/c/table 100x16 ?
         a/kernel 16x16 ~io
+        # a head in a head that is as wide as a norm
+        model/head/logits/kernel 8x16 ~-
+        n/scale 16 -
+        # a head of eight outputs that are taken
+        a_head/kernel 16x8 ~-
+        a/kernel 8x24 ~io
+        # a convolution as a head, outputs first
+        head/weight 8x16x3x3 -
+        # a convolution as a head
+        head/kernel 3x3x16x8 -
+        # four axes without a window
+        head/kernel 4x5x16x8 ~-
+        # three axes, the first two alike
+        head/kernel 4x4x8 ~-
+        # the largest window
+        head/kernel 31x31x16x8 -
+        # a larger one
+        head/kernel 32x32x16x8 ~-
+        # the first and the third axis alike
+        head/kernel 3x5x3x8 ~-
+        # a window in three dimensions
+        head/kernel 3x3x3x4x8 -
+        # three axes of a convolution's name
+        conv_head/kernel 4x5x8 -
+        # a hidden layer in a head, outputs first
+        head/a/weight 24x16 ~oi
+        head/b/weight 5x24 -
+        # three axes with a bias, which a head reads
+        a_head/kernel 3x8x12 ~iio
+        a_head/bias 12 -
+        b_head/kernel 12x5 -
+        # the same, which a layer reads
+        a_head/kernel 3x8x12 ~-
+        a_head/bias 12 -
+        b/kernel 12x24 ~io
     """,
     "biases and norms": """
         # a bias of as many axes as its weight
@@ -272,6 +347,29 @@ TREES = {
         n/scale 1x16 -
         up/kernel 1x16x24 bio
         down/kernel 1x24x16 bio
+        # a bias with an axis of one behind
+        a/weight 8x4x3 oii
+        a/bias 8x1 -
+        # a "b" of each layer beside a vector
+        a/b 3x16 -
+        n/scale 16 -
+        # a norm with axes of one in front
+        n/scale 1x1x16 -
+        up/kernel 16x2x8 ~ioo
+        # a norm with another axis in front
+        n/scale 1x3x16 -
+        up/kernel 16x2x8 ?
+        # a layer in a module that is called a norm
+        norm_out/linear/weight 16x24 ~oi
+        # a layer in a module that is called a bias
+        rel_bias/linear/weight 16x24 ~oi
+        # a bias beside an array of no weight's name
+        a/mystery 4x8x7 ?
+        a/bias 7 -
+        # the bias of a recurrent kernel
+        n/scale 8 -
+        a/recurrent_kernel 5x8x16 iio
+        a/bias 16 -
     """,
     "pairs": """
         # a weight and a bias
@@ -292,6 +390,9 @@ TREES = {
         # the second is no weight
         0/1 6x8 ~io
         0/0 8 -
+        # what is behind the weight has two axes
+        a/0 4x8x8 ?
+        a/1 5x8 ~io
     """,
     "bare paths": """
         # weight normalization
@@ -332,6 +433,12 @@ TREES = {
         y/kernel 6x6 ~io
         # an index that sounds like an embedding
         w[pos] 8x6 ~io
+        # a separator in front
+        .kernel 4x8 ~io
+        .bias 8 -
+        # the halves of one complex array, and nothing else
+        a/kernel/real 8x16 ~io
+        a/kernel/imaginary 8x16 ~io
     """,
     "stacks by norms": """
         # in front
@@ -395,6 +502,9 @@ TREES = {
         m/scale 16 -
         a/kernel 3x16x24 bio
         b/kernel 3x24x16 bio
+        # stacked norms beside matrices
+        a/norm/scale 4x16 -
+        a/up_w 4x16 ~io
     """,
     "stacks by biases": """
         # in front
@@ -478,6 +588,10 @@ TREES = {
         m/b1 12 -
         m/w2 3x12x8 iio
         m/b2 8 -
+        # layers on axis 1, and experts with biases there
+        mlp/wo/kernel 128x3x64 ibo
+        moe/wi_0 4x3x64x32 bbio
+        moe/wi_0_bias 4x3x32 -
     """,
     "stacks by shapes": """
         # two kernels that fit each other
@@ -558,6 +672,17 @@ TREES = {
         a/out/kernel 4x6x4 iio
         a/up/kernel 4x4x9 ?
         a/down/kernel 4x9x4 ?
+        # beside a matrix
+        l/a/kernel 3x8x16 ?
+        l/b/kernel 3x16x8 ?
+        l/c/kernel 3x8 ~io
+        # a query three scopes away from the output
+        a/b/c/query/kernel 16x2x8 ~ioo
+        a/out/kernel 2x8x16 ~iio
+        # arrays that are all stacked, with names of experts
+        l/gate_weight 4x64x8 ~boi
+        l/wo_weight 4x8x256x64 ~bbio
+        l/norm/wi_0_weight 4x64 -
     """,
     "orders": """
         # PyTorch's names with inputs first by roles and widths
@@ -600,6 +725,25 @@ TREES = {
         a/weight 16x8 ~-
         b/kernel 8x16 ~io
         moe/up 4x6x12 ~bio
+        # ten comes after two
+        p/0 4x3 ~oi
+        p/1 5x4 ~oi
+        p/2 6x5 ~oi
+        p/10 7x6 ~-
+        # one of two turns
+        p/0/weight 3x4 ~-
+        p/1/weight 4x5 ~oi
+        p/2/weight 6x7 ~oi
+        # a role and a width speak, a role alone does not
+        ln/weight 16 -
+        q/weight 16x24 ~io
+        up/weight 7x9 ~oi
+        gate/weight 7x9 ~oi
+        # two roles against one
+        ln/weight 16 -
+        q/weight 16x24 oi
+        v/weight 24x16 oi
+        k/weight 24x16 oi
     """,
     "first convolutions": """
         # a second takes its channels
@@ -641,5 +785,34 @@ TREES = {
         # PyTorch's, at different places
         d/0/weight 16x1x9 ~oii
         d/1/weight 16x1x9 ~oii
+        # ten comes after two
+        c/2/weight 8x1x5 ?
+        c/10/weight 16x8x5 ?
+        # behind a matrix
+        c/0/weight 8x16 ~oi
+        c/1/weight 8x1x5 ?
+        c/2/weight 16x8x5 ?
+        # two channels that are taken
+        c/0/weight 2x1x5 ?
+        c/1/weight 16x2x5 ?
+        # as many channels as another one makes of two
+        a/weight 8x2x3x3 oiii
+        b/weight 8x1x5x5 -
+        # in blocks of blocks
+        s/0/b/1/c/3/weight 8x1x5 ~-
+        s/1/b/1/c/3/weight 8x1x5 ~-
+        # the first of the second block, by name
+        b/0/conv_0/weight 8x1x5 oii
+        b/0/conv_1/weight 16x8x5 oii
+        b/1/conv_0/weight 8x1x5 ~-
+        b/1/conv_1/weight 16x8x5 oii
+    """,
+    "windows behind": """
+        # the largest
+        a/kernel 64x64x31x31 oiii
+        # as large as the channels
+        a/kernel 8x16x8x8 ?
+        # larger than the channels
+        q/kernel 64x3x8x8 ?
     """,
 }

@@ -1,6 +1,7 @@
 """Overrides, labels and refusals of ``assign_layouts``, on any tree."""
 
 import fnmatch
+import re
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -8,6 +9,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from models import shown
@@ -16,6 +18,7 @@ from tolerances import RTOL
 import muon_optax as mo
 from muon_optax._layouts.assigning import rules
 from muon_optax._layouts.assigning.messages import is_trainable
+from muon_optax._layouts.assigning.resolve import decisions_on
 from muon_optax._layouts.paths import named_leaves
 from muon_optax._layouts.tree import tree as evidence
 
@@ -108,6 +111,7 @@ def test_a_function_replaces_the_rules():
         ),
         (lambda tree: {"typo": None}, ValueError, "'typo', which matches no parameter"),
         (lambda tree: None, TypeError, "must return a mapping from path to layout; got NoneType"),
+        (eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0)), TypeError, "layouts=MLP holds arrays: give path globs or a"),
     ],
 )
 def test_what_does_not_fit_is_refused(layouts: Any, kind: type[Exception], message: str):
@@ -133,6 +137,60 @@ def test_a_refusal_lists_twenty_paths(leaves: int, more: str):
 def test_floats_and_complex_numbers_of_16_bits_are_trained(dtype: str, trainable: bool):
     (leaf,) = named_leaves({"w": jax.ShapeDtypeStruct((4, 4), dtype)})
     assert is_trainable(leaf) is trainable
+
+
+FILTERED = {"w": KERNEL, "frozen": None, "blocks": [None, {"w": KERNEL}]}
+
+
+@pytest.mark.parametrize("glob", ["frozen", "frozen/kernel", "frozen/*/w", "blocks/0/w", "blocks/?"])
+def test_a_glob_may_name_what_a_filter_left_out(glob: str):
+    assert shown(FILTERED, {glob: "oi"}) == {"blocks/1/w": "io", "w": "io"}
+
+
+@pytest.mark.parametrize("glob", ["frozen_too", "w/w", "blocks/1", "blocks/2/w"])
+def test_a_glob_for_nothing_is_refused_beside_what_a_filter_left_out(glob: str):
+    with pytest.raises(ValueError, match=rf"names '{re.escape(glob)}', which .* If those are .* a filter leaves out"):
+        mo.assign_layouts(FILTERED, {glob: "oi"})
+
+
+def test_a_function_that_was_called_as_a_schedule_is_hinted_at():
+    with pytest.raises(ValueError, match=r"names '', .* calls a function as a schedule: name 'layouts' in static_args"):
+        mo.assign_layouts(MODEL, mo.default_layouts(jnp.array(3)))
+
+
+@pytest.mark.parametrize("layout, kept", [("io", True), ("oi", False), (None, False)])
+def test_a_given_layout_keeps_the_reason_of_strong_evidence_for_it(layout: str | None, kept: bool):
+    params = {"up": {"kernel": jnp.ones((17, 64)), "bias": jnp.ones(64)}, "down": {"kernel": jnp.ones((64, 17))}}
+    by_rules, given = (decisions_on(params, named_leaves(params), globs) for globs in (None, {"up/kernel": layout}))
+    assert by_rules["up/kernel"].strength == "strong"
+    assert given["up/kernel"].why == (by_rules["up/kernel"].why if kept else "given")
+    weak = {"a": {"kernel": jnp.ones((17, 64))}, "b": {"kernel": jnp.ones((64, 32))}}
+    assert decisions_on(weak, named_leaves(weak), None)["b/kernel"].weak
+    assert decisions_on(weak, named_leaves(weak), {"b/kernel": "io"})["b/kernel"].why == "given"
+
+
+def test_parts_in_a_partition_see_the_whole_trees_layouts_or_their_own():
+    params = {"w": jnp.ones((4, 16)), "v": jnp.ones((4, 16)), "bias": jnp.ones(16)}
+    scale, turned = mo.scale_by_shape("mup"), mo.scale_by_shape("mup", layouts={"*": "oi"})
+    masked = optax.masked(scale, {"w": True, "v": False, "bias": False})
+    optimizer = mo.partition_by_layout(optax.chain(scale, turned, turned, scale, scale, masked), optax.identity())
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert {name: float(leaf.max()) for name, leaf in updates.items()} == {"w": 4, "v": 2, "bias": 1}
+
+
+def test_a_part_refuses_at_init_what_it_sees_no_matrix_in():
+    part = mo.scale_by_shape(layouts={"w": None})
+    for optimizer in (part, mo.partition_by_layout(part, optax.identity())):
+        with pytest.raises(ValueError, match=r"'w' of shape .* has no layout"):
+            optimizer.init({"w": KERNEL} if optimizer is part else {"w": KERNEL, "bias": jnp.ones(6)})
+
+
+def test_behind_a_mask_init_does_not_ask_for_what_siblings_tell():
+    shapes = {"norm": {"scale": (3, 4)}, "up": {"kernel": (3, 4, 8)}, "down": {"kernel": (3, 8, 4)}}
+    params = {"layers": jax.tree.map(jnp.ones, shapes, is_leaf=lambda node: isinstance(node, tuple))}
+    assert shown(params)["layers/up/kernel"] == "bio"
+    mask = jax.tree.map(lambda leaf: leaf.ndim == 3, params)
+    optax.masked(mo.scale_by_shape(), mask).init(params)
 
 
 def test_a_part_alone_asks_for_itself():

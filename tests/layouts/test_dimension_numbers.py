@@ -21,6 +21,7 @@ from optax.contrib import MuonDimensionNumbers as Numbers
 from trees import assert_trees_equal
 
 import muon_optax as mo
+from muon_optax._layouts.assigning.dimension_numbers import is_dimension_tree
 
 FLOAT32 = mo.newton_schulz(dtype=jnp.float32, method="direct")
 CASES = {
@@ -85,6 +86,29 @@ def test_what_stands_at_an_inner_node_holds_below() -> None:
         "embed/table": None, "mlp/down": "oi", "mlp/up": "oi",
     }  # fmt: skip
     assert set(shown(MODEL["mlp"], Numbers(1, 0)).values()) == {"oi"}
+
+
+HIDDEN = optax.MaskedNode()
+TOLD_APART = {
+    "nothing": (None, False),
+    "no paths": ({}, False),
+    "letters by path": ({"a": None, "b": "io"}, False),
+    "None by path": ({"a": None}, False),
+    "numbers by path": ({"a": Numbers(), "b": None}, True),
+    "numbers and letters": ({"a": {"b": Numbers(), "c": "io"}}, True),
+    "None in a tree": ({"a": {"b": None}}, True),
+    "None and hidden in a tree": ({"a": {"b": None, "c": HIDDEN}}, True),
+    "hidden in a tree": ([HIDDEN], True),
+    "None and letters in a tree": ({"a": {"b": None, "c": "io"}}, False),
+    "an empty tree": ({"a": {}}, False),
+    "a list of None": ([None], True),
+    "numbers of another kind": ({"a": {"b": 3}}, False),
+}
+
+
+@pytest.mark.parametrize("given, is_tree", TOLD_APART.values(), ids=TOLD_APART)
+def test_a_tree_of_numbers_is_told_from_letters_by_path(given: Any, is_tree: bool) -> None:
+    assert is_dimension_tree(given) is is_tree
 
 
 def test_nothing_but_none_is_a_tree_too() -> None:

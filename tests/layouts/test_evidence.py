@@ -521,6 +521,31 @@ def test_each_decision_says_why():
     }
 
 
+def test_what_is_no_matrix_says_why():
+    text = """
+        norm/scale 8 -
+        dense/bias 8 -
+        gate 8 -
+        temperature 1 -
+        model/embed/a/table 100x8 -
+        embed/a/b/c/pos_table 50x8 -
+        model/tok_embeddings/weight 100x8 -
+        model/lm_head/kernel 8x90 -"""
+    tree = tree_of(rows(text)) | {"scalar": jnp.ones(()), "count": jax.ShapeDtypeStruct((4, 5), jnp.int32)}
+    assert {path: decision.why for path, decision in decide(named_leaves(tree)).items()} == {
+        "norm/scale": "norm",
+        "dense/bias": "bias",
+        "gate": "vector",
+        "temperature": "vector",
+        "model/embed/a/table": "embedding: embed",
+        "embed/a/b/c/pos_table": "embedding: pos_table",
+        "model/tok_embeddings/weight": "embedding: tok_embeddings",
+        "model/lm_head/kernel": "head: lm_head",
+        "scalar": "scalar",
+        "count": "integers",
+    }
+
+
 class Wrapped(eqx.Module):
     """As paramax wraps a weight: function and arguments."""
 
@@ -529,6 +554,15 @@ class Wrapped(eqx.Module):
 
 class ScoreHead(eqx.Module):
     dense: eqx.nn.Linear
+
+
+class MultiHead(ScoreHead): ...
+
+
+class AttentionHead(ScoreHead): ...
+
+
+class Encoder(ScoreHead): ...
 
 
 class Axis(NamedTuple):
@@ -564,6 +598,11 @@ def test_a_layers_type_holds_below_a_wrapper():
 
 def test_a_class_called_head_is_a_head():
     assert table(ScoreHead(LINEAR)) == {"dense/weight": None, "dense/bias": None}
+
+
+@pytest.mark.parametrize("kind", [MultiHead, AttentionHead, Encoder])
+def test_no_other_class_is_a_head(kind: type[ScoreHead]):
+    assert table(kind(LINEAR)) == {"dense/weight": "oi", "dense/bias": None}
 
 
 def test_a_type_beats_a_name():

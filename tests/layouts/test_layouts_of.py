@@ -104,6 +104,11 @@ NNX: dict[str, tuple[Callable[[], nnx.Module], dict[str, str | None]]] = {
         nnx_stack(1, 4, lambda keys: NNXBlock(4, keys)),
         {"inner/kernel": "ibo", "mixing/kernel": "ibo", "norm/scale": None},
     ),
+    # Nothing tells: the layers are in front.
+    "square stack alone": (
+        nnx_stack(0, 4, lambda keys: nnx.Linear(4, 4, use_bias=False, rngs=keys)),
+        {"kernel": "bio"},
+    ),
     "stack of gates": (
         nnx_stack(1, 3, lambda keys: nnx.GRUCell(5, 2, rngs=keys)),
         {"dense_i/kernel": "ibo split 2+2+2", "dense_h/kernel": "ibo split 2+2+2"},
@@ -324,7 +329,38 @@ class Looped(nn.Module):
         return step(nn.Dense(8), x, None)[0]
 
 
+class Bag(nn.Module):
+    """Words without an order: the head is the only product, and reads what the table made."""
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return nn.Dense(10)(nn.Embed(100, 16)(tokens).mean(1))
+
+
+class Products(nn.Module):
+    """Products of the inputs alone, read by a layer together with what a layer made, or without that."""
+
+    layer: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        similar = x @ x.T
+        return nn.Dense(10)(similar * nn.Dense(len(x))(x) if self.layer else similar)
+
+
+class WithoutBiases(nn.Module):
+    """Two layers, and nothing else that has parameters."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(5, use_bias=False, name="b")(nn.tanh(nn.Dense(8, use_bias=False, name="a")(x)))
+
+
 FOLLOWED = {
+    "without biases": (WithoutBiases(), (jnp.ones((2, 7)),), {}, {"b/kernel"}),
+    "bag of words": (Bag(), (jnp.ones((2, 5), jnp.int32),), {}, {"Dense_0/kernel"}),
+    "products of the inputs": (Products(False), (jnp.ones((4, 6)),), {}, set()),
+    "products of the inputs and a layer": (Products(True), (jnp.ones((4, 6)),), {}, {"Dense_0/kernel"}),
     "actor-critic": (ActorCritic(), (jnp.ones((2, 17)),), {}, {"Dense_3/kernel", "Dense_4/kernel"}),
     "residual": (Residual(), (jnp.ones((2, 5), jnp.int32),), {}, {"Dense_4/kernel"}),
     "classifier": (Classifier(), (jnp.ones((2, 8, 8, 3)),), {"train": True}, {"Dense_0/kernel"}),

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import trees
 from flax import nnx
 
 from muon_optax._layouts.path_patterns import natural_order, pattern
-from muon_optax._layouts.paths import has_hidden, hidden_paths, is_hidden, named_leaves, parameter_of, show
+from muon_optax._layouts.paths import brief, has_hidden, hidden_paths, is_hidden, named_leaves, parameter_of, show
 
 
 @jax.tree_util.register_dataclass
@@ -85,6 +86,24 @@ def test_leaves_are_in_the_order_of_jax(kind: str) -> None:
     leaves = jax.tree.leaves(tree)
     assert len(leaves) == len(named_leaves(tree))
     assert all(leaf.value is other for leaf, other in zip(named_leaves(tree), leaves, strict=True))
+
+
+@pytest.mark.parametrize("name", ["Variable", "AxisMetadata", "NamedArray", "FlatState", "Module", "MaskedNode"])
+def test_classes_of_other_packages_are_plain_nodes_whatever_their_names(name: str) -> None:
+    kind = jax.tree_util.register_dataclass(dataclasses.make_dataclass(name, ["value", "bias"]))
+    leaves = named_leaves({"w": kind(A, B)})
+    assert [leaf.path for leaf in leaves] == ["w/value", "w/bias"]
+    assert {(leaf.owner, leaf.classes, leaf.axes) for leaf in leaves} == {(None, (), ())}
+    assert not is_hidden(kind(A, B))
+
+
+def test_a_box_has_a_name_of_flax_and_other_classes_of_flax_are_nodes() -> None:
+    @flax.struct.dataclass
+    class Struct:
+        value: Any
+
+    assert [leaf.path for leaf in named_leaves({"w": Struct(A)})] == ["w/value"]
+    assert [leaf.path for leaf in named_leaves({"w": nnx.State({"value": A})})] == ["w/value"]
 
 
 def test_nnx_optimizers_two_trees_have_the_same_paths() -> None:
@@ -164,6 +183,16 @@ def test_a_subclass_of_a_layer_is_a_layer() -> None:
 def test_errors_show_a_path_or_say_that_there_is_none() -> None:
     assert show("a/b") == "'a/b'"
     assert "the tree is one leaf" in show("")
+
+
+@pytest.mark.parametrize("length, shown", [(9, "'xxxxxxx'"), (10, "'xxxxxxxx'"), (11, "'xxxxxx...")])
+def test_a_value_is_cut_where_it_is_longer_than_allowed(length: int, shown: str) -> None:
+    assert brief("x" * (length - 2), 10) == shown
+
+
+def test_a_function_is_shown_by_its_name_and_lines_as_one() -> None:
+    assert brief(named_leaves) == "named_leaves"
+    assert brief(np.eye(2)) == "array([[1., 0.], [0., 1.]])"
 
 
 @pytest.mark.parametrize("node, hidden", [(optax.MaskedNode(), True), (A, False), (None, False), ((), False)], ids=str)

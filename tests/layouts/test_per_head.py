@@ -13,6 +13,8 @@ SHAPES = {
     "layers/attention/key/kernel": (2, 6, 4, 5), "layers/attention/key/bias": (2, 4, 5),
     "layers/mlp/kernel": (2, 6, 7), "layers/norm/scale": (2, 6), "mlp/kernel": (6, 7),
     "features/kernel": (6, 4, 5), "features/bias": (4, 5), "plain/q_proj/kernel": (6, 20),
+    "plain/value": (6, 4, 5), "plain/value_bias": (4, 5),
+    "query/features/kernel": (6, 4, 5), "query/features/bias": (4, 5),  # only the layer's own name counts
 }  # fmt: skip
 
 
@@ -21,7 +23,9 @@ def test_queries_keys_and_values_only() -> None:
     changed = {
         path: str(layout) for path, layout in mo.per_head(params).items() if layout != mo.assign_layouts(params)[path]
     }
-    assert changed == {"attention/query/kernel": "ibo", "layers/attention/key/kernel": "bibo"}
+    assert changed == {
+        "attention/query/kernel": "ibo", "layers/attention/key/kernel": "bibo", "plain/value": "ibo"
+    }  # fmt: skip
 
 
 def test_equal_to_a_leaf_for_each_head() -> None:

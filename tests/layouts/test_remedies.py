@@ -10,6 +10,9 @@ import optax
 import pytest
 
 import muon_optax as mo
+from muon_optax._layouts.assigning.messages import refuse_uncertain
+from muon_optax._layouts.decision import Decision
+from muon_optax._layouts.paths import named_leaves
 
 READING = re.compile(r"'([iob]+)' is (?:one matrix|(\d+) matrices) from (\d+) inputs to (\d+) outputs")
 
@@ -61,6 +64,50 @@ def test_a_warning_names_twelve_groups(groups: int, more: str) -> None:
     text = warning_about({f"mystery_{letter}": jnp.ones(shape) for letter, shape in zip(LETTERS, shapes, strict=False)})
     listed = [f"'mystery_{letter}' float32{list(shape)}" for letter, shape in zip(LETTERS, shapes[:12], strict=False)]
     assert f"AdamW trains them: {', '.join(listed)}{more}. Give " in text
+
+
+@pytest.mark.parametrize(
+    "others, glob", [((), "layers/*/mystery"), (((9, 9),), "layers/0/mystery")], ids=["all", "not"]
+)
+def test_alike_arrays_are_one_group_and_one_glob_where_it_reaches_no_other(others: tuple, glob: str) -> None:
+    params = {"layers": [{"mystery": jnp.ones((4, 5, 6))} for _ in range(3)]}
+    params |= {"layers/more": [{"mystery": jnp.ones(shape)} for shape in others]}
+    text = warning_about(params)
+    assert "AdamW trains them: 'layers/{0..2}/mystery' x3 float32[4, 5, 6]. Give " in text
+    assert f"Give '{glob}' a letter for each axis" in text
+
+
+def test_one_array_is_listed_without_a_count() -> None:
+    assert "AdamW trains them: 'mystery' float32[4, 5, 6]. Give 'mystery' a" in warning_about(
+        {"mystery": jnp.ones((4, 5, 6))}
+    )
+
+
+@pytest.mark.parametrize("groups, more", [(12, ""), (13, " and 1 more"), (15, " and 3 more")])
+def test_the_strict_form_names_twelve_groups_of_weak_ones(groups: int, more: str) -> None:
+    params = {letter: jax.ShapeDtypeStruct((4, 5), jnp.float32) for letter in LETTERS[:groups]}
+    leaves = named_leaves(params | {"small": jax.ShapeDtypeStruct((4, 5), jnp.int8)})
+    decisions = {leaf.path: Decision(mo.Layout("io"), "a guess", "weak") for leaf in leaves}
+    listed = ", ".join(f"'{letter}' float32[4, 5] as 'io' (a guess)" for letter in LETTERS[:12])
+    with pytest.raises(ValueError, match=re.escape(f"Weak evidence decides on {listed}{more}. Look at")):
+        refuse_uncertain(decisions, leaves)
+    refuse_uncertain(decisions | {letter: Decision(None, "known") for letter in LETTERS}, leaves)
+
+
+COMPLEX = {"w": jnp.ones((4, 5), jnp.complex64)}
+WARNINGS = {
+    "assign_layouts": lambda: mo.assign_layouts(COMPLEX),
+    "init": lambda: mo.muon(0.1).init(COMPLEX),
+    "no matrix": lambda: mo.muon(0.1).init({"bias": jnp.ones(3)}),
+}
+
+
+@pytest.mark.parametrize("call", WARNINGS.values(), ids=WARNINGS)
+def test_a_warning_blames_the_users_line(call: Any) -> None:
+    with pytest.warns(mo.MuonWarning) as caught:
+        call()
+    (warning,) = caught
+    assert (warning.filename, warning.lineno) == (__file__, call.__code__.co_firstlineno)
 
 
 def test_both_ways_out_for_complex_arrays() -> None:

@@ -122,6 +122,21 @@ def test_behind_a_mask_and_with_heads() -> None:
     np.testing.assert_array_equal(updates["in_proj"], 1.0)
 
 
+@pytest.mark.parametrize("inputs, outputs, split", [(6, 8, "6+1+1"), (6, 7, None), (6, 6, None), (6, 4, None)], ids=str)
+def test_what_the_queries_leave_is_keys_and_values(inputs: int, outputs: int, split: str | None) -> None:
+    params = {"qkv": jnp.ones((6, outputs)), "out": jnp.ones((inputs, 6)), "other": {"out": jnp.ones((4, 6))}}
+    if split is not None:
+        assert str(mo.split_fused()(params)["qkv"]) == f"io split {split}"
+    else:
+        with pytest.raises(ValueError, match=r"'qkv' .* nothing beside it tells the sizes"):
+            mo.split_fused()(params)
+
+
+def test_an_odd_half_is_not_split() -> None:
+    params = {"gate_up": jnp.ones((6, 9)), "down": jnp.ones((9, 6))}
+    assert str(mo.split_fused()(params)["gate_up"]) == "io"
+
+
 LONE = {
     "qkv": jnp.ones((6, 14)),
     "bias": jnp.ones(14),

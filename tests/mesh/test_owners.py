@@ -5,12 +5,13 @@ from collections import Counter
 from itertools import chain
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muon_optax._layouts.layout import Layout
 from muon_optax._mesh.dims import padded_shape
-from muon_optax._mesh.kinds import Leaf, matrices_by_kind
+from muon_optax._mesh.kinds import Leaf, kind_of, matrices_by_kind
 from muon_optax._mesh.owners import by_device, flops_by_device, give_away
 from muon_optax._mesh.stacks import ZEROS, make_batches, make_stacks
 
@@ -71,6 +72,22 @@ def problems(draw):
     sizes = {name: draw(st.integers(2, 3)) for name in "xyz"[: draw(st.integers(1, 3))]}
     leaves = [draw(leaf_on(sizes, str(number))) for number in range(draw(st.integers(1, 6)))]
     return sizes, leaves, draw(st.sampled_from([1, 500, 2**28]))
+
+
+@pytest.mark.parametrize(
+    "layout, shape, columns",
+    [
+        ("io", (8, 6), 6),
+        ("ioo", (8, 3, 5), 15),
+        ("iio", (3, 5, 8), 8),
+        ("iiio", (2, 3, 4, 5), 5),
+        ("oiii", (5, 4, 2, 3), 24),
+    ],
+)
+def test_axes_of_one_letter_behind_are_the_columns_on_the_way(layout, shape, columns):
+    dims = (("x",), *[()] * (len(shape) - 1))
+    kind = kind_of(leaf("a", shape, dims, layout), {"x": 1, "y": 2})
+    assert (kind.there.columns, kind.back.columns) == (columns, columns)
 
 
 @settings(max_examples=150)

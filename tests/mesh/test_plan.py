@@ -1,6 +1,7 @@
 """What a plan says before a step runs: its figures against the compiled program, and what it is not for."""
 
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from meshes import AUTO, EXPLICIT, FLOAT32, LAYOUTS, ONE_STEP, SHAPES, mesh_of, 
 import muon_optax as mo
 from benchmarks.shared.hlo_collectives import collectives
 from benchmarks.shared.hlo_products import product_flops
+from muon_optax._mesh import checks
 
 BFLOAT16 = mo.newton_schulz()
 
@@ -105,6 +107,43 @@ def test_stacks_are_counted():
     assert plan.flops == plan.ideal_flops == FLOAT32.flops(8, 16)
 
 
+def test_what_is_gathered_is_counted():
+    """The same where every device holds all: nothing comes, and each owner passes its matrix on to the other."""
+    plan = planned(mesh_of(data=2), {"a": (8, 16), "b": (8, 16)}, {}, FLOAT32)
+    matrix = 8 * 16 * 4
+    assert plan.peak_bytes == 2 * matrix + 3 * matrix  # gathered from both
+    assert plan.bytes == matrix
+    assert plan.collectives == {"all-gather": 1}
+
+
+@pytest.mark.parametrize(
+    "leaf, products, sent",
+    [
+        ("float32", "bfloat16", "bfloat16"),
+        ("float32", "float32", "float32"),
+        ("float32", "float16", "float32"),  # overflows
+        ("bfloat16", "float32", "bfloat16"),
+        ("bfloat16", "float16", "bfloat16"),
+        ("float16", "bfloat16", "float16"),  # as many bits
+        ("float32", None, "float32"),
+    ],
+)
+def test_what_travels_is_no_wider_than_needed_and_overflows_nowhere(leaf, products, sent):
+    def orthogonalizer(matrices):
+        return matrices
+
+    orthogonalizer.dtype, orthogonalizer.flops = products and jnp.dtype(products), FLOAT32.flops
+    params = {"a": jax.ShapeDtypeStruct((8, 16), leaf)}
+    plan = mo.plan(params, shardings(mesh_of(data=2), {"a": P("data")}), orthogonalizer=orthogonalizer)
+    assert [leaf.dtype for leaf in plan.leaves] == [sent]
+
+
+def test_a_stack_of_one_layer_comes_as_its_momentum_lies():
+    plan = planned(mesh_of(data=4), {"a": (1, 8, 16)}, {}, FLOAT32, {"a": "bio"}, over="data")
+    assert [(leaf.there, leaf.back) for leaf in plan.leaves] == [(((), (), ("data",)), ((), (), ()))]
+    assert plan.collectives == {"all-to-all": 1, "all-gather": 1}
+
+
 def test_a_matrix_too_few_is_seen_in_the_ratio():
     """Nine matrices on eight devices, or one: somebody waits."""
     nine = {str(number): (8, 16) for number in range(9)}
@@ -112,8 +151,9 @@ def test_a_matrix_too_few_is_seen_in_the_ratio():
     assert planned(mesh_of(data=8), {"a": (8, 16)}, {}, FLOAT32).flops_over_ideal == pytest.approx(8)
 
 
-def test_costs_are_guessed_for_a_function_that_does_not_say():
-    shapes = {"wide": (8, 64), "square": (8, 8)}
+@pytest.mark.parametrize("shape", [(8, 64), (64, 8)], ids=["wide", "tall"])
+def test_costs_are_guessed_for_a_function_that_does_not_say(shape):
+    shapes = {"other": shape, "square": (8, 8)}
     with pytest.warns(UserWarning, match=r"has no dtype and no flops.*Pass muon_optax.newton_schulz\(\) itself, or a"):
         plan = planned(mesh_of(data=2), shapes, {}, lambda matrices: matrices)
     # Five steps of three products, as Newton-Schulz would do.
@@ -136,6 +176,22 @@ def test_a_plan_is_printed_for_people():
         "travel: 0.08192 MB sent by a device, 4 all-to-all, 1 all-gather, 1 batch",
         "memory: 0.1802 MB of stacks on a device at once",
     ]
+
+
+@pytest.mark.parametrize(
+    "device, host, line",
+    [
+        (1_234_567, 0, "state: 1.235 MB on a device"),
+        (1_234_567_890, 400, "state: 1,235 MB on a device"),  # counters
+        (8, 600, "state: 0 MB on a device, 0.001 MB in host memory"),
+    ],
+)
+def test_a_state_is_printed_by_memory(device, host, line):
+    plan = planned(mesh_of(data=2), {"a": (8, 16)}, {}, FLOAT32)
+    told = replace(plan, state_bytes=Counter(device=device, pinned_host=host), batches=plan.batches * 2)
+    assert str(told).splitlines()[-1] == line
+    assert "2 all-gather, 2 batches" in str(told)
+    assert "state" not in str(plan)
 
 
 def test_a_mesh_without_axes_or_matrices_has_nothing_to_do():
@@ -268,6 +324,32 @@ REFUSALS = {
 def test_what_does_not_fit_is_refused_with_its_path_and_mesh(do, message):
     with pytest.raises(ValueError, match=message):
         do()
+
+
+@pytest.mark.parametrize(
+    "planned, needed, fits",
+    [
+        ("float32", "float32", True),
+        ("float32", "bfloat16", True),
+        ("float32", "float16", True),
+        ("bfloat16", "float32", False),
+        ("bfloat16", "float16", False),  # fewer digits
+        ("float16", "bfloat16", False),  # a smaller range
+    ],
+)
+def test_a_plan_is_refused_that_rounds_or_overflows(planned, needed, fits):
+    uses = ({"a": checks.Use((8, 16), mo.Layout("io"), dtype)} for dtype in (planned, needed))
+    if fits:
+        checks.refuse_other_uses(mesh_of(data=2), *uses)
+    else:
+        with pytest.raises(ValueError, match=f"it sends 'a' in {planned}, and here it needs {needed}"):
+            checks.refuse_other_uses(mesh_of(data=2), *uses)
+
+
+@pytest.mark.parametrize("has, message", [("dtype", "has no flops"), ("flops", "has no dtype")])
+def test_a_warning_names_what_an_orthogonalizer_lacks(has, message):
+    with pytest.warns(mo.MuonWarning, match=rf"{message}\. Without"):
+        checks.warn_of_silence(type("Orthogonalizer", (), {has: None})())
 
 
 def test_a_plan_of_wider_parameters_will_do():

@@ -8,9 +8,9 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from meshes import AUTO, EXPLICIT, mesh_of
 
-from muon_optax._mesh.dims import count, dims_of, local_shape, padded_shape, spec_of
+from muon_optax._mesh.dims import count, dims_of, local_shape, padded_shape, short_spec_of, spec_of
 from muon_optax._mesh.placement import given_placement, spread
-from muon_optax._mesh.typed import inside_shard_map, typed_sharding
+from muon_optax._mesh.typed import inside_shard_map, relocate, typed_sharding
 
 SIZES = {"data": 4, "one": 1, "model": 2}
 MESH = AbstractMesh(tuple(SIZES.values()), tuple(SIZES), axis_types=(AxisType.Auto,) * 3)
@@ -36,6 +36,21 @@ def test_dims_name_the_mesh_axes_that_divide(spec, ndim, dims):
 def test_a_spec_of_dims_gives_them_back(dims):
     assert dims_of("w", NamedSharding(MESH, spec_of(dims)), len(dims)) == dims
     assert len(spec_of(dims)) == len(dims)
+
+
+@pytest.mark.parametrize(
+    "dims, spec",
+    [
+        ((), P()),
+        (((), ()), P()),
+        ((("data",), ()), P("data")),
+        (((), ("data",)), P(None, "data")),
+        (((), ("model", "data"), ()), P(None, ("model", "data"))),
+    ],
+    ids=str,
+)
+def test_a_short_spec_ends_with_the_last_axis_that_is_divided(dims, spec):
+    assert tuple(short_spec_of(dims)) == tuple(spec)
 
 
 def test_local_and_padded_shapes():
@@ -148,6 +163,16 @@ def test_only_types_of_explicit_axes_are_believed():
     assert seen_inside_jit(jax.device_put(jnp.ones((8, 4)), NamedSharding(mixed, spec))) is None
 
 
+@pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=["Auto", "Explicit"])
+def test_only_arrays_of_explicit_axes_that_lie_elsewhere_are_moved(kind):
+    here, elsewhere = (NamedSharding(mesh_of(kind, data=4), spec) for spec in (P("data", None), P(None, "data")))
+    array = jax.device_put(jnp.ones((8, 4)), here)
+    assert relocate(array, here) is array
+    moved = relocate(array, elsewhere)
+    assert (moved is array) == (kind == AUTO)
+    assert moved.sharding.spec == (here if kind == AUTO else elsewhere).spec
+
+
 def test_code_knows_that_it_is_inside_shard_map():
     mesh, seen = mesh_of(data=2), []
 
@@ -179,6 +204,8 @@ def test_code_knows_that_it_is_inside_shard_map():
         (P(), (6, 6), "data", "io", P(None, None)),
         (P("data"), (8, 8), "data", "io", P("data", None)),
         (P(), (8, 8), "one", "io", P(None, None)),
+        (P(), (8, 1), "data", "io", P("data", None)),
+        (P(), (0, 8), "data", "io", P(None, None)),
     ],
     ids=str,
 )

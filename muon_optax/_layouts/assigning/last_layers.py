@@ -12,14 +12,13 @@ _CONTRACTIONS = ("dot_general", "conv_general_dilated")
 # What they hold is followed as if it stood in the program itself. A loop is not: its results come from many layers.
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _LOOPS = ("scan", "while", "cond")
-_CONSTANT = -1
 
 
 class _Step(NamedTuple):
     """One operation of the program, on numbered values."""
 
     name: str
-    operands: tuple[int, ...]
+    operands: tuple[int | None, ...]  # literals and constants come from nowhere
 
 
 class _Program:
@@ -40,12 +39,11 @@ class _Program:
     def _new(self) -> int:
         return next(self.numbers)
 
-    def _add(self, jaxpr: Any, arguments: tuple[int, ...]) -> tuple[int, ...]:
-        known = dict(zip(jaxpr.invars, arguments, strict=True))
+    def _add(self, jaxpr: Any, arguments: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        known: dict[Any, int | None] = dict(zip(jaxpr.invars, arguments, strict=True))
 
-        def value(variable: Any) -> int:
-            # Literals and constants come from nowhere.
-            return _CONSTANT if hasattr(variable, "val") else known.get(variable, _CONSTANT)
+        def value(variable: Any) -> int | None:
+            return None if hasattr(variable, "val") else known.get(variable)
 
         for equation in jaxpr.eqns:
             operands = tuple(map(value, equation.invars))
@@ -57,20 +55,20 @@ class _Program:
                 continue
             self.steps.append(_Step(equation.primitive.name, operands))
             for variable in equation.outvars:
-                known[variable] = self._new()
-                self.makers[known[variable]] = len(self.steps) - 1
+                made = known[variable] = self._new()
+                self.makers[made] = len(self.steps) - 1
         return tuple(map(value, jaxpr.outvars))
 
     def is_product(self, step: int) -> bool:
         """Whether what goes in is mixed: a contraction, or a loop that may hold some."""
         return self.steps[step].name in (*_CONTRACTIONS, *_LOOPS)
 
-    def behind(self, result: int) -> tuple[set[int], set[int]]:
+    def behind(self, result: int | None) -> tuple[set[int], set[int]]:
         """The nearest products that ``result`` comes from, and the arguments that get there past all products."""
-        products, arguments, seen, ahead = set(), set(), {_CONSTANT}, [result]
+        products, arguments, seen, ahead = set(), set(), set(), [result]
         while ahead:
             value = ahead.pop()
-            if value in seen:
+            if value is None or value in seen:
                 continue
             seen.add(value)
             step = self.makers.get(value)

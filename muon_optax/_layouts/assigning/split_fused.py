@@ -82,10 +82,11 @@ def split_fused(
                 used.add(glob)
                 apart[leaf.path] = _split(leaf, layout, given[glob])
             elif layout is not None and layout.split is None and layout.axes.count("o") == 1:
-                apart[leaf.path] = Layout(layout.axes, _told(leaf, leaves, found))
-        if used < given.keys():
+                apart[leaf.path] = Layout(layout.axes, _told(leaf, layout, leaves, found))
+        unused = given.keys() - used
+        if unused:
             # Refuses a glob that matches nothing, unless its leaves are out of sight.
-            assign_layouts(params, dict.fromkeys(given.keys() - used))
+            assign_layouts(params, dict.fromkeys(unused))
         return found | apart
 
     return split
@@ -120,10 +121,11 @@ def _split(leaf: NamedLeaf, layout: Layout | None, blocks: Blocks) -> Layout:
     return apart
 
 
-def _told(leaf: NamedLeaf, leaves: Sequence[NamedLeaf], layouts: Mapping[str, Layout | None]) -> tuple[int, ...] | None:
+def _told(
+    leaf: NamedLeaf, layout: Layout, leaves: Sequence[NamedLeaf], layouts: Mapping[str, Layout | None]
+) -> tuple[int, ...] | None:
     """The sizes of a fused kernel's blocks, from its name and its siblings; ``None`` if it is not fused."""
-    (scope, name), layout = module_of(leaf.path), layouts[leaf.path]
-    outputs = 0 if layout is None else layout.fan_out(leaf.shape)
+    (scope, name), outputs = module_of(leaf.path), layout.fan_out(leaf.shape)
     if roles.role_of(name) in roles.HALVES and outputs % 2 == 0:
         return (outputs // 2,) * 2
     if roles.role_of(name) != "fused":

@@ -71,20 +71,19 @@ def _agreed(path: str, stacks: Mapping[str, set[Shape]]) -> Shape:
     while len(fits) > 1 and scope:
         scope = scope.rpartition("/")[0]
         for other, found in stacks.items():
-            if other.startswith(f"{scope}/" if scope else "") and fits & found:
-                fits = fits & found
+            if other.startswith(f"{scope}/" if scope else ""):
+                fits = fits & found or fits
     return min(fits)
 
 
 def einsum_layout(equation: str) -> Layout | None:
     """The layout of the second operand: what the result lacks is summed over, what the first operand has is a batch."""
-    (inputs, kernel), result = equation.replace(" ", "").partition("->")[0].split(","), equation.partition("->")[2]
+    operands, _, result = equation.replace(" ", "").partition("->")
+    inputs, kernel = operands.split(",")
     # In "bsd,ckdh->cbskh", c stands before the batch: it counts outputs that are taken apart, keys and values.
-    apart = "".join(itertools.takewhile(lambda letter: letter not in inputs and letter != ".", result.strip()))
-    apart = apart if len(apart) < len(result.strip()) and set(result) & set(inputs) else ""
-    letters = "".join(
-        "i" if letter not in result else "b" if letter in inputs or letter in apart else "o" for letter in kernel
-    )
+    apart = tuple(itertools.takewhile(lambda letter: letter not in inputs, result))
+    batch = inputs if len(apart) == len(result) else (*inputs, *apart)
+    letters = "".join("i" if letter not in result else "b" if letter in batch else "o" for letter in kernel)
     return Layout(letters) if {"i", "o"} <= set(letters) else None
 
 

@@ -23,7 +23,7 @@ def is_transposed(seen: Seen) -> bool:
 def _may_be_transposed(seen: Seen) -> bool:
     """Whether an even window, as upsampling has, and no bias leave open which axis PyTorch stored first."""
     _, inputs, *window = seen.core
-    upsamples = all(size > 1 and size % 2 == 0 for size in window)
+    upsamples = all(size % 2 == 0 for size in window)
     return seen.outputs_first and seen.bias is None and upsamples and inputs > _COLORS
 
 
@@ -54,7 +54,7 @@ def by_depthwise(seen: Seen) -> Reading | None:
     if axes == 2 and "conv" in seen.module and "point" not in seen.module and min(core) <= _FEW:
         return Reading(None, "depthwise")  # a window for each channel, without an axis for the group
     named = any(_MAYBE_DEPTHWISE.fullmatch(name) for name in (seen.module, seen.name))
-    if named and axes > 2 and core[-2] == 1 < math.prod(core[:-2]):
+    if named and core[-2] == 1 < math.prod(core[:-2]):
         return Reading(None, "depthwise")
     if seen.outputs_first and core[1] == 1 < min(core[0], math.prod(core[2:])):
         return _one_channel(seen)
@@ -64,7 +64,7 @@ def by_depthwise(seen: Seen) -> Reading | None:
         return _filters_by_bias(seen)
     # Patches of a gray image or a spectrogram have a single channel, and no later convolution shows it.
     patches = any("patch" in part for part in seen.leaf.path.lower().split("/")[-3:])
-    if core[-2] == 1 and math.prod(core[:-2]) > 1 and not is_transposed(seen) and not patches:
+    if core[-2] == 1 and not is_transposed(seen) and not patches:
         return None if seen.tree.is_first_of_convolutions(seen.leaf) else Reading(None, "depthwise")
     return None
 
@@ -72,7 +72,7 @@ def by_depthwise(seen: Seen) -> Reading | None:
 def _filters_by_bias(seen: Seen) -> Reading | None:
     """A kernel (*window, 1, channels) in a module without a name. A dense layer would not read an axis of length 1."""
     core = seen.core
-    filters = len(core) > 2 and core[-2] == 1 < math.prod(core[:-2]) and seen.bias == core[-1:]
+    filters = core[-2] == 1 < math.prod(core[:-2]) and seen.bias == core[-1:]
     if not filters or roles.side_of(seen.module) is not None or seen.name not in names.MODULE_ARRAY:
         return None
     return None if seen.tree.is_first_of_convolutions(seen.leaf) else Reading(None, "depthwise", weak=True)
@@ -82,12 +82,11 @@ def _one_channel(seen: Seen) -> Reading | None:
     """PyTorch's (channels, 1, *window) is a filter for each channel, or the first layer of a one-channel signal."""
     if seen.tree.is_first_of_convolutions(seen.leaf):
         return None
-    named = _by_name(seen) or any(_DEPTHWISE.fullmatch(name) for name in (seen.module, seen.name))
-    if seen.tree.outputs[seen.core[0]]:
+    if seen.core[0] in seen.tree.outputs:
         return Reading(None, "depthwise")
-    if not named and seen.tree.is_first_of_convolutions(seen.leaf, in_block=True):
+    if not _by_name(seen) and seen.tree.is_first_of_convolutions(seen.leaf, in_block=True):
         return None  # networks side by side, such as discriminators
-    if named or seen.tree.is_repeated_kernel(seen.leaf):
+    if _by_name(seen) or seen.tree.is_repeated_kernel(seen.leaf):
         return Reading(None, "depthwise", weak=True)
     # A signal of one channel and a filter for each channel look the same where nothing stands before or behind.
     return Reading("o" + "i" * (len(seen.core) - 1), "one channel", weak=True)

@@ -153,7 +153,7 @@ class Edges:
     def is_one_of_tables(self, leaf: NamedLeaf) -> bool:
         """Whether modules side by side look up rows of one width: PyTorch's weights of many heights, without a bias."""
         scope, _ = module_of(leaf.path)
-        return self.may_be_table(leaf) and len(self.heights[scope, leaf.shape[-1]]) >= LEAST_TABLES
+        return self.may_be_table(leaf) and len(self.heights[scope, leaf.shape[1]]) >= LEAST_TABLES
 
     def may_be_table(self, leaf: NamedLeaf) -> bool:
         """Whether PyTorch's name, no bias beside it, and no layer's name allow a table of embeddings."""

@@ -17,7 +17,7 @@ def by_recurrent_gates(seen: Seen) -> Reading | None:
             shape = seen.tree.shapes.get(scope + recurrent, ())
             if seen.stack.fits(shape) and seen.stack.core(shape)[1:] == (outputs,):
                 hidden = seen.stack.core(shape)[0]
-    if "/".join(map(names.clean, path.split("/")[-3:])).endswith("lstm/linear/w"):
+    if "/".join(map(names.clean, path.split("/"))).endswith("lstm/linear/w"):
         hidden = outputs // 4  # Haiku's LSTM has one kernel for inputs and hidden state
     if hidden and outputs in (3 * hidden, 4 * hidden):
         return Reading("io", "gates of a cell", (hidden,) * (outputs // hidden))

@@ -18,15 +18,17 @@ def by_low_rank(seen: Seen) -> Reading | None:
     if not all(map(seen.stack.fits, shapes)):
         return None
     first, second = map(seen.stack.core, shapes)
+    if len(first) < 2 or len(second) < 2:
+        return None
     if (
-        len(first) == len(second) > 2
+        len(first) == len(second)
         and first[:-2] == second[:-2]
         and first[-1] == second[-2]
         and first[-1] < min(first[-2], second[-1])
     ):
         return Reading("b" * (len(first) - 2) + "io", "low rank")  # a pair of factors for each head, or each half
     # Stored the other way round, (rank, inputs) and (outputs, rank), they agree where the layer is square.
-    if len(first) < 2 or len(second) < 2 or first[-1] != second[0] or second[0] >= math.prod(second[1:]):
+    if first[-1] != second[0] or second[0] >= math.prod(second[1:]):
         return None
     axes = len(seen.core) - 1
     return Reading("i" * axes + "o" if match[2] in "aA" else "i" + "o" * axes, "low rank")

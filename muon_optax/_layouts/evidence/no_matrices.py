@@ -90,7 +90,7 @@ def _is_attention(name: str) -> bool:
 def _is_last(leaf: NamedLeaf, tree: Tree, head_path: str) -> bool:
     """Whether no layer of the head takes the outputs of ``leaf``. A whole network may be called classifier."""
     first = is_torch(leaf.path) and len(leaf.shape) == 2
-    outputs, inputs = (leaf.shape[0], leaf.shape[-1]) if first else (leaf.shape[-1], leaf.shape[-2])
+    outputs, inputs = (leaf.shape[0], leaf.shape[1]) if first else (leaf.shape[-1], leaf.shape[-2])
     scope = tree.scopes[head_path]
     takers = scope.inputs.get(outputs, 0) - (inputs == outputs)
     return takers <= 0 and not any(norm[-1] == outputs for norm in scope.norms)

@@ -89,7 +89,7 @@ def _by_siblings(seen: Seen) -> str | None:
         fitted = [_fitted(seen.stack.core(pair.weight), seen.stack.core(pair.bias)) for pair in stacked]
         told = {letters for letters in fitted if letters is not None}
         if told:
-            return min(told) if len(told) == 1 else None
+            return told.pop() if len(told) == 1 else None
     return None
 
 

@@ -31,10 +31,10 @@ def by_width_of_outputs(seen: Seen) -> Reading | None:
     """For an output projection (by name) or a convolution, the last axis has the model's width and is the output."""
     core = seen.core
     last, axis = len(core) - 1, seen.width
-    if last < 2 or axis is None:
+    if last < 2:
         return None
     path = seen.leaf.path.lower()
-    attention = names.ATTENTION.fullmatch(path) is not None or any(scope.queries for scope in seen.scopes[:1])
+    attention = names.ATTENTION.fullmatch(path) is not None or bool(seen.scopes[0].queries)
     if roles.side_of(seen.module) == "writes" and attention:
         if axis == last:
             return Reading("i" * last + "o", "name + width")

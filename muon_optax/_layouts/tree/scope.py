@@ -19,8 +19,8 @@ class Pair(NamedTuple):
         if not (stack.fits(self.weight) and stack.fits(self.bias)):
             return False
         weight, bias = stack.core(self.weight), without_ones(stack.core(self.bias))
-        if not 1 <= len(bias) < len(weight):
-            return False
+        if not bias:
+            return False  # one number a layer
         if weight[-len(bias) :] == bias and not self.outputs_first:
             return True
         # Haliax's layers have several output axes; without a stack one is likelier, and the other axis counts layers.
@@ -98,15 +98,14 @@ class Scope:
 
     @cached_property
     def _allowed(self) -> tuple[LayerStack, ...]:
-        pairs = [pair for pair in self.pairs if len(pair.bias) < len(pair.weight)]
-        if not pairs:
+        if not self.pairs:
             return ()
-        weight = pairs[0].weight
+        weight = next(iter(self.pairs)).weight
         options = (UNSTACKED, LayerStack(0, weight[:1]), LayerStack(0, weight[:2]), LayerStack(1, weight[1:2]))
         fitting = [stack for stack in options if all(map(stack.fits, self.kernels))]
         # Heads look like a stack themselves, so they count only where not all biases can be stacked.
-        return tuple(s for s in fitting if all(p.allows(s) for p in pairs)) or tuple(
-            s for s in fitting if all(p.allows_inputs_within(s) for p in pairs)
+        return tuple(s for s in fitting if all(p.allows(s) for p in self.pairs)) or tuple(
+            s for s in fitting if all(p.allows_inputs_within(s) for p in self.pairs)
         )
 
     def _by_shapes(self) -> tuple[LayerStack, ...]:

@@ -26,7 +26,7 @@ class Tree:
         self.scopes: defaultdict[str, Scope] = defaultdict(Scope)
         self.tables: Counter[Shape] = Counter()  # token embeddings
         self.reversed: Counter[Shape] = Counter()
-        self.outputs: Counter[int] = Counter()  # of weights that store them first
+        self.outputs: set[int] = set()  # of weights that store them first
         self._biases: dict[str, Shape | None] = {}
         self._chains: dict[str, list[Scope]] = {}
         self.norms = {leaf.path for leaf in leaves if is_norm(leaf, self.shapes)}
@@ -85,9 +85,10 @@ class Tree:
         pair = None if bias is None or len(bias) >= axes else Pair(shape, bias, is_torch(path))
         query, out = roles.is_query(module), roles.writes_attention(module)
         attention = out or roles.reads_attention(module)
-        inputs = shape[-1] if is_torch(path) and axes == 2 else shape[-2]
+        inputs = shape[1] if is_torch(path) and axes == 2 else shape[-2]
         self.reversed[shape[::-1]] += axes == 2
-        self.outputs[shape[0]] += is_torch(path) and (axes == 2 or shape[1] > 1)
+        if is_torch(path) and (axes == 2 or shape[1] > 1):
+            self.outputs.add(shape[0])
         unnamed = names.is_weight(names.clean(path.rpartition("/")[2])) is not True
         flat = axes == 2 and path.rpartition("/")[2] in names.MODULE_ARRAY
         convolution = axes > 2 and (names.CONVOLUTION.search(module) is not None or has_trailing_window(shape))

@@ -18,7 +18,7 @@ def is_norm(leaf: NamedLeaf, shapes: Shapes) -> bool:
     kind = layer_type_of(leaf)
     if kind is not None:
         return kind == "norm"
-    *scopes, name = leaf.path.rsplit("/", 2)[-2:]
+    *scopes, name = leaf.path.split("/")[-2:]
     name = names.clean(name)
     if name in names.NORM_ARRAY or names.NORM.fullmatch(name):
         return True
@@ -54,7 +54,7 @@ def is_bias_or_norm(leaf: NamedLeaf, shapes: Shapes) -> bool:
 
 def is_named_vector(leaf: NamedLeaf, shapes: Shapes) -> bool:
     """The same, if the leaf's own name or type says it."""
-    *scopes, name = map(names.clean, leaf.path.rsplit("/", 2)[-2:])
+    *scopes, name = map(names.clean, leaf.path.split("/")[-2:])
     if name != "kernel" and any(map(names.BIAS_MODULE.fullmatch, scopes)):
         return True
     return bool(names.BIAS.fullmatch(name) or names.OTHER_SCALE.fullmatch(name)) or is_norm(leaf, shapes)
