@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -185,6 +186,12 @@ def test_momentum_of_another_dtype_is_refused(dtype: object) -> None:
 def test_what_is_not_a_transform_is_refused_as_adamw(given: object, shown: str) -> None:
     with pytest.raises(TypeError, match=rf"^adamw={shown} is not a gradient transformation: call the factory"):
         check_adamw(given, None)
+
+
+@pytest.mark.parametrize("half", ["init", "update"])  # a Linen model has the one, an nnx.Optimizer the other
+def test_half_of_a_transform_is_refused_as_adamw(half: str) -> None:
+    with pytest.raises(TypeError, match="is not a gradient transformation: call the factory"):
+        check_adamw(SimpleNamespace(**{half: optax.identity().init}), None)
 
 
 def test_a_transform_brings_its_own_learning_rate() -> None:
