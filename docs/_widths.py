@@ -13,12 +13,10 @@ from playwright.sync_api import Error, Page, sync_playwright
 NO_BROWSER = 99
 WIDTHS = (1280, 400)
 LEFT_OUT = {"genindex", "py-modindex", "search"}
-# What is wider than its column, and cut off or scrolled sideways. A formula may be scrolled, and on a telephone what a
-# program printed, whose columns a fold would mix.
+# What is wider than its column, and cut off or scrolled sideways. A formula may be scrolled.
 MEASURE = """() => {
   const boxes = [...document.querySelectorAll("article pre, article table, article img")]
     .map(element => [element, element.closest(".table-wrapper") || element])
-    .filter(([element]) => innerWidth > 640 || !element.matches(".highlight-text pre, .cell_output pre"))
     .filter(([element, box]) => box.scrollWidth > box.clientWidth + 1 && box.clientWidth > 0)
     .map(([element]) => element.tagName.toLowerCase() + ": " + element.textContent.trim().slice(0, 60));
   const page = document.documentElement;
