@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from muon_optax._layouts.assigning.rules import NO_MATRICES, RULES
+from muon_optax._layouts.strength.doubts import DOUBTS, DOUBTS_BY_NEIGHBORS
 from muon_optax._layouts.tree import names, roles
 
 PAGE = Path(__file__).parent / "what_the_rules_know.md"
@@ -21,6 +22,15 @@ The rules look for evidence in the order of these tables, and the first that app
 
 Arrays that no rule knows go to AdamW, and one warning names them. `summarize` marks weak evidence with `~`.
 """
+
+DOUBTS_HEADER = """
+## Doubts
+
+What the rules have read is marked weak if one of these is true, whatever told it. `summarize` prints the first column
+behind the evidence. A norm's or a table's weight of two long axes, which a layer may be too, is marked as well.
+
+| printed | what is weak |
+|---|---|"""
 
 LIMITS = """\
 ## Limits
@@ -50,7 +60,7 @@ LIMITS = """\
 The rules are wrong without a mark mostly in these cases. Give such parameters a layout of their own:
 
 - Weights called `weight` that store their inputs first beside others that store their outputs first.
-- A head with eight or more classes, as many as another layer has inputs or a norm has features. It stays with Muon.
+- A last layer with as many outputs as a norm has features, or as a layer near it has inputs. It stays with Muon.
 - A table called `weight`, under a layer's name, with as many rows as another layer has inputs.
 - Arrays called `kernel` that store their outputs first, and have no bias.
 """
@@ -59,6 +69,9 @@ The rules are wrong without a mark mostly in these cases. Give such parameters a
 def page() -> str:
     """The page's text."""
     known = [f"| {what} | {' '.join((ask.__doc__ or '').split())} |" for ask, what in NO_MATRICES]
+    doubts = [
+        f"| {what} | {' '.join((doubt.__doc__ or '').split())} |" for doubt, what in (*DOUBTS, *DOUBTS_BY_NEIGHBORS)
+    ]
     rules = [f"| {' '.join((rule.__doc__ or '').split())} | {layouts} |" for rule, layouts in RULES]
     patterns = {
         "heads": names.HEAD,
@@ -83,6 +96,8 @@ def page() -> str:
             "\n## Names\n\nWhole components of a path match these patterns, in lower case and without a trailing",
             "number (`Dense_0` is `dense`). A name never beats a type or a bias.\n\n| what | pattern |\n|---|---|",
             *named,
+            DOUBTS_HEADER,
+            *doubts,
             "",
             LIMITS,
         ]

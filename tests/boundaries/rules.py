@@ -17,7 +17,7 @@ RULES = {
         out/kernel 4x16x64 ~iio
         # the same beside a norm
         n/scale 64 -
-        out/kernel 4x16x64 iio
+        out/kernel 4x16x64 ~iio
         # as many heads as inputs, in layers
         layers/attention/query/kernel 3x8x8x16 bioo
         layers/attention/attention_output/kernel 3x8x16x8 biio
@@ -80,7 +80,7 @@ RULES = {
     """,
     "biases": """
         # three axes of PyTorch's name, and a bias as long as the last
-        mix/weight 4x6x12 iio
+        mix/weight 4x6x12 ~iio
         mix/bias 12 -
         # a bias as long as the first axis and the second
         mix/kernel 6x6x4 ?
@@ -109,36 +109,36 @@ RULES = {
     "blocks of features": """
         # a projection
         proj/kernel 4x6x8 ~bio
-        a/kernel 24x10 io
-        b/kernel 32x10 io
+        a/kernel 24x10 ~io
+        b/kernel 32x10 ~io
         # outputs first
         q_proj/weight 4x6x8 ~boi
         a/weight 24x10 ~-
         b/weight 10x32 ~oi
         # a convolution
         conv_proj/kernel 4x6x8 iio
-        a/kernel 24x10 io
-        b/kernel 32x10 io
+        a/kernel 24x10 ~io
+        b/kernel 32x10 ~io
         # a single block
         proj/kernel 1x6x8 ?
         a/kernel 6x10 io
         b/kernel 8x10 io
         # no projection
         mix/kernel 4x6x8 ?
-        a/kernel 24x10 io
-        b/kernel 32x10 io
+        a/kernel 24x10 ~io
+        b/kernel 32x10 ~io
         # only one side is known
         proj/kernel 4x6x8 ?
         a/kernel 24x10 ~io
         # with a bias of another shape
         proj/kernel 4x6x8 ?
         proj/bias 6 -
-        a/kernel 24x10 io
-        b/kernel 32x10 io
+        a/kernel 24x10 ~io
+        b/kernel 32x10 ~io
         # an array of another name
         proj/mixing 4x6x8 ?
-        a/kernel 24x10 io
-        b/kernel 32x10 io
+        a/kernel 24x10 ~io
+        b/kernel 32x10 ~io
         # two blocks, and no other size
         n/scale 12 -
         proj/kernel 2x6x6 ~bio
@@ -166,13 +166,13 @@ RULES = {
         # dw and several inputs
         dw/kernel 3x2x8 ?
         # the largest window
-        a/kernel 31x31x8x16 iiio
+        a/kernel 31x31x8x16 ~iiio
         # a larger window
         a/kernel 32x32x8x16 ?
         # the largest window behind
         a/weight 64x40x31x31 oiii
         # a window behind that is no smaller than the inputs
-        a/weight 64x31x31x31 oiii
+        a/weight 64x31x31x31 ~oiii
         # a window behind of one
         a/kernel 16x8x1x1 ?
         # a window of a projection
@@ -194,7 +194,7 @@ RULES = {
         up/kernel 9x1x128 iio
         up/bias 128 -
         # the same with another name
-        a/mixing 9x1x128 iio
+        a/mixing 9x1x128 ~iio
         a/mixing_bias 128 -
         # a filter of PyTorch
         conv/weight 16x1x5 ~-
@@ -226,7 +226,7 @@ RULES = {
         b/kernel 5x128x64 bio
         b/bias 5x64 -
         # two input channels, under a name that says nothing
-        a/kernel 9x2x128 iio
+        a/kernel 9x2x128 ~iio
         a/bias 128 -
         # an even window on five channels
         up/conv/weight 8x5x4x4 ~oiii
@@ -235,13 +235,13 @@ RULES = {
         # a window with one even side
         conv/weight 8x16x4x3 oiii
         # a window in time and space, outputs first
-        a/weight 8x16x3x5x5 oiiii
+        a/weight 8x16x3x5x5 ~oiiii
         # a window that is not a cube
         a/kernel 3x3x5x4x16 ?
         # a window in attention, of no projection
-        attn/mix/kernel 3x3x4x16 iiio
+        attn/mix/kernel 3x3x4x16 ~iiio
         # a window under a projection's name
-        out/kernel 3x3x4x16 iiio
+        out/kernel 3x3x4x16 ~iiio
         # a window of two steps for each channel
         conv/kernel 2x1x16 -
         # a window along the third axis for each channel
@@ -320,12 +320,12 @@ RULES = {
         router/w 16x4 ~io
         # beside a vector of each layer
         l/norm/scale 4x64 -
-        l/experts/w 4x8x64x16 bbio
+        l/experts/w 4x8x64x16 ~bbio
         l/router/w 4x64x8 bio
         l/decay_w 4x64 -
         # as many experts as rows
         n/scale 16 -
-        experts/w 4x4x16 bio
+        experts/w 4x4x16 ~bio
         router/w 16x4 io
         # as many rows, without a name
         n/scale 16 -
@@ -387,7 +387,7 @@ RULES = {
         # a sibling of two axes has a bias
         ln/weight 16 -
         q/weight 16x16 ~oi
-        experts/lin 16x24 io
+        experts/lin 16x24 ~io
         experts/lin_bias 24 -
         experts/mix 4x24x16 ~boi
         # a sibling's bias shows outputs first, beside a norm
@@ -574,7 +574,7 @@ RULES = {
         cell/kernel 8x20 io
         cell/recurrent_kernel 4x20 ~io
         # two
-        cell/kernel 8x8 io
+        cell/kernel 8x8 ~io
         cell/recurrent_kernel 4x8 ~io
         # written out
         cell/w_i 8x12 io split 4+4+4
@@ -600,13 +600,13 @@ RULES = {
     "widths": """
         # queries, keys and values side by side
         n/scale 16 -
-        fused/qkv/kernel 3x16x4x4 bioo
+        fused/qkv/kernel 3x16x4x4 ~bioo
         # keys and values side by side
         n/scale 16 -
-        fused/kv/kernel 2x16x4x4 bioo
+        fused/kv/kernel 2x16x4x4 ~bioo
         # side by side, heads before the width
         n/scale 16 -
-        fused/qkv/kernel 3x4x16x4 boio
+        fused/qkv/kernel 3x4x16x4 ~boio
         # side by side, and one is missing
         n/scale 16 -
         fused/qkv/kernel 2x16x4x4 ?
@@ -636,8 +636,8 @@ RULES = {
         attn/o/kernel 16x2x12 ?
         # an output beside a query
         n/scale 16 -
-        a/query/kernel 16x5x7 ioo
-        a/out/kernel 3x4x16 iio
+        a/query/kernel 16x5x7 ~ioo
+        a/out/kernel 3x4x16 ~iio
         # a window of two sizes
         n/scale 16 -
         a/kernel 3x5x4x16 iiio

@@ -50,15 +50,15 @@ TREES = {
         critics/3/b/kernel 64x5 ~io
         # five blocks
         blocks/0/a/kernel 17x64 io
-        blocks/0/b/kernel 64x5 io
+        blocks/0/b/kernel 64x5 ~io
         blocks/1/a/kernel 17x64 io
-        blocks/1/b/kernel 64x5 io
+        blocks/1/b/kernel 64x5 ~io
         blocks/2/a/kernel 17x64 io
-        blocks/2/b/kernel 64x5 io
+        blocks/2/b/kernel 64x5 ~io
         blocks/3/a/kernel 17x64 io
-        blocks/3/b/kernel 64x5 io
+        blocks/3/b/kernel 64x5 ~io
         blocks/4/a/kernel 17x64 io
-        blocks/4/b/kernel 64x5 io
+        blocks/4/b/kernel 64x5 ~io
         # a reader whose taker is out of sight
         a/kernel 17x64 io
         up/kernel 64x5 ~io
@@ -81,7 +81,7 @@ TREES = {
         down/kernel 32x64 io
         # a square layer at the end
         a/kernel 17x64 io
-        b/kernel 64x64 io
+        b/kernel 64x64 ~io
         # two square layers
         a/kernel 64x64 io
         b/kernel 64x64 io
@@ -90,7 +90,7 @@ TREES = {
         b/kernel 64x5 ~-
         c/kernel 64x5 ~-
         # a last layer of convolutions
-        a/kernel 3x3x4x16 iiio
+        a/kernel 3x3x4x16 ~iiio
         conv/kernel 3x3x16x12 iiio
         # a last layer of convolutions into a flat layer
         conv1/kernel 3x3x4x16 iiio
@@ -98,7 +98,7 @@ TREES = {
         a/kernel 216x10 ~-
         # into a flat layer of another size
         conv1/kernel 3x3x4x16 iiio
-        conv2/kernel 3x3x16x24 iiio
+        conv2/kernel 3x3x16x24 ~iiio
         a/kernel 217x10 ~io
         # a flat layer behind few channels
         conv1/kernel 3x3x4x16 iiio
@@ -115,7 +115,7 @@ TREES = {
         t/d/weight 400x16 ~-
         x/linear/weight 8x16 ~oi
         x/linear/bias 8 -
-        y/linear/weight 100x200 oi
+        y/linear/weight 100x200 ~oi
         y/linear/bias 100 -
         # three tables
         t/a/weight 100x16 ~oi
@@ -123,7 +123,7 @@ TREES = {
         t/c/weight 300x16 ~-
         x/linear/weight 8x16 ~oi
         x/linear/bias 8 -
-        y/linear/weight 100x200 oi
+        y/linear/weight 100x200 ~oi
         y/linear/bias 100 -
         # a table by its rows, which nothing takes
         item/weight 1000x16 ~-
@@ -148,7 +148,7 @@ TREES = {
         # a head of convolutions that another head reads
         conv_head/kernel 1x1x16x48 ~iiio
         classifier/kernel 48x5 -
-        a/kernel 3x3x4x16 iiio
+        a/kernel 3x3x4x16 ~iiio
         # a head of a block
         blocks_0/head/kernel 64x64 -
         blocks_1/head/kernel 64x64 -
@@ -190,7 +190,7 @@ TREES = {
         # the same of a transposed one
         deconv/w 9x9x16x12 iioi
         c/kernel 64x9 ~-
-        d/kernel 64x12 io
+        d/kernel 64x12 ~io
         # the same in three dimensions
         conv/kernel 9x9x9x12x16 iiiio
         c/kernel 64x9 ~-
@@ -200,12 +200,12 @@ TREES = {
         a/k1/kernel 20x16 io
         a/k2/kernel 30x16 io
         a/k3/kernel 40x16 io
-        z/kernel 12x20 io
+        z/kernel 12x20 ~io
         # experts of layers take by any axis
         n/scale 32 -
         layers/experts/w 3x12x32x16 ~bbio
         layers/ln/scale 3x32 -
-        c/kernel 64x12 io
+        c/kernel 64x12 ~io
     """,
     "heads and tables": """
         # in a scope called head
@@ -259,8 +259,8 @@ TREES = {
         embedder/dense/kernel 2x100x16 ~-
         a/kernel 16x16 ~io
         # a convolution in an embedder
-        embedder/conv/kernel 3x100x16 iio
-        a/kernel 16x16 io
+        embedder/conv/kernel 3x100x16 ~iio
+        a/kernel 16x16 ~io
         # four components out
         embed/a/b/table 100x16 -
         a/kernel 16x16 io
@@ -320,7 +320,7 @@ TREES = {
         layer_norm/weight 8x12 io
         layer_norm/bias 12 -
         # a weight under a norm's name, with a bias as long
-        layer_norm/weight 8x12 -
+        layer_norm/weight 8x12 ~-
         layer_norm/bias 8x12 -
         # a kernel under a norm's name
         layer_norm/kernel 8x12 io
@@ -368,7 +368,7 @@ TREES = {
         a/bias 7 -
         # the bias of a recurrent kernel
         n/scale 8 -
-        a/recurrent_kernel 5x8x16 iio
+        a/recurrent_kernel 5x8x16 ~iio
         a/bias 16 -
     """,
     "pairs": """
@@ -486,7 +486,7 @@ TREES = {
         b/kernel 8x4x4 ibo
         # a bias that the stack does not allow
         n/scale 3x16 -
-        a/kernel 3x16x24 iio
+        a/kernel 3x16x24 ~iio
         a/bias 24 -
         # a bias that the stack allows
         n/scale 3x16 -
@@ -535,7 +535,7 @@ TREES = {
         b/kernel 5x8x12 bio
         b/bias 5x12 -
         # a flat bias of an unstacked layer
-        a/kernel 3x8x12 iio
+        a/kernel 3x8x12 ~iio
         a/bias 12 -
         b/kernel 3x12x8 ?
         # several output axes, outputs first
@@ -558,7 +558,7 @@ TREES = {
         weight/0 4x8x64 ~ooi
         bias/0 4x8x1 -
         # outputs behind under PyTorch's name
-        a/weight/0 5x16x3x4 bioo
+        a/weight/0 5x16x3x4 ~bioo
         a/bias/0 5x3x4 -
         b/weight/0 5x12x16 boi
         b/bias/0 5x12 -
@@ -586,7 +586,7 @@ TREES = {
         # two of one scope without layers
         m/w1 3x8x12 iio
         m/b1 12 -
-        m/w2 3x12x8 iio
+        m/w2 3x12x8 ~iio
         m/b2 8 -
         # layers on axis 1, and experts with biases there
         mlp/wo/kernel 128x3x64 ibo
@@ -665,7 +665,7 @@ TREES = {
         d/kernel 5x7x6 ?
         # one around that has another opinion
         x/a/kernel 3x8x12 ?
-        x/b/kernel 3x12x8 iio
+        x/b/kernel 3x12x8 ~iio
         x/b/bias 8 -
         # as many heads as inputs, beside other layers
         a/query/kernel 4x4x6 ioo
@@ -697,7 +697,7 @@ TREES = {
         down/weight 3x40x16 bio
         # one for and one against
         norm/scale 16 -
-        up/weight 16x40 oi
+        up/weight 16x40 ~oi
         down/weight 16x40 oi
         # roles that the width does not touch
         norm/scale 15 -
@@ -741,7 +741,7 @@ TREES = {
         gate/weight 7x9 ~oi
         # two roles against one
         ln/weight 16 -
-        q/weight 16x24 oi
+        q/weight 16x24 ~oi
         v/weight 24x16 oi
         k/weight 24x16 oi
     """,
@@ -757,7 +757,7 @@ TREES = {
         # a second has a window of one
         a/0/kernel 9x1x16 ~-
         a/0/bias 16 -
-        a/1/kernel 1x16x8 iio
+        a/1/kernel 1x16x8 ~iio
         a/1/bias 8 -
         # a second of another number of axes
         a/0/kernel 9x1x16 ~-
@@ -765,11 +765,11 @@ TREES = {
         a/1/kernel 3x3x16x8 iiio
         a/1/bias 8 -
         # it is the second
-        a/0/kernel 3x4x16 iio
+        a/0/kernel 3x4x16 ~iio
         a/0/bias 16 -
         a/1/kernel 9x1x16 ~-
         a/1/bias 16 -
-        a/2/kernel 3x16x8 iio
+        a/2/kernel 3x16x8 ~iio
         a/2/bias 8 -
         # PyTorch's
         a/0/weight 16x1x9 ?
@@ -796,7 +796,7 @@ TREES = {
         c/0/weight 2x1x5 ?
         c/1/weight 16x2x5 ?
         # as many channels as another one makes of two
-        a/weight 8x2x3x3 oiii
+        a/weight 8x2x3x3 ~oiii
         b/weight 8x1x5x5 -
         # in blocks of blocks
         s/0/b/1/c/3/weight 8x1x5 ~-

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from boundaries.rules import RULES
+from boundaries.strength import STRENGTH
 from boundaries.trees import TREES
 from trees_as_text import UNKNOWN, rows, table, tree_of
 
@@ -87,7 +88,7 @@ CASES = {
         embed_linear/w/0 1000x48 ~-
         embed_linear/b/0 1000 -""",
     "logits of attention are no head of the model": """
-        pool/to_attn_logits/weight 48x48x1x1 oiii
+        pool/to_attn_logits/weight 48x48x1x1 ~oiii
         pool/to_attn_logits/bias 48 -
         out/weight 30x48 ~-
         out/bias 30 -""",
@@ -96,9 +97,9 @@ CASES = {
         stack/norm/scale 4x48 -
         stack/mix/weights 4x48x48 ~bio""",
     "experts whose names contradict each other": """
-        moe/linear/w 4x48x192 bio
-        moe/linear_v/w 4x48x192 bio
-        moe/linear_1/w 4x192x48 bio
+        moe/linear/w 4x48x192 ~bio
+        moe/linear_v/w 4x48x192 ~bio
+        moe/linear_1/w 4x192x48 ~bio
         router/w 48x4 io
         norm/scale 48 -""",
     "a projection beside others that no rule can read": """
@@ -121,7 +122,7 @@ CASES = {
         3/1 320 -""",
     "an even window without a bias may upsample": """
         stage/layer/weight 48x30x2x2 ~oiii
-        stage/layer2/weight 30x48x3x3 oiii
+        stage/layer2/weight 30x48x3x3 ~oiii
         norm/weight 30 -
         norm/bias 30 -""",
     "a key that fits no query of its attention": """
@@ -289,7 +290,7 @@ CASES = {
     "patches of a single channel": """
         patch_embed/proj/kernel 16x16x1x768 iiio
         patch_embed/proj/bias 768 -
-        block/kernel 768x768 io""",
+        block/kernel 768x768 ~io""",
     "a depthwise one before a pointwise one": """
         Conv_0/kernel 3x3x1x12 -
         Conv_1/kernel 1x1x12x24 ~iiio""",
@@ -301,7 +302,7 @@ CASES = {
         conv2d_transpose/bias 8 -""",
     "one-dimensional convolutions": """
         Conv_0/kernel 3x8x16 iio
-        Conv_1/kernel 3x16x8 iio""",
+        Conv_1/kernel 3x16x8 ~iio""",
     "heads of attention": """
         head_0/query/kernel 64x16 ~io
         Head_1/key/kernel 64x16 ~io""",
@@ -378,7 +379,7 @@ CASES = {
         inner/kernel 4x4x4 ?""",
     "a hidden layer with both gates, on axis 1": """
         n/scale 64x3 -
-        mlp/wi/kernel 64x3x2x128 iboo
+        mlp/wi/kernel 64x3x2x128 ~iboo
         mlp/wo/kernel 128x3x64 ibo
         moe/gate/kernel 64x3x4 ibo
         moe/wi_0 4x3x64x32 bbio
@@ -459,13 +460,13 @@ CASES = {
     "a square weight among siblings with the inputs first (Haliax's MLP)": """
         layers/0/weight/0 64x128 io
         layers/0/bias/0 128 -
-        layers/1/weight/0 128x128 io
+        layers/1/weight/0 128x128 ~io
         layers/1/bias/0 128 -""",
     "queries of two groups of two heads (Levanter's Llama)": """
         norm/weight/0 64 -
-        a/q_proj/weight/0 2x2x16x64 oooi
-        a/k_proj/weight/0 2x16x64 ooi
-        a/o_proj/weight/0 64x4x16 oii""",
+        a/q_proj/weight/0 2x2x16x64 ~oooi
+        a/k_proj/weight/0 2x16x64 ~ooi
+        a/o_proj/weight/0 64x4x16 ~oii""",
     "as many heads in each, outputs first (Levanter's GPT-2)": """
         ln/weight/0 64 -
         attn/c_attn/weight/0 3x4x16x64 ~oooi
@@ -485,7 +486,7 @@ CASES = {
 
 BOUNDARIES = {
     f"{rule}: {name}": tree
-    for rule, text in (RULES | TREES).items()
+    for rule, text in (RULES | TREES | STRENGTH).items()
     for name, _, tree in (block.strip().partition("\n") for block in text.split("# ")[1:])
 }
 

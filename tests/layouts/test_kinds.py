@@ -131,7 +131,7 @@ KINDS = {
     "PyTorch's pairs: a convolution": """
         proj1_weight 768x192x4x4x4 oiiii
         proj1_bias 768 -
-        proj2_weight 96x768x3x3 oiii
+        proj2_weight 96x768x3x3 ~oiii
         proj2_bias 96 -""",
     "PyTorch's pairs: a layer written out": """
         up_weight 256x64 oi
@@ -143,7 +143,7 @@ KINDS = {
         lstm/weight_hh_l0 256x64 oi
         lstm/bias_ih_l0 256 -
         lstm/bias_hh_l0 256 -
-        proj/weight 48x64 oi
+        proj/weight 48x64 ~oi
         proj/bias 48 -""",
     "PyTorch's experts with biases": """
         mlp/router/weight 32x288 oi
@@ -172,14 +172,14 @@ KINDS = {
         stack/1 128x64x3x3x3 ~oiiii
         stack/2 64x32x5x5 oiii""",
     "windows in front stay in front": """
-        a/kernel 3x3x16x16 iiio
-        b/kernel 5x5x8x8 iiio""",
+        a/kernel 3x3x16x16 ~iiio
+        b/kernel 5x5x8x8 ~iiio""",
     "weight normalization": """
         conv/weight_v 64x32x7 oii
         conv/weight_g 64x1x1 -
         conv/bias 64 -
         post/parametrizations/weight/original0 8x1 -
-        post/parametrizations/weight/original1 8x64 oi
+        post/parametrizations/weight/original1 8x64 ~oi
         post/bias 8 -""",
     "a pair of scale and matrix": """
         Dense_0/kernel/0 256 -
@@ -189,7 +189,7 @@ KINDS = {
         Dense_1/kernel/1 256x64 io
         Dense_1/bias 64 -
         Dense_2/kernel/0 64 -
-        Dense_2/kernel/1 64x64 io""",
+        Dense_2/kernel/1 64x64 ~io""",
     "weights in the wrapper of an adapter": """
         model/embed_tokens/base_layer/weight 32000x64 -
         layers/0/q_proj/base_layer/weight 64x64 ~oi
@@ -277,14 +277,14 @@ KINDS = {
         block/conv_dw/bias 96 -
         block/mlp/fc1/weight 384x96 oi
         block/mlp/fc1/bias 384 -
-        block/mlp/fc2/weight 96x384 oi
+        block/mlp/fc2/weight 96x384 ~oi
         block/mlp/fc2/bias 96 -""",
     "a first convolution of one channel in PyTorch": """
         convs/0/weight 16x1x15 oii
         convs/0/bias 16 -
         convs/1/weight 64x16x41 oii
         convs/1/bias 64 -
-        convs/2/weight 64x64x5 oii
+        convs/2/weight 64x64x5 ~oii
         convs/2/bias 64 -""",
     "depthwise of two axes, and by its name": """
         mixer/conv1d_kernel 512x4 -
@@ -308,8 +308,8 @@ KINDS = {
         ln_mlp/w 8x16 io
         ln_mlp/b 16 -""",
     "a norm's name on a norm": """
-        ln_1/w 3x8 -
-        ln_1/b 3x8 -
+        ln_1/w 3x8 ~-
+        ln_1/b 3x8 ~-
         norm/weight 8 -
         norm/bias 8 -""",
     "only biases in sight, of stacked layers": """
@@ -335,7 +335,7 @@ KINDS = {
     "half of an attention beside a norm": """
         norm/scale 64 -
         query/kernel 64x4x32 ioo
-        key/kernel 64x2x32 ioo""",
+        key/kernel 64x2x32 ~ioo""",
     "half of an attention, which may be a stack": """
         query/kernel 48x8x8 ?
         key/kernel 48x4x8 ?""",
@@ -353,7 +353,7 @@ KINDS = {
         blocks_0/net/layers_0/bias 256 -
         blocks_0/net/layers_2/kernel 9x1x128 ~-
         blocks_0/net/layers_2/bias 128 -
-        blocks_0/net/layers_4/kernel 1x128x64 iio
+        blocks_0/net/layers_4/kernel 1x128x64 ~iio
         blocks_0/net/layers_4/bias 64 -""",
     "a filter for each channel under no name: PyTorch's blocks with a gate": """
         blocks/0/net/0/weight 256x64x1 oii
@@ -369,9 +369,9 @@ KINDS = {
         blocks/1/net/4/weight 64x128x1 oii
         blocks/1/net/4/bias 64 -""",
     "a signal of one channel under no name": """
-        layers_0/kernel 10x1x64 iio
+        layers_0/kernel 10x1x64 ~iio
         layers_0/bias 64 -
-        layers_2/kernel 3x64x64 iio
+        layers_2/kernel 3x64x64 ~iio
         layers_2/bias 64 -
         layers_4/kernel 64x32 ~io
         layers_4/bias 32 -""",
@@ -383,7 +383,7 @@ KINDS = {
         fc/kernel 64x3 ~-
         fc/bias 3 -""",
     "few classes beside windows and colors: seven in PyTorch": """
-        stem/weight 64x3x7x7 oiii
+        stem/weight 64x3x7x7 ~oiii
         layer1/0/conv1/weight 64x64x3x3 oiii
         layer1/0/bn1/weight 64 -
         layer1/0/bn1/bias 64 -
@@ -395,7 +395,7 @@ KINDS = {
         level/weight 3x64 ~-
         layers/0/linear1/weight 256x64 oi
         layers/0/linear1/bias 256 -
-        layers/0/linear2/weight 64x256 oi
+        layers/0/linear2/weight 64x256 ~oi
         layers/0/linear2/bias 64 -""",
     "inputs first under PyTorch's name: a loop": """
         layer0/feed_forward/linear1_0/weight 64x256 io
@@ -446,7 +446,7 @@ KINDS = {
         patch_embed/proj/bias 500 -
         blocks/0/mlp/fc1/weight 900x500 oi
         blocks/0/mlp/fc1/bias 900 -
-        blocks/0/mlp/fc2/weight 500x900 oi
+        blocks/0/mlp/fc2/weight 500x900 ~oi
         blocks/0/mlp/fc2/bias 500 -
         to_pixels/weight 108x500 ~-
         to_pixels/bias 108 -""",
@@ -486,7 +486,7 @@ KINDS = {
         item_embedder/Dense_0/bias 48 -
         mlp/Dense_0/kernel 48x70 ~io
         mlp/Dense_0/bias 70 -
-        mlp/Dense_1/kernel 70x48 io
+        mlp/Dense_1/kernel 70x48 ~io
         mlp/Dense_1/bias 48 -
         decoder/kernel 48x3000 ~io
         decoder/bias 3000 -""",
@@ -505,7 +505,7 @@ KINDS = {
     "networks on the last axis: heads are none": """
         x/query/kernel 64x4x16 ioo
         x/query/bias 4x16 -
-        x/gates/kernel 64x4x16 ioo
+        x/gates/kernel 64x4x16 ~ioo
         x/gates/bias 4x16 -
         x/out/kernel 4x16x64 iio
         x/out/bias 64 -
@@ -516,7 +516,7 @@ KINDS = {
     "networks on the last axis: channels of a convolution are none": """
         x/conv/kernel 3x10x5 iio
         x/conv/bias 5 -
-        x/dense/kernel 10x3x5 ioo
+        x/dense/kernel 10x3x5 ~ioo
         x/dense/bias 3x5 -""",
     "a head as wide as the model: behind the blocks": """
         Dense_0/kernel 30x96 io
@@ -601,7 +601,7 @@ KINDS = {
         prompt/conv1/bias 4 -
         prompt/conv2/weight 16x4x2x2 oiii
         prompt/conv2/bias 16 -
-        prompt/conv3/weight 64x16x1x1 oiii
+        prompt/conv3/weight 64x16x1x1 ~oiii
         prompt/conv3/bias 64 -
         scorer/weight 4x64 ~oi
         scorer/bias 4 -""",

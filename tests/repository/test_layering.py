@@ -17,6 +17,7 @@ FOLDERS = (
     "_layouts",
     "_layouts.tree",
     "_layouts.evidence",
+    "_layouts.strength",
     "_layouts.assigning",
     "_orthogonalizers",
     "_orthogonalizers.kernels",

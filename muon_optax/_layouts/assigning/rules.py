@@ -20,11 +20,13 @@ from muon_optax._layouts.evidence.no_matrices import (
     turned_table,
     vector,
 )
-from muon_optax._layouts.evidence.support import Support
 from muon_optax._layouts.evidence.two_axes import by_elements, by_orientation
 from muon_optax._layouts.evidence.widths import by_width_of_inputs, by_width_of_outputs
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, hidden_paths, named_leaves
+from muon_optax._layouts.strength.doubts import Doubts
+from muon_optax._layouts.strength.neighbors import Neighbors
+from muon_optax._layouts.strength.support import Support
 from muon_optax._layouts.tree import names
 from muon_optax._layouts.tree.bare_paths import nested_paths, unwrapped
 from muon_optax._layouts.tree.layer_stacks import UNSTACKED, LayerStack, LayerStacks
@@ -98,8 +100,9 @@ def decide(leaves: Sequence[NamedLeaf], hidden: Collection[str] = ()) -> dict[st
     decisions = [_decide(leaf, tree) for leaf in kept]
     edges = Edges(tree, kept, decisions)
     support = Support(tree, kept, decisions, edges.widths)
+    doubts = Doubts(Neighbors(kept, decisions, edges.widths, all_seen=not hidden))
     found = {
-        leaf.path: support.judged(leaf, _at_edge(leaf, own, tree, edges))
+        leaf.path: doubts.judged(leaf, support.judged(leaf, _at_edge(leaf, own, tree, edges)))
         for leaf, own in zip(kept, decisions, strict=True)
     }
     return {leaf.path: found[alike.get(bare.path, bare.path)] for leaf, bare in zip(leaves, seen, strict=True)}

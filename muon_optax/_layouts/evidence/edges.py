@@ -208,8 +208,8 @@ class Edges:
         fused = roles.role_of(module) in ("fused", *roles.HALVES)
         multiple, produced = self.is_multiple(outputs), self.is_produced(inputs, outputs)
         if self.is_repeated(leaf):
-            likely = _are_few(outputs, module) or (produced and not multiple)
-            head = likely and not fused and self.repetitions(leaf) <= FEW
+            few = _are_few(outputs, module) and self.repetitions(leaf) <= FEW
+            head = not fused and (few or not multiple)
             return decision._replace(strength="weak") if head else decision
         if fused and multiple:
             return decision
