@@ -17,7 +17,7 @@ from trees_as_text import tree_of
 import muon_optax as mo
 
 # In real_models are those the rules were first made on; nobody had tuned the rules for the others when they were
-# judged. mended_by, third, sixth, ninth and eleventh were looked at while the rules changed, the others only afterwards.
+# judged. mended_by, third, sixth, ninth and eleventh were looked at while the rules changed, the others afterwards.
 FOLDERS = {
     "real_models": 71,
     "unseen_models/first": 21,
