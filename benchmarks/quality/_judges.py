@@ -30,6 +30,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "evidence": {
         "_layouts/evidence/*": DECISIONS,
+        "_layouts/strength/*": DECISIONS,
         "_layouts/assigning/rules": (*DECISIONS, WORK),
     },
     "tree": {

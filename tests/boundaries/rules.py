@@ -269,7 +269,7 @@ RULES = {
         router/kernel 6x4 io
         conv/kernel 4x6x12 iio
         # beside a query
-        router/kernel 6x4 ~io
+        router/kernel 6x4 io
         a/query 4x6x12 ?
         # a router with its outputs first
         moe/router/kernel 4x6 io
@@ -278,7 +278,7 @@ RULES = {
         moe/router/kernel 6x4 io
         moe/mystery 4x12x6 ~bio
         # a name that says nothing, elsewhere
-        router/kernel 6x4 ~io
+        router/kernel 6x4 io
         mystery 4x12x6 ?
         # the first axis is the model's width
         router/kernel 6x4 io
@@ -330,7 +330,7 @@ RULES = {
         # as many rows, without a name
         n/scale 16 -
         mix/w 4x4x16 ~bio
-        router/w 16x4 ~io
+        router/w 16x4 io
     """,
     "experts by name": """
         # the width is the input
@@ -397,7 +397,7 @@ RULES = {
         experts/up_bias 4x24 -
         experts/mix 4x24x16 ~boi
         # beside a bias of attention, without a norm
-        q_proj/weight 24x16 ~oi
+        q_proj/weight 24x16 oi
         q_proj/bias 24 -
         experts/fc1/weight 4x24x16 ~boi
     """,

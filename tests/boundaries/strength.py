@@ -129,7 +129,7 @@ STRENGTH = {
     """,
     "experts": """
         # as many as inputs
-        router/kernel 64x8 ~io
+        router/kernel 64x8 io
         w_down 8x8x64 ~bio
         norm/scale 64 -
         # as many as inputs, by their name

@@ -254,10 +254,10 @@ TREES = {
         embed/bias 16 -
         # an embedding of three axes
         embed/kernel 2x100x16 ~-
-        a/kernel 16x16 ~io
+        a/kernel 16x16 io
         # three axes in an embedder
         embedder/dense/kernel 2x100x16 ~-
-        a/kernel 16x16 ~io
+        a/kernel 16x16 io
         # a convolution in an embedder
         embedder/conv/kernel 3x100x16 ~iio
         a/kernel 16x16 ~io
@@ -614,7 +614,7 @@ TREES = {
         # beside a flat layer
         a/kernel 3x8x12 ?
         b/kernel 3x12x8 ?
-        c/kernel 8x12 ~io
+        c/kernel 8x12 io
         # beside a flat array of three rows
         a/kernel 3x8x12 ~bio
         b/kernel 3x12x8 ~bio
@@ -626,7 +626,7 @@ TREES = {
         # beside a convolution
         a/kernel 3x8x12 ?
         b/kernel 3x12x8 ?
-        conv/kernel 3x8x8 iio
+        conv/kernel 3x8x8 ~iio
         # beside a name that says nothing
         a/kernel 3x8x12 ?
         b/kernel 3x12x8 ?
@@ -675,7 +675,7 @@ TREES = {
         # beside a matrix
         l/a/kernel 3x8x16 ?
         l/b/kernel 3x16x8 ?
-        l/c/kernel 3x8 ~io
+        l/c/kernel 3x8 io
         # a query three scopes away from the output
         a/b/c/query/kernel 16x2x8 ~ioo
         a/out/kernel 2x8x16 ~iio

@@ -444,7 +444,7 @@ CASES = {
         embedder/per_layer_model_projection/w 1536x12x256 ~-""",
     "a layer into a wider stream is no router (tunix' Gemma 4)": """
         mapping/kernel 1536x12x256 ?
-        per_layer_projection/kernel 256x1536 ~io""",
+        per_layer_projection/kernel 256x1536 io""",
     "halves of complex arrays (flaxdiff's S5)": """
         norm/scale 256 -
         ssm/kernel 256x256 io

@@ -31,7 +31,6 @@ class Edges:
         self.tree = tree
         self.shared = _shared_stack(leaves, decisions)  # axes in front that count the same in all leaves
         self.sides: Counter[int] = Counter()  # leaves that have the size as a side
-        self.firm: Counter[int] = Counter()  # the same of norms and of what is read on strong evidence
         self.outputs: Counter[int] = Counter()
         self.channels: set[int] = set()  # of convolutions
         self.widths: set[int] = set()  # of norms
@@ -47,7 +46,6 @@ class Edges:
             if leaf.path in tree.vectors:
                 lengths = leaf.shape[-1:] if leaf.path in tree.norms else ()
                 self.sides.update(lengths)
-                self.firm.update(lengths)
                 self.outputs.update(lengths)
                 self.widths.update(lengths)
             elif len(self._one(leaf)) > 1:
@@ -59,10 +57,7 @@ class Edges:
         letters = "" if layout is None else layout.axes[self.shared :]
         if head and len(shape) == 2:
             self.read_by_heads.add(shape[1] if is_torch(leaf.path) else shape[0])
-        sides = _sides(shape, letters, fan_in, fan_out)
-        self.sides.update(sides)
-        if decision.strength == "strong":
-            self.firm.update(sides)
+        self.sides.update(_sides(shape, letters, fan_in, fan_out))
         self.inputs.add(fan_in)
         self.outputs.update({size for size, letter in zip(shape, letters, strict=False) if letter == "o"} | {fan_out})
         if layout is not None and len(shape) > 2 and names.CONVOLUTION.search(module_of(leaf.path)[1]):
@@ -189,10 +184,8 @@ class Edges:
     def _judged_taken(self, leaf: NamedLeaf, decision: Decision, inputs: int, outputs: int) -> Decision:
         """A matrix whose outputs are taken; by nothing but a turned one outside of all blocks, it may be a decoder."""
         scope, module = module_of(leaf.path)
-        # A few outputs are another side's size by chance, and what is read on weak evidence may not take them.
-        few = _are_few(outputs, module)
-        doubtful = few or self.firm[outputs] <= (decision.strength == "strong")
-        if doubtful and decision.why != "layer type" and self.repetitions(leaf) <= (FEW if few else 1):
+        # A few outputs are another side's size by chance.
+        if _are_few(outputs, module) and decision.why != "layer type" and self.repetitions(leaf) <= FEW:
             return decision._replace(strength="weak")
         if inputs == outputs and self.is_last_in_turn(leaf):
             return decision._replace(strength="weak")  # a head may have as many outputs as the model is wide

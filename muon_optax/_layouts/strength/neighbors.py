@@ -29,6 +29,11 @@ class Neighbors:
         return [Read(leaf, decision.layout) for leaf, decision in pairs if decision.layout is not None]
 
     @cached_property
+    def _is_only_one(self) -> bool:
+        """Whether there is one matrix, and nothing that no rule knows."""
+        return sum(each.layout is not None or each.unknown for each in self._decisions) < 2
+
+    @cached_property
     def _copies(self) -> Counter[tuple[str, Shape]]:
         """How many arrays have the same shape, and the same path but for its numbers."""
         return Counter((family_of(leaf.path), leaf.shape) for leaf in self._leaves)
@@ -62,7 +67,7 @@ class Neighbors:
         first = read.channels < outputs and read.channels not in self._given
         if first or outputs in self.widths or self._copies[family_of(path), read.leaf.shape] > 1:
             return False
-        if len(self._matrices) < 2 or not self._all_seen:
+        if self._is_only_one or not self._all_seen:
             return False
         convolution = len(read.letters) > 2
         if convolution and numbers_in(module_of(path)[0]):
