@@ -79,6 +79,11 @@ RULES = {
         a/x_einsum/kernel 3x4x16x8 boio
     """,
     "biases": """
+        # heads of two layers that take nothing from each other
+        x/a/kernel 10x6x3 ~ioo
+        x/a/bias 6x3 -
+        x/b/kernel 20x8x3 ~ioo
+        x/b/bias 8x3 -
         # three axes of PyTorch's name, and a bias as long as the last
         mix/weight 4x6x12 ~iio
         mix/bias 12 -

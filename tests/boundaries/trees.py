@@ -59,6 +59,55 @@ TREES = {
         blocks/3/b/kernel 64x5 ~io
         blocks/4/a/kernel 17x64 io
         blocks/4/b/kernel 64x5 ~io
+        # few outputs in four blocks, which other layers take
+        blocks/0/a/kernel 17x64 io
+        blocks/0/b/kernel 64x5 ~io
+        blocks/0/c/kernel 5x30 io
+        blocks/0/norm/scale 30 -
+        blocks/1/a/kernel 17x64 io
+        blocks/1/b/kernel 64x5 ~io
+        blocks/1/c/kernel 5x30 io
+        blocks/1/norm/scale 30 -
+        blocks/2/a/kernel 17x64 io
+        blocks/2/b/kernel 64x5 ~io
+        blocks/2/c/kernel 5x30 io
+        blocks/2/norm/scale 30 -
+        blocks/3/a/kernel 17x64 io
+        blocks/3/b/kernel 64x5 ~io
+        blocks/3/c/kernel 5x30 io
+        blocks/3/norm/scale 30 -
+        # in five
+        blocks/0/a/kernel 17x64 io
+        blocks/0/b/kernel 64x5 io
+        blocks/0/c/kernel 5x30 io
+        blocks/0/norm/scale 30 -
+        blocks/1/a/kernel 17x64 io
+        blocks/1/b/kernel 64x5 io
+        blocks/1/c/kernel 5x30 io
+        blocks/1/norm/scale 30 -
+        blocks/2/a/kernel 17x64 io
+        blocks/2/b/kernel 64x5 io
+        blocks/2/c/kernel 5x30 io
+        blocks/2/norm/scale 30 -
+        blocks/3/a/kernel 17x64 io
+        blocks/3/b/kernel 64x5 io
+        blocks/3/c/kernel 5x30 io
+        blocks/3/norm/scale 30 -
+        blocks/4/a/kernel 17x64 io
+        blocks/4/b/kernel 64x5 io
+        blocks/4/c/kernel 5x30 io
+        blocks/4/norm/scale 30 -
+        # a layer of an embedding
+        tok_embed/kernel 100x16 io
+        tok_embed/bias 16 -
+        a/kernel 16x32 io
+        norm/scale 32 -
+        # a layer of an embedding, and the head that gives what it takes
+        tok_embed/kernel 100x16 ~io
+        tok_embed/bias 16 -
+        a/kernel 16x32 io
+        norm/scale 32 -
+        out/kernel 16x100 ~io
         # a reader whose taker is out of sight
         a/kernel 17x64 io
         up/kernel 64x5 ~io

@@ -191,7 +191,8 @@ class Edges:
             return decision._replace(strength="weak")  # a head may have as many outputs as the model is wide
         # In lists of lists every scope has a number.
         block = self.is_repeated(leaf) or (_NUMBER.search(scope) and any(map(str.isalpha, scope)))
-        if block or roles.side_of(module) is not None or not self.is_taken_back(leaf, inputs, outputs):
+        inside = roles.side_of(module) == "reads" or roles.role_of(module) == "down"  # "out" may be the model's
+        if block or inside or not self.is_taken_back(leaf, inputs, outputs):
             return decision
         return decision._replace(strength="weak")
 
