@@ -190,6 +190,8 @@ STRENGTH = {
         norm/scale 8 -
         # square
         places/kernel 4x4x16x8 ~iiio
+        # square, of two
+        places/kernel 2x2x16x8 ~iiio
         # square, in a convolution
         conv_in/kernel 4x4x16x8 iiio
         # square, with a bias
@@ -200,6 +202,9 @@ STRENGTH = {
         # even and square, of PyTorch
         up/weight 16x16x2x2 ~oiii
         up/bias 16 -
+        # even and square, in one axis
+        blocks/weight 16x16x4 ~oii
+        blocks/bias 16 -
         # odd
         up/weight 16x16x3x3 oiii
         up/bias 16 -
@@ -265,6 +270,9 @@ STRENGTH = {
         # a norm's weight of two axes
         norm/weight 8x64 ~-
         a/kernel 64x64 io
+        # of two rows
+        norm/weight 2x64 ~-
+        a/kernel 64x64 io
         # a norm's scale
         norm/scale 8x64 -
         a/kernel 64x64 io
@@ -283,5 +291,28 @@ STRENGTH = {
         word_embeddings/weight 20x64 -
         # in Linen
         emb/embedding 20x64 -
+    """,
+    "borne out": """
+        # a layer's name around an adapter's
+        a/linear/weight 20x64 ~oi
+        a/linear/bias 20 -
+        o_proj/base_layer/weight 64x20 oi
+        norm/weight 64 -
+        # a name that is no layer's
+        a/linear/weight 20x64 ~oi
+        a/linear/bias 20 -
+        thing/base_layer/weight 64x20 ~oi
+        norm/weight 64 -
+        # projections with the width
+        norm/weight 64 -
+        x/q_proj/weight 48x64 oi
+        y/k_proj/weight 48x64 oi
+        y/o_proj/weight 64x48 oi
+        # one of them beside what no rule knows
+        norm/weight 64 -
+        x/q_proj/weight 48x64 ~oi
+        x/mystery 4x12x6 ?
+        y/k_proj/weight 48x64 oi
+        y/o_proj/weight 64x48 oi
     """,
 }

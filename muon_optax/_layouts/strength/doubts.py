@@ -128,11 +128,10 @@ class Doubts:
 
     def _may_be_layer(self, leaf: NamedLeaf, why: str) -> bool:
         """Whether a norm's or a table's name holds what a layer may be: two long axes."""
-        *_, rows, columns = (0, 0, *leaf.shape)
-        if min(rows, columns) < 2:
+        if len(leaf.shape) < 2 or 1 in leaf.shape[-2:]:
             return False
         if why == "norm":
             own = names.clean(leaf.path.rpartition("/")[2])
             return own in names.NORM_FIELD and self._near.layers.isdisjoint(leaf.shape)
         table = is_torch(leaf.path) and _TABLE.fullmatch(module_of(leaf.path)[1]) is not None
-        return table and why.startswith("embedding") and len(leaf.shape) == 2 and rows <= columns
+        return table and why.startswith("embedding") and len(leaf.shape) == 2 and leaf.shape[0] <= leaf.shape[1]
