@@ -12,25 +12,29 @@ STRENGTH = {
         last_norm/scale 32 -
         # what nothing near takes
         x/a/kernel 64x20 ~io
-        y/b/kernel 20x64 io
+        y/b/kernel 20x32 io
         norm/scale 64 -
+        last_norm/scale 32 -
         # the width
         x/a/kernel 20x64 io
         y/b/kernel 64x20 ~io
         norm/scale 64 -
         # a first layer may be far from what takes it
         x/a/kernel 17x20 io
-        y/b/kernel 20x64 io
+        y/b/kernel 20x32 io
         norm/scale 64 -
+        last_norm/scale 32 -
         # not if it shrinks what it reads
         x/a/kernel 21x20 ~io
-        y/b/kernel 20x64 io
+        y/b/kernel 20x32 io
         norm/scale 64 -
+        last_norm/scale 32 -
         # two of one shape
         x_0/a/kernel 64x20 io
         x_1/a/kernel 64x20 io
-        y/b/kernel 20x64 io
+        y/b/kernel 20x32 io
         norm/scale 64 -
+        last_norm/scale 32 -
         # two of another shape
         x_0/a/kernel 64x20 ~io
         x_1/a/kernel 64x21 ~io
@@ -76,6 +80,12 @@ STRENGTH = {
         x/a/linear/bias 20 -
         x/a/lm_head/weight 100x20 -
         norm/weight 64 -
+        # a table takes nothing
+        x/a/kernel 64x20 ~io
+        x/emb/embedding 20x64 -
+        y/b/kernel 20x32 io
+        norm/scale 64 -
+        last_norm/scale 32 -
         # taken by a layer of one output
         x/a/kernel 64x20 io
         x/value/kernel 20x1 -
@@ -128,15 +138,7 @@ STRENGTH = {
         norm/scale 64 -
     """,
     "experts": """
-        # as many as inputs
-        router/kernel 64x8 io
-        w_down 8x8x64 ~bio
-        norm/scale 64 -
-        # as many as inputs, by their name
-        router/kernel 64x8 io
-        experts/w_down 8x8x64 bio
-        norm/scale 64 -
-        # more
+        # with a projection's name
         router/kernel 64x9 io
         w_up 9x64x8 bio
         norm/scale 64 -
@@ -285,6 +287,8 @@ STRENGTH = {
         a/kernel 64x64 io
         # a table with fewer rows than columns
         emb/weight 20x64 ~-
+        # with as many
+        emb/weight 64x64 ~-
         # with more
         emb/weight 65x64 -
         # of words

@@ -18,6 +18,7 @@ from trees_as_text import UNKNOWN, rows, table, tree_of
 import muon_optax as mo
 from muon_optax._layouts.assigning.rules import decide
 from muon_optax._layouts.paths import named_leaves
+from muon_optax._layouts.strength.doubts import DOUBTS, DOUBTS_BY_NEIGHBORS
 
 CASES = {
     "a name that no shape bears out: weights that any side may be first of": """
@@ -503,6 +504,33 @@ def test_names_of_scopes_around_do_not_matter(size: int):
     leaves = rows(CASES["compressed queries, keys and values"])
     renamed = [(f"params/my_model/{size}/{path}", shape, layout) for path, shape, layout in leaves]
     assert table(tree_of(renamed)) == {path: layout for path, _, layout in renamed}
+
+
+# What is printed, with a tree whose first leaf is doubted for it.
+DOUBTED = {
+    "experts without a name": "moe/linear/kernel 9x64x32\nrouter/kernel 64x9\nnorm/scale 64",
+    "heads outside attention": "mixer/u_dense/kernel 64x5x7\nmixer/out/kernel 5x7x64\nnorm/scale 64",
+    "many axes": "self_attention/w_q/weight 2x2x16x64\nself_attention/o_proj/weight 64x4x16\nnorm/weight 64\nmlp/up/weight 64x128\n"
+    "mlp/down/weight 128x64",
+    "one channel": "layers_0/kernel 10x10x1x8\nlayers_0/bias 8\nlayers_1/kernel 3x3x8x8\nlayers_1/bias 8\nnorm/scale 8",
+    "window by shape": "places/kernel 4x4x16x8",
+    "may be transposed": "up/weight 16x16x2x2\nup/bias 16",
+    "window or stack": "mix/kernel 3x16x40\nmix/bias 40",
+    "square": "a/weights 64x64\nb/weights 64x32\nb/bias 32\nc/weights 32x64\nc/bias 64\nnorm/scale 64",
+    "may be the last layer": "x/a/kernel 64x20\ny/b/kernel 20x32\nnorm/scale 64\nlast_norm/scale 32",
+    "name against width": "blocks_0/q_proj/kernel 32x64\nblocks_1/q_proj/kernel 32x64\nnorm/scale 64",
+}
+
+
+@pytest.mark.parametrize("doubt", DOUBTED)
+def test_a_doubt_is_printed_behind_the_evidence(doubt: str):
+    leaves = [(path, shape, None) for path, shape, _ in rows(DOUBTED[doubt])]
+    first = decide(named_leaves(tree_of(leaves)))[leaves[0][0]]
+    assert (first.weak, first.why.rpartition("; ")[2]) == (True, doubt)
+
+
+def test_every_doubt_is_tested():
+    assert {text for _, text in (*DOUBTS, *DOUBTS_BY_NEIGHBORS)} == set(DOUBTED)
 
 
 def test_integers_are_refused_by_init_and_not_warned_about_before():

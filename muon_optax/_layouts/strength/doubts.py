@@ -16,14 +16,6 @@ _TABLE = re.compile("emb(ed(der|ding)?)?s?")  # of anything: words and places ha
 _COMPARED = ("query beside", "einsum + width", "low rank")  # evidence that compares the axes of several projections
 
 
-def has_as_many_experts(read: Read) -> bool:
-    """As many experts, by a router alone, as one of them has inputs, outputs or heads."""
-    if read.why != "router" or any(map(names.EXPERTS.fullmatch, read.near)):
-        return False
-    experts = {size for size, letter in zip(read.leaf.shape, read.layout.axes, strict=True) if letter == "b"}
-    return not experts.isdisjoint(read.sizes)
-
-
 def is_unnamed_expert(read: Read) -> bool:
     """Experts of a router whose names don't say whether they read or write the residual stream."""
     return read.why == "router" and roles.side_of(read.module) is None
@@ -51,7 +43,7 @@ def has_one_channel(read: Read) -> bool:
 
 def has_window_by_shape(read: Read) -> bool:
     """A square window alone, which weights for every place of an image have too."""
-    return read.why == "convolution" and max(read.window) > 1 and not read.is_called_convolution
+    return read.why == "convolution" and read.window[0] > 1 and not read.is_called_convolution
 
 
 def may_be_transposed(read: Read) -> bool:
@@ -92,7 +84,6 @@ def speaks_against_its_width(read: Read, near: Neighbors) -> bool:
 
 # Each with what the user is told.
 DOUBTS: tuple[tuple[Callable[[Read], bool], str], ...] = (
-    (has_as_many_experts, "as many experts"),
     (is_unnamed_expert, "experts without a name"),
     (has_heads_outside_attention, "heads outside attention"),
     (has_many_axes, "many axes"),
