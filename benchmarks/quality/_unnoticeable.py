@@ -8,6 +8,9 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
     "_layouts/assigning/resolve": {
         "if len({leaf.path for leaf in leaves}) <= len(leaves):": "Where no path is shared, none is refused.",
     },
+    "_layouts/assigning/told_by_layers": {
+        "while len(fits) >= 1 and scope:": "Where one fits, it stays: only slower.",
+    },
     "_layouts/assigning/rules": {
         "return max(decisions, key=lambda decision: decision.why)": "Any of several reasons for one layout will do.",
     },
