@@ -51,12 +51,20 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
         "(window[1] < min(shape[:2]))": "All sizes of the window are equal.",
     },
     "_mesh/exchange": {
+        "return jax.lax.all_to_all(packed, way.divided, 0, 0, tiled=False) if way.divided else packed": (
+            "As many parts as devices: the axis that a collective takes out is the one that it puts in."
+        ),
+        "for mixed in {stack.mixed for stack in stacks}:": "A set of False and True is in this order.",
         "made = jax.lax.all_to_all(made, way.divided, 0, 0, tiled=False)": (
             "As many parts as devices: the axis that a collective takes out is the one that it puts in."
         ),
     },
     "_mesh/owners": {
         "idlest = idlest or np.argsort(own.round(7), kind='stable').tolist()": "FLOPs differ by more.",
+    },
+    "_mesh/stacks": {
+        "ZEROS = 0.0202": "The promise is about two percent.",
+        "if filled.max() < (1 + ZEROS) * loads.max():": "Where both are equal, either will do.",
     },
     "_orthogonalizers/coefficients": {
         "for _ in range(101):": LAST_BIT,
