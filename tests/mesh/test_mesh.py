@@ -207,6 +207,17 @@ def test_a_plan_finds_its_leaves_by_path():
     assert_near(dict(updates), updated(mo.orthogonalize(ONE_STEP), tree))
 
 
+def test_experts_that_come_otherwise_than_they_leave():
+    """A gradient with another spec than its parameter: experts stay where the parameter has them."""
+    tree, mesh = random_tree({"experts": (2, 4, 8, 6)}, 9), mesh_of(EXPLICIT, data=2, model=2)
+    came, leave = (shardings(mesh, {"experts": spec}) for spec in (P("data", "model"), P("data", None, "model")))
+    transform = mo.orthogonalize(ONE_STEP, layouts={"experts": "bbio"})
+    update = jax.jit(lambda updates, params: transform.update(updates, optax.EmptyState(), params)[0])
+    updates = update(jax.device_put(tree, came), jax.device_put(tree, leave))
+    assert_near(updates, updated(transform, tree))
+    assert lie_alike(updates, leave)
+
+
 def normalized(matrices):
     """An orthogonalizer that says nothing about its cost and dtype."""
     return matrices / jnp.linalg.norm(matrices, axis=(-2, -1), keepdims=True)

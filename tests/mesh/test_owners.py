@@ -227,6 +227,13 @@ def test_stacks_on_some_devices_are_shared_out_first_and_others_fill_up():
     assert sorted(loads.flatten() / cost(4, 4)) == [2, 3, 3, 3]
 
 
+def test_of_an_owner_on_several_devices_the_busiest_counts():
+    """Five matrices for the owners (x, y) are one too many for y = 0, and two for the owners (y, z) go to y = 1."""
+    stacks = [leaf("a", (10, 4, 4), (("z",), (), ()), "bio"), leaf("b", (4, 4, 4), (("x",), (), ()), "bio")]
+    *_, loads, _ = shared(stacks, {"x": 2, "y": 2, "z": 2})
+    assert loads.max() == 2 * cost(4, 4)
+
+
 def held_by(*shapes, devices=4):
     """Of each stack the shapes that it holds, and how many of each every owner has."""
     *_, batches = shared(leaves_of(*shapes), {"x": devices})

@@ -146,9 +146,11 @@ def test_what_travels_is_no_wider_than_needed_and_overflows_nowhere(leaf, produc
     assert [leaf.dtype for leaf in plan.leaves] == [sent]
 
 
-def test_a_stack_of_one_layer_comes_as_its_momentum_lies():
-    plan = planned(mesh_of(data=4), {"a": (1, 8, 16)}, {}, FLOAT32, {"a": "bio"}, over="data")
-    assert [(leaf.there, leaf.back) for leaf in plan.leaves] == [(((), (), ("data",)), ((), (), ()))]
+@pytest.mark.parametrize("shape, letters", [((8, 16), "io"), ((1, 8, 16), "bio")], ids=["matrix", "stack of one"])
+def test_a_matrix_comes_as_its_momentum_lies(shape, letters):
+    plan = planned(mesh_of(data=4), {"a": shape}, {}, FLOAT32, {"a": letters}, over="data")
+    whole = ((),) * len(shape)
+    assert [(leaf.there, leaf.back) for leaf in plan.leaves] == [((*whole[1:], ("data",)), whole)]
     assert plan.collectives == {"all-to-all": 1, "all-gather": 1}
 
 
