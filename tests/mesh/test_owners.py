@@ -228,10 +228,10 @@ def test_stacks_on_some_devices_are_shared_out_first_and_others_fill_up():
 
 
 def test_of_an_owner_on_several_devices_the_busiest_counts():
-    """Five matrices for the owners (x, y) are one too many for y = 0, and two for the owners (y, z) go to y = 1."""
+    """Of five matrices for owners (x, y) two are at (0, 0), two for (y, z) go to y = 1, and two for all to (1, 0)."""
     stacks = [leaf("a", (10, 4, 4), (("z",), (), ()), "bio"), leaf("b", (4, 4, 4), (("x",), (), ()), "bio")]
-    *_, loads, _ = shared(stacks, {"x": 2, "y": 2, "z": 2})
-    assert loads.max() == 2 * cost(4, 4)
+    *_, loads, _ = shared([*stacks, *leaves_of((4, 4), (4, 4))], {"x": 2, "y": 2, "z": 2})
+    assert (loads == 2 * cost(4, 4)).all()
 
 
 def held_by(*shapes, devices=4):

@@ -195,6 +195,7 @@ def test_code_knows_that_it_is_inside_shard_map():
     [
         (P(), (8, 16), "data", "io", P(None, "data")),
         (P(), (16, 8), "data", "io", P("data", None)),
+        (P(), (16, 8), "model", "io", P("model", None)),
         (P(), (8, 8), "data", "io", P("data", None)),
         (P(), (6, 4), "data", "io", P(None, "data")),
         (P(), (16, 4, 8), "data", "bio", P(None, None, "data")),
