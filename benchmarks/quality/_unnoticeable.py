@@ -80,7 +80,7 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
         "for _ in range(26):": LAST_BIT,
     },
     "_orthogonalizers/gram_newton_schulz": {
-        "half = blend(d, rounded, multiply(rounded, B))": COMMUTING,
+        "half = blend(d, A, multiply(A, B))": COMMUTING,
         "R = d * half + multiply(B, half.astype(X.dtype))": "The transpose, of a matrix that is symmetric.",
     },
     "_orthogonalizers/restarts": {
@@ -95,7 +95,7 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
         ),
     },
     "_orthogonalizers/newton_schulz": {
-        "saves = gram_products(coefficients, aspect, dtype) <= 0.85 * direct_products(coefficients, aspect)": (
+        "saves = gram_products(coefficients, aspect, dtype) <= 0.86 * direct_products(coefficients, aspect)": (
             "Where both sides are equal to the last bit, either method will do."
         ),
     },
@@ -105,7 +105,7 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
         "tiny = largest <= 32 << 23": LIFTED,
         "tiny = largest < 33 << 23": LIFTED,
         "tiny = largest < 32 << 24": LIFTED,
-        "reciprocal = _number(254 - jnp.clip(exponent, 2, 253) << 23)": (
+        "return (tiny, _number(254 - jnp.clip(exponent, 2, 253) << 23))": (
             "Only a zero matrix has an exponent below 2, and stays zero: tiny ones are lifted first."
         ),
     },
