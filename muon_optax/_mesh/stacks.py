@@ -35,7 +35,7 @@ class Way:
         # Each copy serves a share of the owners, in the order in which a collective along the divided axes sees them.
         order = [kind.pool.index(axis) for axis in self.copied + self.divided]
         numbers = np.arange(len(held)).reshape([sizes[axis] for axis in kind.pool]).transpose(order)
-        self.owners: list[list[int]] = numbers.reshape(self.copies, -1).tolist()
+        self.owners: list[list[int]] = numbers.reshape(self.copies, self.devices).tolist()
         # A row is as wide as all pieces, or as the widest panel that all consist of, if that fills a register.
         columns = {piece.columns for piece in pieces.values()}
         divisor = math.gcd(*columns)

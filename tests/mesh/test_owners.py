@@ -230,7 +230,7 @@ def test_stacks_on_some_devices_are_shared_out_first_and_others_fill_up():
 def test_of_an_owner_on_several_devices_the_busiest_counts():
     """Of five matrices for owners (x, y) two are at (0, 0), two for (y, z) go to y = 1, and two for all to (1, 0)."""
     stacks = [leaf("a", (10, 4, 4), (("z",), (), ()), "bio"), leaf("b", (4, 4, 4), (("x",), (), ()), "bio")]
-    *_, loads, _ = shared([*stacks, *leaves_of((4, 4), (4, 4))], {"x": 2, "y": 2, "z": 2})
+    *_, loads, _ = shared([*leaves_of((4, 4), (4, 4)), *stacks], {"x": 2, "y": 2, "z": 2})
     assert (loads == 2 * cost(4, 4)).all()
 
 

@@ -84,7 +84,7 @@ def test_specs_that_tell_too_much_or_nothing_are_refused(spec, message):
 
 
 def test_shardings_of_a_tree_come_by_path():
-    place = NamedSharding(mesh_of(data=4), P("data"))
+    place = NamedSharding(mesh_of(data=4, one=1), P("data"))
     tree = {
         "block": [place, jax.device_put(jnp.ones(4), place)],
         "shape": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=place),
