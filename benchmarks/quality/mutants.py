@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: nothing need be installed
 
+import hypothesis
 import pytest
 
 from benchmarks.quality._judges import GROUPS, files_of
@@ -152,7 +153,7 @@ def judge(
     # A process that has imported what takes long, without muon_optax and without a thread: each run is a fork of it.
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(PRELOADED)
-    limits = {judges: Limit(server, judges) for judges in tests.values()}
+    limits = {frozenset(judges): Limit(server, judges) for judges in tests.values()}  # in any order
     waiting = random.Random(0).sample(range(len(chosen)), len(chosen))
     verdicts: dict[int, Verdict] = {}
 
@@ -160,7 +161,7 @@ def judge(
         while waiting:
             number = waiting.pop()
             file, mutant = chosen[number]
-            limit = limits[tests[file]].seconds(copy)
+            limit = limits[frozenset(tests[file])].seconds(copy)
             path = copy / PACKAGE / f"{file}.py"
             original = path.read_text()
             path.write_text(mutant.source)
@@ -245,6 +246,12 @@ class FirstFailure:
     """A pytest plugin that keeps the name of the first test, or test file, that fails."""
 
     failed = "no test by name"
+
+    def pytest_sessionstart(self) -> None:
+        # After conftest.py's own settings. An example that fails will do as it is: to make it smaller takes time.
+        phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+        hypothesis.settings.register_profile("mutants", hypothesis.settings.default, phases=phases)
+        hypothesis.settings.load_profile("mutants")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:

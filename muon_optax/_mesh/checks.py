@@ -1,6 +1,5 @@
 """Refusals on a mesh, which run before the work. Messages name the parameter's path."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from muon_optax._layouts.assigning.messages import MuonWarning
+from muon_optax._layouts.assigning.messages import warn_user
 from muon_optax._layouts.layout import Layout
 from muon_optax._layouts.paths import NamedLeaf, show
 
@@ -163,10 +162,8 @@ def warn_of_silence(orthogonalizer: Any) -> None:
     """Warns if an orthogonalizer lacks the attributes that a plan asks for."""
     missing = [name for name in ("dtype", "flops") if not hasattr(orthogonalizer, name)]
     if missing:
-        warnings.warn(
+        warn_user(
             f"The orthogonalizer has no {' and no '.join(missing)}. Without dtype matrices travel in their own dtype, "
             "perhaps twice the bytes; without flops their cost is guessed. Pass muon_optax.newton_schulz() itself, or "
-            "an object with __call__, dtype (of its products, or None) and flops(rows, cols).",
-            MuonWarning,
-            stacklevel=2,
+            "an object with __call__, dtype (of its products, or None) and flops(rows, cols)."
         )

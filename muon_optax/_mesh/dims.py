@@ -27,7 +27,7 @@ def dims_of(path: str, sharding: NamedSharding, ndim: int) -> Dims:
 def named_axes(spec: PartitionSpec, ndim: int) -> Dims:
     """The mesh axes that ``spec`` names for each of ``ndim`` array axes."""
     parts = [() if part is None else (part,) if isinstance(part, str) else tuple(part) for part in spec]
-    return (*parts, *[()] * (ndim - len(parts)))[:ndim]
+    return (*parts, *[()] * ndim)[:ndim]
 
 
 def spec_of(dims: Dims) -> PartitionSpec:

@@ -83,7 +83,7 @@ def _send(leaves: Sequence[Leaf], stack: Stack, arrays: Numbered) -> jax.Array:
     # A device knows its place in the mesh only when it runs, so every copy's program is written out.
     packers = [partial(_pack, leaves, stack, owners, arrays) for owners in way.owners]
     # Where several devices hold a piece, each packs what its own share of the owners needs.
-    packed = jax.lax.switch(jax.lax.axis_index(way.copied), packers) if len(packers) > 1 else packers[0]()
+    packed = jax.lax.switch(jax.lax.axis_index(way.copied), packers)
     return jax.lax.all_to_all(packed, way.divided, 0, 0, tiled=True) if way.divided else packed
 
 

@@ -83,8 +83,8 @@ def _blocks(
 def _travelable(layout: Layout, shape: tuple[int, ...], there: Dims, back: Dims, sizes: Sizes) -> tuple[Dims, Dims]:
     """The divisions in which a block can come and leave. XLA moves it there if it lies elsewhere."""
     batch = [axis for axis, letter in enumerate(layout.axes) if letter == "b"]
-    # Experts and layers stay among the devices that hold their part, and an empty array goes nowhere.
-    if any(there[axis] != back[axis] for axis in batch) or 0 in shape:
+    # Experts and layers stay among the devices that hold their part.
+    if any(there[axis] != back[axis] for axis in batch):
         there = back
     output = layout.axes.index("o")
 

@@ -41,7 +41,7 @@ def write(stack: Stack, way: Way, held: Held, pieces: Sequence[jax.Array], lead:
         if columns % way.width:
             # Kinds without a common width share a stack as a row of elements.
             flat = own.reshape(len(own), -1)
-            own = jnp.pad(flat, [(0, 0), (0, -flat.shape[-1] % way.width)])
+            own = jnp.pad(flat, [(0, 0), (0, -flat.shape[1] % way.width)])
         else:
             # Panels of columns need no transposition, since a TPU's registers hold 8 x 128 of their elements as is.
             panels = jnp.split(own.reshape(len(own), -1, columns), columns // way.width, axis=2)

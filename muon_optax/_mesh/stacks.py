@@ -35,11 +35,11 @@ class Way:
         # Each copy serves a share of the owners, in the order in which a collective along the divided axes sees them.
         order = [kind.pool.index(axis) for axis in self.copied + self.divided]
         numbers = np.arange(len(held)).reshape([sizes[axis] for axis in kind.pool]).transpose(order)
-        self.owners: list[list[int]] = numbers.reshape(self.copies, -1).tolist()
-        # A row is as wide as the widest panel of columns that all pieces consist of, if that fills a register.
+        self.owners: list[list[int]] = numbers.reshape(self.copies, self.devices).tolist()
+        # A row is as wide as all pieces, or as the widest panel that all consist of, if that fills a register.
         columns = {piece.columns for piece in pieces.values()}
         divisor = math.gcd(*columns)
-        self.width = divisor if divisor >= _LANES or columns == {divisor} else _LANES
+        self.width = divisor if columns == {divisor} else max(divisor, _LANES)
         # Collectives need equal parts, so every owner gets as many rows as the one that has most.
         self.rows = max(dot([self.height(kind) for kind in pieces], own) for own in held)
         # The bytes that a device packs, or receives.
@@ -130,7 +130,7 @@ def make_stacks(
                 work, turns[kind], rest = filled, most, []
         for kind in kinds:
             if turns[kind]:
-                padded = tuple((*own, *[None] * (turns[kind] - len(own)))[: turns[kind]] for own in owned[kind])
+                padded = tuple((*own, *[None] * turns[kind])[: turns[kind]] for own in owned[kind])
                 yield Stack(sizes, {kind: padded})
         if rest:
             yield Stack(sizes, {kind: tuple(own[turns[kind] :] for own in owned[kind]) for kind in rest})

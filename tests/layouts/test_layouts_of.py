@@ -43,6 +43,13 @@ class NNXBlock(nnx.Module):
         self.norm = nnx.RMSNorm(size, rngs=rngs)
 
 
+class NNXTwoStacks(nnx.Module):
+    """As many layers as the width, in front and on axis 1."""
+
+    def __init__(self) -> None:
+        self.a, self.b = (nnx_stack(axis, 4, lambda keys: NNXBlock(4, keys))() for axis in (0, 1))
+
+
 class NNXTied(nnx.Module):
     """A model whose head holds the embedding's variable, under a name that sorts first."""
 
@@ -68,6 +75,10 @@ NNX: dict[str, tuple[Callable[[], nnx.Module], dict[str, str | None]]] = {
     "conv": (lambda: nnx.Conv(3, 8, (3, 5), rngs=rngs()), {"kernel": "iiio"}),
     "conv, groups": (lambda: nnx.Conv(4, 6, 3, feature_group_count=2, rngs=rngs()), {"kernel": "iio split 3+3"}),
     "conv, depthwise": (lambda: nnx.Conv(4, 8, (3, 3), feature_group_count=4, rngs=rngs()), {"kernel": None}),
+    "conv, two groups of one channel": (
+        lambda: nnx.Conv(2, 8, (3, 3), feature_group_count=2, rngs=rngs()),
+        {"kernel": None},
+    ),
     "transposed": (lambda: nnx.ConvTranspose(3, 8, (3, 3), rngs=rngs()), {"kernel": "iiio"}),
     "transposed kernel": (
         lambda: nnx.ConvTranspose(3, 8, (3, 3), transpose_kernel=True, rngs=rngs()),
@@ -103,6 +114,12 @@ NNX: dict[str, tuple[Callable[[], nnx.Module], dict[str, str | None]]] = {
     "square stack on axis 1": (
         nnx_stack(1, 4, lambda keys: NNXBlock(4, keys)),
         {"inner/kernel": "ibo", "mixing/kernel": "ibo", "norm/scale": None},
+    ),
+    # Two stacks of that kind tell it apart: the nearest arrays count.
+    "square stacks on both axes": (
+        NNXTwoStacks,
+        {f"{name}/{layer}/kernel": axes for name, axes in (("a", "bio"), ("b", "ibo")) for layer in ("inner", "mixing")}
+        | {"a/norm/scale": None, "b/norm/scale": None},
     ),
     # Nothing tells: the layers are in front.
     "square stack alone": (
@@ -319,14 +336,23 @@ class Classifier(nn.Module):
 
 
 class Looped(nn.Module):
-    """Scanned layers: what a loop makes has no last layer."""
+    """Scanned layers behind another: what a loop makes has no last layer."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         step = nn.scan(
             lambda layer, x, _: (layer(x), None), variable_axes={"params": 0}, split_rngs={"params": True}, length=3
         )
-        return step(nn.Dense(8), x, None)[0]
+        return step(nn.Dense(8), nn.tanh(nn.Dense(8)(x)), None)[0]
+
+
+class Shared(nn.Module):
+    """One layer, called twice."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        layer = nn.Dense(8)
+        return layer(nn.tanh(layer(x)))
 
 
 class Bag(nn.Module):
@@ -365,6 +391,19 @@ FOLLOWED = {
     "residual": (Residual(), (jnp.ones((2, 5), jnp.int32),), {}, {"Dense_4/kernel"}),
     "classifier": (Classifier(), (jnp.ones((2, 8, 8, 3)),), {"train": True}, {"Dense_0/kernel"}),
     "loop": (Looped(), (jnp.ones((2, 8)),), {}, set()),
+    "a layer called twice": (Shared(), (jnp.ones((2, 8)),), {}, set()),
+    "rematerialized": (
+        nn.Sequential([nn.Dense(8), nn.tanh, nn.remat(nn.Dense)(5)]),
+        (jnp.ones((2, 8)),),
+        {},
+        {"layers_2/kernel"},
+    ),
+    "a weight that is normalized": (
+        nn.Sequential([nn.Dense(8), nn.tanh, nn.WeightNorm(nn.Dense(5))]),
+        (jnp.ones((2, 8)),),
+        {},
+        {"layers_2/layer_instance/kernel"},
+    ),
 }
 
 

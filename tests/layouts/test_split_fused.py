@@ -122,7 +122,9 @@ def test_behind_a_mask_and_with_heads() -> None:
     np.testing.assert_array_equal(updates["in_proj"], 1.0)
 
 
-@pytest.mark.parametrize("inputs, outputs, split", [(6, 8, "6+1+1"), (6, 7, None), (6, 6, None), (6, 4, None)], ids=str)
+@pytest.mark.parametrize(
+    "inputs, outputs, split", [(6, 8, "6+1+1"), (6, 7, None), (6, 9, None), (6, 6, None), (6, 4, None)], ids=str
+)
 def test_what_the_queries_leave_is_keys_and_values(inputs: int, outputs: int, split: str | None) -> None:
     params = {"qkv": jnp.ones((6, outputs)), "out": jnp.ones((inputs, 6)), "other": {"out": jnp.ones((4, 6))}}
     if split is not None:
@@ -130,6 +132,11 @@ def test_what_the_queries_leave_is_keys_and_values(inputs: int, outputs: int, sp
     else:
         with pytest.raises(ValueError, match=r"'qkv' .* nothing beside it tells the sizes"):
             mo.split_fused()(params)
+
+
+@pytest.mark.parametrize("sizes, split", [((12, 1, 1), "12+1+1"), (14, "+".join("1" * 14)), (1, "14")])
+def test_blocks_of_one_output_and_one_block_are_sizes_too(sizes: Any, split: str) -> None:
+    assert str(mo.split_fused({"qkv": sizes})(LONE)["qkv"]) == f"io split {split}"
 
 
 def test_an_odd_half_is_not_split() -> None:

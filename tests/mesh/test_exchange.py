@@ -136,8 +136,8 @@ def test_what_owners_have_may_differ(devices, shapes, held):
 
 def test_blocks_of_fused_projections_have_owners_of_their_own():
     """Two layers of two blocks on four devices: one block each."""
-    tree, layouts = random_tree({"fused": (2, 8, 12)}, 8), {"fused": mo.Layout("bio", split=(6, 6))}
-    places = shardings(mesh_of(data=4), {"fused": P(None, "data")})
+    tree, layouts = random_tree({"fused": (2, 12, 8)}, 8), {"fused": mo.Layout("boi", split=(6, 6))}
+    places = shardings(mesh_of(data=4), {"fused": P(None, None, "data")})
     plan = mo.plan(tree, places, layouts, orthogonalizer=ONE_STEP)
     assert set(plan.loads) == {ONE_STEP.flops(8, 6)}
     updates = updated(mo.orthogonalize(ONE_STEP, layouts=layouts, shardings=plan), tree)

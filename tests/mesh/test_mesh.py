@@ -58,13 +58,13 @@ def test_sharded_updates_equal_unsharded_ones(kind, axes, specs):
     assert types(updates) == types(tree)
 
 
-UNEVEN = {"kernel": (10, 7), "experts": (5, 6, 4), "out": (3, 4, 10), "fused": (6, 12)}
+UNEVEN = {"kernel": (10, 7), "experts": (5, 6, 4), "out": (3, 4, 10), "fused": (2, 12, 6)}
 
 
 @pytest.mark.parametrize("devices", range(1, 9))
 def test_sizes_that_the_mesh_does_not_divide_are_padded(devices):
     # Arrays can't be laid out unevenly; inside jit, where XLA decides, shardings may say so all the same.
-    layouts = {name: LAYOUTS[name] for name in UNEVEN} | {"fused": mo.Layout("io", split=(8, 4))}
+    layouts = {name: LAYOUTS[name] for name in UNEVEN} | {"fused": mo.Layout("boi", split=(8, 4))}
     specs = {"kernel": P("data"), "experts": P("data", None), "out": P(None, None, "data"), "fused": P(None, "data")}
     tree = random_tree(UNEVEN, 3)
     mesh = mesh_of(data=devices) if devices < 8 else mesh_of(data=4, model=2)
@@ -205,6 +205,17 @@ def test_a_plan_finds_its_leaves_by_path():
     reordered = OrderedDict(b=tree["b"], a=tree["a"])
     updates = updated(mo.orthogonalize(ONE_STEP, shardings=plan), reordered)
     assert_near(dict(updates), updated(mo.orthogonalize(ONE_STEP), tree))
+
+
+def test_experts_that_come_otherwise_than_they_leave():
+    """A gradient with another spec than its parameter: experts stay where the parameter has them."""
+    tree, mesh = random_tree({"experts": (2, 4, 8, 6)}, 9), mesh_of(EXPLICIT, data=2, model=2)
+    came, leave = (shardings(mesh, {"experts": spec}) for spec in (P("data", "model"), P("data", None, "model")))
+    transform = mo.orthogonalize(ONE_STEP, layouts={"experts": "bbio"})
+    update = jax.jit(lambda updates, params: transform.update(updates, optax.EmptyState(), params)[0])
+    updates = update(jax.device_put(tree, came), jax.device_put(tree, leave))
+    assert_near(updates, updated(transform, tree))
+    assert lie_alike(updates, leave)
 
 
 def normalized(matrices):

@@ -187,6 +187,22 @@ def test_batches_become_shorter_as_results_pile_up():
     assert [stack.held[0] for (stack,) in batches] == [(10,), (7,), (5,), (2,)]
 
 
+@pytest.mark.parametrize("enough, batches", [(724, 1), (723, 2)])
+def test_a_batch_is_full_at_what_is_enough(enough, batches):
+    """Of each shape one matrix an owner: 400 and 324 bytes."""
+    *_, found = shared(leaves_of((10, 10), (9, 9), (10, 10), (9, 9)), {"x": 2}, enough)
+    assert len(found) == batches
+
+
+def test_neighbors_in_a_leaf_are_one_run():
+    """A run is one slice, and slices cost compile time: nine layers of two leaves on two devices, and a zero."""
+    layers = [leaf(name, (number, 4, 4), ((), (), ()), "bio") for name, number in (("a", 6), ("b", 3))]
+    *_, ((stack,),) = shared(layers, {"x": 2})
+    (kind,) = stack.owned
+    assert list(stack.runs(kind, slice(0, 5), [0, 1])) == [((0, 0), 6), ((1, 0), 3), (None, 1)]
+    assert list(stack.runs(kind, slice(1, 4), [1])) == [((1, 0), 3)]
+
+
 def test_large_matrices_travel_first():
     stacked = leaf("s", (8, 4, 4), (("x",), (), ()), "bio")
     *_, batches = shared([stacked, *leaves_of(*[(6, 6)] * 4)], {"x": 2, "y": 2}, enough=1)
@@ -209,6 +225,13 @@ def test_stacks_on_some_devices_are_shared_out_first_and_others_fill_up():
     stacked = leaves_of((6, 4, 4), there=(("expert",), (), ()), layout="bio")
     *_, loads, _ = shared([*leaves_of(*[(4, 4)] * 5), *stacked], {"data": 2, "expert": 2})
     assert sorted(loads.flatten() / cost(4, 4)) == [2, 3, 3, 3]
+
+
+def test_of_an_owner_on_several_devices_the_busiest_counts():
+    """Of five matrices for owners (x, y) two are at (0, 0), two for (y, z) go to y = 1, and two for all to (1, 0)."""
+    stacks = [leaf("a", (10, 4, 4), (("z",), (), ()), "bio"), leaf("b", (4, 4, 4), (("x",), (), ()), "bio")]
+    *_, loads, _ = shared([*leaves_of((4, 4), (4, 4)), *stacks], {"x": 2, "y": 2, "z": 2})
+    assert (loads == 2 * cost(4, 4)).all()
 
 
 def held_by(*shapes, devices=4):

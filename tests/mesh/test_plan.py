@@ -107,6 +107,14 @@ def test_stacks_are_counted():
     assert plan.flops == plan.ideal_flops == FLOAT32.flops(8, 16)
 
 
+@pytest.mark.parametrize("layers, batches", [(4, 1), (6, 2)])
+def test_a_device_has_a_quarter_of_a_gibibyte_at_once(layers, batches):
+    """Half of the layers each, of 128 MiB."""
+    params = {"a": jax.ShapeDtypeStruct((layers, 2**13, 2**12), jnp.float32)}
+    plan = mo.plan(params, shardings(mesh_of(data=2), {"a": P()}), {"a": "bio"}, orthogonalizer=FLOAT32)
+    assert len(plan.batches) == batches
+
+
 def test_what_is_gathered_is_counted():
     """The same where every device holds all: nothing comes, and each owner passes its matrix on to the other."""
     plan = planned(mesh_of(data=2), {"a": (8, 16), "b": (8, 16)}, {}, FLOAT32)
@@ -138,9 +146,11 @@ def test_what_travels_is_no_wider_than_needed_and_overflows_nowhere(leaf, produc
     assert [leaf.dtype for leaf in plan.leaves] == [sent]
 
 
-def test_a_stack_of_one_layer_comes_as_its_momentum_lies():
-    plan = planned(mesh_of(data=4), {"a": (1, 8, 16)}, {}, FLOAT32, {"a": "bio"}, over="data")
-    assert [(leaf.there, leaf.back) for leaf in plan.leaves] == [(((), (), ("data",)), ((), (), ()))]
+@pytest.mark.parametrize("shape, letters", [((8, 16), "io"), ((1, 8, 16), "bio")], ids=["matrix", "stack of one"])
+def test_a_matrix_comes_as_its_momentum_lies(shape, letters):
+    plan = planned(mesh_of(data=4), {"a": shape}, {}, FLOAT32, {"a": letters}, over="data")
+    whole = ((),) * len(shape)
+    assert [(leaf.there, leaf.back) for leaf in plan.leaves] == [((*whole[1:], ("data",)), whole)]
     assert plan.collectives == {"all-to-all": 1, "all-gather": 1}
 
 
@@ -154,8 +164,11 @@ def test_a_matrix_too_few_is_seen_in_the_ratio():
 @pytest.mark.parametrize("shape", [(8, 64), (64, 8)], ids=["wide", "tall"])
 def test_costs_are_guessed_for_a_function_that_does_not_say(shape):
     shapes = {"other": shape, "square": (8, 8)}
-    with pytest.warns(UserWarning, match=r"has no dtype and no flops.*Pass muon_optax.newton_schulz\(\) itself, or a"):
+    with pytest.warns(
+        UserWarning, match=r"has no dtype and no flops.*Pass muon_optax.newton_schulz\(\) itself, or a"
+    ) as caught:
         plan = planned(mesh_of(data=2), shapes, {}, lambda matrices: matrices)
+    assert [warning.filename for warning in caught] == [__file__]  # the user's, not the library's
     # Five steps of three products, as Newton-Schulz would do.
     assert sorted(plan.loads) == [2 * 5 * 8**3 * 3, 2 * 5 * 8**2 * (2 * 64 + 8)]
     assert {leaf.dtype for leaf in plan.leaves} == {"float32"}

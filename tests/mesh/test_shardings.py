@@ -84,7 +84,7 @@ def test_specs_that_tell_too_much_or_nothing_are_refused(spec, message):
 
 
 def test_shardings_of_a_tree_come_by_path():
-    place = NamedSharding(mesh_of(data=4), P("data"))
+    place = NamedSharding(mesh_of(data=4, one=1), P("data"))
     tree = {
         "block": [place, jax.device_put(jnp.ones(4), place)],
         "shape": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=place),
@@ -195,6 +195,7 @@ def test_code_knows_that_it_is_inside_shard_map():
     [
         (P(), (8, 16), "data", "io", P(None, "data")),
         (P(), (16, 8), "data", "io", P("data", None)),
+        (P(), (16, 8), "model", "io", P("model", None)),
         (P(), (8, 8), "data", "io", P("data", None)),
         (P(), (6, 4), "data", "io", P(None, "data")),
         (P(), (16, 4, 8), "data", "bio", P(None, None, "data")),

@@ -12,6 +12,7 @@ from muon_optax._layouts.paths import NamedLeaf, is_hidden, named_leaves, show
 # Of MuonDimensionNumbers and None: in the parameters' containers, or in plain ones of the same paths.
 DimensionTree: TypeAlias = Mapping[str, Any] | list[Any] | tuple[Any, ...]
 
+_FIELDS = ("reduction_axis", "output_axis")
 # What MaxText's classes may say of how an array lies on a mesh, which no layout says either.
 _OF_THE_MESH = ("sharding",)
 _LETTERS = (str, Layout)
@@ -60,9 +61,8 @@ def layouts_of_dimensions(tree: Any, leaves: list[NamedLeaf]) -> dict[str, Layou
 
 
 def _is_dimensions(node: Any) -> bool:
-    # By name: MaxText has classes of its own (ShardedMuonDimensionNumbers), and this folder does without Optax.
-    fields = getattr(node, "_fields", ())
-    return type(node).__name__.endswith("MuonDimensionNumbers") and {"reduction_axis", "output_axis"} <= set(fields)
+    # By fields: MaxText has classes of its own (ShardedMuonDimensionNumbers), and this folder does without Optax.
+    return set(_FIELDS).issubset(getattr(node, "_fields", ()))
 
 
 def _is_end(node: Any) -> bool:
@@ -92,12 +92,12 @@ def _layout(numbers: Any, leaf: NamedLeaf) -> Layout:
     The order of axes is not said: it orders rows and columns, which an orthogonalizer and a scale don't ask for.
     """
     rank = len(leaf.shape)
-    beyond = {name: getattr(numbers, name) for name in numbers._fields[2:] if name not in _OF_THE_MESH}
+    beyond = {name: getattr(numbers, name) for name in numbers._fields if name not in (*_FIELDS, *_OF_THE_MESH)}
     said = {name: value for name, value in beyond.items() if value is not None}
     if said:
         listed = ", ".join(f"{name}={value!r}" for name, value in said.items())
         raise _refusal(numbers, leaf, f"{listed} is more than a letter for each axis says")
-    inputs, outputs = (_axes(axes, numbers, leaf) for axes in numbers[:2])
+    inputs, outputs = (_axes(getattr(numbers, name), numbers, leaf) for name in _FIELDS)
     if not inputs or not outputs:
         raise _refusal(numbers, leaf, "a matrix has at least one reduction axis and one output axis")
     if len({*inputs, *outputs}) < len(inputs) + len(outputs):

@@ -106,7 +106,7 @@ def last_layers(function: Callable[..., Any], params: Any, *others: Any) -> set[
         weights[number] = set()
         for operand in step.operands:
             products, arguments = program.behind(operand)
-            if not products and arguments <= paths.keys():
+            if not products and arguments.issubset(paths):
                 weights[number] |= arguments
             else:
                 passed |= products

@@ -125,8 +125,6 @@ def _listed(groups: Sequence[Sequence[NamedLeaf]]) -> str:
 def _glob(group: Sequence[NamedLeaf], leaves: Sequence[NamedLeaf]) -> str:
     """A path, or a glob that matches the whole group and nothing of other axes."""
     first = group[0]
-    if len(group) == 1:
-        return first.path
     wide = pattern(_paths(group), "*")
     # A star also spans slashes: the glob may reach an array of other axes, where the layout would not fit.
     reached = {len(leaf.shape) for leaf in leaves if fnmatch.fnmatchcase(leaf.path, wide)}

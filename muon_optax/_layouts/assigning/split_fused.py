@@ -138,7 +138,7 @@ def _told(
         and roles.side_of(module_of(other.path)[1]) == "writes"
     }
     rest = outputs - next(iter(queries), outputs)
-    if len(queries) != 1 or rest <= 0 or rest % 2:
+    if len(queries) != 1 or rest < 2 or rest % 2:
         raise ValueError(
             f"{show(leaf.path)} of shape {leaf.shape} is a fused projection, and nothing beside it tells the sizes of "
             f"its blocks: give them, split_fused({{{leaf.path!r}: (queries, keys, values)}})."

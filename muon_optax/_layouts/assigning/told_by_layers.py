@@ -56,7 +56,7 @@ def _stacked(known: Mapping[str, Known], shapes: Mapping[str, Shape], heads: Set
         whole = "".join("b" if axis in axes else next(letters) for axis in range(len(shapes[path])))
         vector = 1 in (layout.fan_in(known[path].shape), layout.fan_out(known[path].shape))
         layouts[path] = None if vector or path in heads else Layout(whole, layout.split)
-    return dict(sorted(layouts.items()))
+    return layouts
 
 
 def _stack_axes(whole: Shape, own: Shape) -> set[Shape]:
