@@ -21,9 +21,11 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
         "square = len(core) > 3 and len(set(window)) == 1 and (window[1] <= LARGEST_WINDOW)": "They are equal.",
     },
     "_layouts/evidence/edges": {
-        "fan_in, fan_out = (1, shape[-1]) if layout is None else (layout.fan_in(shape), layout.fan_out(shape))": (
-            "Stands for no inputs: no other side is as short."
-        ),
+        "fan_in, fan_out = (1, shape[-1]) if layout is None else "
+        "(layout.fan_in(leaf.shape), layout.fan_out(leaf.shape))": "Stands for no inputs: no other side is as short.",
+    },
+    "_layouts/strength/neighbors": {
+        "first = read.channels <= outputs and read.channels not in self._given": "A layer gives its own outputs.",
     },
     "_layouts/paths": {
         "if child is not node or _starts_scope(type(child)):": "A leaf by itself has the same path: only slower.",

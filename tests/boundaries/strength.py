@@ -164,6 +164,14 @@ STRENGTH = {
         # a query beside an output
         mixer/query/kernel 64x5x7 ioo
         mixer/out/kernel 5x7x64 iio
+        # an output one scope out
+        norm/scale 64 -
+        attention/y/u_dense/kernel 64x5x7 ioo
+        attention/out/kernel 5x7x64 iio
+        # an output two scopes out
+        norm/scale 64 -
+        attention/y/z/u_dense/kernel 64x5x7 ~ioo
+        attention/out/kernel 5x7x64 iio
         # four axes with a bias, in attention
         attn/qkv/kernel 64x3x4x5 iooo
         attn/qkv/bias 3x4x5 -
@@ -222,6 +230,18 @@ STRENGTH = {
         # three axes
         mix/kernel 3x16x8 ~iio
         mix/bias 8 -
+        # the longest of one axis, in PyTorch
+        a/weight 48x24x31 oii
+        a/bias 48 -
+        # longer
+        a/weight 48x24x32 ~oii
+        a/bias 48 -
+        # taken by a transposed one
+        a/conv_in/weight 24x30x3 oii
+        a/conv_in/bias 24 -
+        a/up_transposed/weight 24x12x4 ioi
+        a/up_transposed/bias 12 -
+        norm/weight 12 -
         # three axes of a convolution
         conv/kernel 3x16x8 iio
         conv/bias 8 -

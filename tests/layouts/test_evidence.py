@@ -510,8 +510,8 @@ def test_names_of_scopes_around_do_not_matter(size: int):
 DOUBTED = {
     "experts without a name": "moe/linear/kernel 9x64x32\nrouter/kernel 64x9\nnorm/scale 64",
     "heads outside attention": "mixer/u_dense/kernel 64x5x7\nmixer/out/kernel 5x7x64\nnorm/scale 64",
-    "many axes": "self_attention/w_q/weight 2x2x16x64\nself_attention/o_proj/weight 64x4x16\nnorm/weight 64\nmlp/up/weight 64x128\n"
-    "mlp/down/weight 128x64",
+    "many axes": "self_attention/w_q/weight 2x2x16x64\nself_attention/o_proj/weight 64x4x16\nnorm/weight 64\n"
+    "mlp/up/weight 64x128\nmlp/down/weight 128x64",
     "one channel": "layers_0/kernel 10x10x1x8\nlayers_0/bias 8\nlayers_1/kernel 3x3x8x8\nlayers_1/bias 8\nnorm/scale 8",
     "window by shape": "places/kernel 4x4x16x8",
     "may be transposed": "up/weight 16x16x2x2\nup/bias 16",

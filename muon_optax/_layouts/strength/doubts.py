@@ -37,7 +37,7 @@ def has_many_axes(read: Read) -> bool:
 
 def has_one_channel(read: Read) -> bool:
     """A window over a single channel, where nothing is called a convolution: it may be a filter for each channel."""
-    window = len(read.letters) > 2 and read.letters[-1] == "o" and read.sizes[-2] == 1
+    window = read.letters[-1] == "o" and read.sizes[-2] == 1
     return window and read.is_convolution and not read.is_called_convolution
 
 
