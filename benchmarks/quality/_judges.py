@@ -67,8 +67,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "_transforms/checks/*": ("checks", "clipping", "refusals"),
     },
     "family": {
-        "_transforms/family/clip_qk": ("clip_qk", "family"),
-        "_transforms/family/block_periodic": ("block_periodic",),
+        "_transforms/family/clip_qk": ("checks", "clip_qk", "family"),
+        "_transforms/family/block_periodic": ("checks", "block_periodic"),
         "_transforms/family/*": ("checks", "family", "refusals"),
         "_transforms/momenta/quantized_trace": ("checks", "quantized_trace"),
         "_transforms/momenta/offload_to_host": ("offload_to_host",),

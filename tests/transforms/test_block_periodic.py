@@ -72,6 +72,18 @@ def test_blocks_between_whole_matrices(placement: str, kind: Any) -> None:
     assert oracle.relative_error(blocks["kernel"], np.asarray(whole["kernel"])) > 0.3
 
 
+def test_every_fifth_step_is_whole_by_default_and_blocks_have_no_factor() -> None:
+    """A square that devices quarter: each block is orthogonalized alone, times the root of a half."""
+    places = shardings(mesh_of(data=2, model=2), {"w": P("data", "model")})
+    gradients = jax.device_put({"w": np.float32(3 * np.eye(4))}, places)
+    transform = mo.orthogonalize_block_periodic(mo.polar_factor(), layouts={"w": "io"}, shardings=places)
+    state, update, found = transform.init(gradients), jax.jit(transform.update), []
+    for _ in range(11):
+        updates, state = update(gradients, state)
+        found.append(float(updates["w"][0, 0]))
+    np.testing.assert_allclose(found, 2 * ([1.0] + 4 * [0.5**0.5]) + [1.0], rtol=1e-6)
+
+
 COLLECTIVE = re.compile(r" (all-[\w-]+|reduce-scatter|collective-permute)\(")
 
 
