@@ -2,6 +2,7 @@
 
 LAST_BIT = "The last bit is reached long before: one more pass changes nothing."
 LIFTED = "Larger matrices than need it may be lifted: up to 2^27 that is exact."
+ZERO_STAYS = "Zero divided by 2 is zero, too."
 COMMUTING = "Both are polynomials of one symmetric matrix, which commute: only rounding differs."
 
 UNNOTICEABLE: dict[str, dict[str, str]] = {
@@ -90,7 +91,7 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
     },
     "_orthogonalizers/precision": {
         "exact = jnp.finfo(left.dtype).bits > 17": "No floating type has 17 bits.",
-        "return (matrices / jnp.where(largest == 0, 2, largest)).astype(dtype)": "Zero divided by 2 is zero, too.",
+        "return (matrices / jnp.where(largest == 0, 2, largest)).astype(dtype)": ZERO_STAYS,
         "tiny = largest <= 32 << 23": LIFTED,
         "tiny = largest < 33 << 23": LIFTED,
         "tiny = largest < 32 << 24": LIFTED,
@@ -103,8 +104,26 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
             "Only at a weight of zero, of which any decay is zero."
         ),
     },
+    "_transforms/family/block_periodic": {
+        "return _Block(own, tuple((1.0 if same else scale * math.sqrt(p / max(w, 2)) for p, w in zip(parts, wholes, "
+        "strict=True))))": "A matrix of one entry is not divided.",
+    },
+    "_transforms/family/clip_qk": {
+        "passed = (logits >= threshold) & jnp.isfinite(logits)": "At the threshold the factor is 1 either way.",
+        "return jnp.where(passed, threshold / jnp.where(passed, logits, 2), 1)": "A quotient that is not taken.",
+    },
+    "_transforms/momenta/offload_to_host": {
+        "total = sum(sizes) or 2": "Of no bytes any share is none.",
+    },
     "_transforms/momenta/quantized_trace": {
-        "low, high = (pairs[..., 0], pairs[..., 1] if pairs.shape[-1] == 2 else 0)": "The last of two is the second.",
+        "size = min(block_size, max(3, last))": "Zeros behind the last entry, which are cut off again.",
+        "if last <= count * size:": "Nothing is added.",
+        "scales = relocate_like(scales, blocks[..., 1])": "All entries of a block lie in one place.",
+        "ratios = jnp.round(blocks / jnp.where(scales == 0, 2, scales))": ZERO_STAYS,
+    },
+    "_transforms/tools/blocks": {
+        "scaled = array / jnp.where(largest == 0, 2, largest)": ZERO_STAYS,
+        "return jnp.where(norm == 0, 2, norm)": ZERO_STAYS,
     },
     "_transforms/scale_by_shape": {
         "outputs = [-2 if letter == 'o' else 1 for letter in layout.axes]": "NumPy takes any negative size so.",
