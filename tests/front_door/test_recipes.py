@@ -126,6 +126,47 @@ def test_the_speed_run_in_bfloat16() -> None:
     assert oracle.relative_error(rounded, trained(mo.recipes.muon_speedrun(1.0, **arguments))) < 5e-2
 
 
+@pytest.mark.usefixtures("in_float32")
+def test_muon_h_equals_numpy() -> None:
+    """Nesterov momentum and the five steps of Jiacheng You to the sphere; Adam's steps to the head's; Adam's rate."""
+    start = {"kernel": WEIGHT, "head": {"kernel": WEIGHT[:, :3]}, "bias": WEIGHT[0]}
+    slopes = [{"kernel": g, "head": {"kernel": g[:, 3:6]}, "bias": g[1]} for g in GRADIENTS]
+    optimizer = mo.recipes.muon_h(RATE, adamw_learning_rate=0.05)
+    params = jax.tree.map(jnp.float32, start)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for gradient in slopes:
+        updates, state = update(jax.tree.map(jnp.float32, gradient), state, params)
+        params = optax.apply_updates(params, updates)
+
+    def adam(path: Any) -> Any:
+        mu = nu = 0.0
+        for t, gradient in enumerate(map(path, slopes), 1):
+            mu, nu = 0.9 * mu + 0.1 * gradient, 0.95 * nu + 0.05 * gradient**2
+            yield mu / (1 - 0.9**t) / (np.sqrt(nu / (1 - 0.95**t)) + 1e-8)
+
+    def momentum() -> Any:
+        m = np.zeros_like(WEIGHT)
+        for g in GRADIENTS:
+            m = 0.95 * m + g
+            yield oracle.newton_schulz(g + 0.95 * m, mo.YOU_JIACHENG)
+
+    def on_sphere(W: np.ndarray, steps: Any, rate: float) -> np.ndarray:
+        radius, step = None, family_oracle.hyperball(rate)
+        for direction in steps:
+            update, radius = step(direction, radius, W)
+            W = W + update
+        return W
+
+    want = {
+        "kernel": on_sphere(WEIGHT, momentum(), RATE),
+        "head": {"kernel": on_sphere(WEIGHT[:, :3], adam(lambda tree: tree["head"]["kernel"]), 0.05)},
+        "bias": WEIGHT[0] - 0.05 * sum(adam(lambda tree: tree["bias"])),
+    }
+    moves = [jax.tree.map(lambda leaf, before: leaf - before, tree, start) for tree in (params, want)]
+    for got, expected in zip(*map(jax.tree.leaves, moves), strict=True):
+        assert oracle.relative_error(got, expected) < 1e-4
+
+
 def test_muon_h_keeps_matrices_and_head_on_their_spheres() -> None:
     params: Any = trees.with_vectors()
     params["lm_head"] = {"kernel": 1 + params["embedding"].T, "bias": jnp.ones(10)}

@@ -12,6 +12,7 @@ import oracle
 import pytest
 from family_oracle import leaf_of, matrices_of
 from jax.sharding import PartitionSpec as P
+from jaxpr import equations
 from meshes import KINDS, ONE_STEP, assert_near, mesh_of, random_tree, shardings, types
 
 import muon_optax as mo
@@ -72,16 +73,33 @@ def test_blocks_between_whole_matrices(placement: str, kind: Any) -> None:
     assert oracle.relative_error(blocks["kernel"], np.asarray(whole["kernel"])) > 0.3
 
 
-def test_every_fifth_step_is_whole_by_default_and_blocks_have_no_factor() -> None:
+@pytest.mark.parametrize("given, period", [({}, 5), ({"period": 2}, 2), ({"period": 1}, 1)], ids=["default", "2", "1"])
+def test_steps_of_a_period_and_the_factor_of_blocks(given: dict[str, int], period: int) -> None:
     """A square that devices quarter: each block is orthogonalized alone, times the root of a half."""
     places = shardings(mesh_of(data=2, model=2), {"w": P("data", "model")})
     gradients = jax.device_put({"w": np.float32(3 * np.eye(4))}, places)
-    transform = mo.orthogonalize_block_periodic(mo.polar_factor(), layouts={"w": "io"}, shardings=places)
+    transform = mo.orthogonalize_block_periodic(mo.polar_factor(), layouts={"w": "io"}, shardings=places, **given)
     state, update, found = transform.init(gradients), jax.jit(transform.update), []
-    for _ in range(11):
+    for _ in range(7):
         updates, state = update(gradients, state)
         found.append(float(updates["w"][0, 0]))
-    np.testing.assert_allclose(found, 2 * ([1.0] + 4 * [0.5**0.5]) + [1.0], rtol=1e-6)
+    np.testing.assert_allclose(found, [0.5**0.5 if step % period else 1.0 for step in range(7)], rtol=1e-6)
+    branches = [
+        each for each in equations(jax.make_jaxpr(transform.update)(gradients, state)) if each.primitive.name == "cond"
+    ]
+    assert bool(branches) == (period > 1)  # without a period no step pays for a branch
+
+
+def test_of_a_divided_split_a_devices_part_is_one_block() -> None:
+    """It gets the RMS of the widest block: its side is 4, that of the widest 8."""
+    places = shardings(mesh_of(model=4), {"w": P(None, "model")})
+    own = np.float32(np.eye(4, 3))
+    gradients = jax.device_put({"w": np.tile(own, 4)}, places)
+    transform = mo.orthogonalize_block_periodic(
+        mo.polar_factor(), layouts={"w": mo.Layout("io", split=(8, 2, 2))}, shardings=places
+    )
+    updates, _ = jax.jit(transform.update)(gradients, transform.init(gradients)._replace(step=jnp.int32(1)))
+    np.testing.assert_allclose(updates["w"], 0.5**0.5 * np.tile(own, 4), atol=1e-6)
 
 
 COLLECTIVE = re.compile(r" (all-[\w-]+|reduce-scatter|collective-permute)\(")

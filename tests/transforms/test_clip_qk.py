@@ -170,7 +170,12 @@ def test_what_did_not_pass_the_threshold_is_left_alone(value: float) -> None:
         ),
         ({"k": (D, 6), "q": (D, 8)}, [1.0, 1.0], None, "no whole number of heads"),
         ({"k": (D, 12), "q": (D, 8)}, [1.0, 1.0], None, "no whole number of heads"),
-        ({f"{n}/{w}": (D, 8) for n in "ab" for w in "qk"}, {"a": [1.0]}, None, "lacks the maxima of 'b'"),
+        (
+            {f"{n}/{w}": (D, 8) for n in "abcdef" for w in "qk"},
+            {"a": [1.0]},
+            None,
+            "the maxima of 'b', 'c', 'd', 'e', 'f'.",
+        ),
         ({"wk": (D, 8), "wq": (D, 8), "bq": (3,)}, [1.0], None, "'bq' has shape .3,., where its kernel makes .8,."),
     ],
 )

@@ -299,6 +299,12 @@ def test_refusals(build: Callable[[], Any], message: str) -> None:
         build()
 
 
+@pytest.mark.parametrize("value", [-1e-30, -1.0, 1e30])
+def test_a_radius_of_any_size_and_sign_of_entries(value: float) -> None:
+    state = mo.scale_by_hyperball(0.1, layouts={"w": "io"}).init({"w": jnp.full((2, 3), value)})
+    np.testing.assert_allclose(state.radii["w"], [[np.sqrt(6) * abs(value)]], rtol=1e-6)
+
+
 def test_a_matrix_of_zeros_has_no_sphere() -> None:
     transform, params = mo.scale_by_hyperball(0.1, layouts=STACK), random_tree(STACK_SHAPES, 0)
     params["stack"][1] = 0
