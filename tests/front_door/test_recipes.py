@@ -45,7 +45,7 @@ def trained(optimizer: Any, dtype: Any = jnp.float32) -> np.ndarray:
     return np.asarray(params["kernel"], np.float64)
 
 
-def test_normuon_equals_numpy() -> None:
+def test_normuon_in_bfloat16() -> None:
     assert oracle.relative_error(trained(mo.recipes.normuon(RATE)) - WEIGHT, NORMUON - WEIGHT) < WITHIN
 
 
@@ -87,6 +87,11 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_float32")
+def test_normuon_equals_numpy() -> None:
+    assert oracle.relative_error(trained(mo.recipes.normuon(RATE)) - WEIGHT, NORMUON - WEIGHT) < 1e-4
+
+
+@pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize("shape", MATRICES)
 def test_the_speed_runs_update_is_the_records(shape: str) -> None:
     weight, gradients = MATRICES[shape]
@@ -114,6 +119,43 @@ def test_a_sum_and_an_average_agree_where_momentum_is_constant() -> None:
     weight, gradients = MATRICES["wide"]
     got = speedrun(weight, gradients, 0.95)
     assert apart(got, of_the_record(weight, gradients, [0.95] * LONG), weight) < 1e-4
+
+
+def test_the_momentum_of_the_speed_run_warms_up_over_300_steps() -> None:
+    params = {"kernel": jnp.eye(2)}
+    optimizer = mo.recipes.muon_speedrun(0.0, adamw_learning_rate=0.0)
+
+    def step(state: Any, _: None) -> Any:
+        return optimizer.update(params, state, params)[1], None
+
+    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, length=310))(optimizer.init(params))
+    kept = 0.0
+    for number in range(310):
+        kept = (0.85 + 0.1 * min(number / 300, 1)) * kept + 1
+    np.testing.assert_allclose(state.inner_states["muon"].inner_state[0].trace["kernel"], kept * np.eye(2), rtol=1e-5)
+
+
+USUAL_DECAYS: dict[str, Any] = {
+    "normuon": (mo.recipes.normuon(RATE), 0.1),
+    "muon_clip": (mo.recipes.muon_clip(RATE), 0.1),
+    "muon_speedrun": (mo.recipes.muon_speedrun(0.0, adamw_learning_rate=RATE), 1e-4),
+    "muon_h": (mo.recipes.muon_h(0.0, adamw_learning_rate=RATE), 0.0),
+}
+
+
+@pytest.mark.parametrize("optimizer, decay", USUAL_DECAYS.values(), ids=USUAL_DECAYS)
+def test_the_usual_decay_of_what_adamw_trains(optimizer: Any, decay: float) -> None:
+    """Without a gradient decay is all that moves an embedding, and nothing moves a bias."""
+    params = {
+        "embedding": jnp.asarray(WEIGHT, jnp.float32),
+        "q_proj": jnp.eye(4),
+        "k_proj": jnp.eye(4),
+        "bias": jnp.ones(3),
+    }
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(still, optimizer.init(params), params, max_logits=jnp.ones(4))
+    np.testing.assert_allclose(updates["embedding"], -RATE * decay * WEIGHT, rtol=1e-5)
+    np.testing.assert_array_equal(updates["bias"], 0)
 
 
 def test_the_speed_run_in_bfloat16() -> None:

@@ -457,6 +457,11 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a transform": (lambda: mo.Settings(momentum=optax.trace(0.9)), TypeError, r"momentum=.* is not a number"),
     "an unknown scale": (lambda: mo.Settings(scale="big"), ValueError, r"The scale 'big' is not known"),
     "coefficients": (lambda: mo.Settings(orthogonalizer=mo.KELLER), TypeError, r"is not a function: pass one"),
+    "an orthogonalizer of two": (
+        lambda: mo.Settings(orthogonalizer=lambda matrices, steps: matrices),
+        TypeError,
+        r"orthogonalizer=<lambda> can't be called with \(matrices\)",
+    ),
     "momentum beside a transform": (
         lambda: mo.muon(RATE, momentum=mo.quantized_trace(0.9), by_path={"*": mo.Settings(momentum=0.5)}),
         ValueError,
