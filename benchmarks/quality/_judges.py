@@ -58,6 +58,11 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "_transforms/state/*": ("golden_states", "from_others", "settings"),
     },
     "transforms": {
+        "_transforms/by_path/refusals": (
+            "checks",
+            "by_path",
+            "recipes_by_path::test_what_has_no_meaning_is_refused_where_it_is_written",
+        ),
         "_transforms/by_path/*": ("checks", "by_path"),
         "_transforms/checks/keywords": ("other_keywords",),
         "_transforms/checks/updates": ("refusals", "hostile_inputs"),
