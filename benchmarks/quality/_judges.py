@@ -87,12 +87,12 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "_diagnostics/*": ("diagnostics", "recording"),
         "plots": ("recording",),
     },
+    # Without keras.py, whose tests are slow and need the extra third-party.
     "front_door": {
         "__main__": ("command",),
         "_plan": ("plan",),
         "_summary": ("summary",),
         "flax": ("labels_nnx", "labels_linen", "layouts_of"),
-        "keras": ("keras",),
         "_*": ("muon", "recipes", "refusals"),
     },
 }

@@ -237,5 +237,10 @@ def test_muon_clip_is_muon_then_clip_qk() -> None:
     want = optax.apply_updates(params, plain.update(params, plain.init(params), params)[0])
     got = optax.apply_updates(params, updates)
     np.testing.assert_allclose(got["k_proj"], want["k_proj"] * np.array([1, 1, 0.5, 0.5]), rtol=1e-6, atol=1e-7)
+    # The usual threshold is 100.
+    updates, _ = mo.recipes.muon_clip(0.0).update(
+        params, optimizer.init(params), params, max_logits=jnp.array([100.0, 400.0])
+    )
+    np.testing.assert_allclose(optax.apply_updates(params, updates)["k_proj"], np.diag([1, 1, 0.5, 0.5]), rtol=1e-6)
     with pytest.raises(ValueError, match="max_logits"):
         optimizer.update(params, optimizer.init(params), params)

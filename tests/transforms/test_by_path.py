@@ -377,7 +377,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"by_path names 'router/\*', which matches no parameter. The paths are: 'embed/table', ",
     ),
     "shadowed": (
-        {"layers/*": mo.Settings(learning_rate=2.0), "layers/0/*": mo.Settings(learning_rate=0.1)},
+        {"embed*": mo.Settings(), "layers/*": mo.Settings(), "layers/0/*": mo.Settings(learning_rate=0.1)},
         r"by_path\['layers/0/\*'\] never acts: .* is taken by 'layers/\*'. Put it before",
     ),
     "shadowed by two": (

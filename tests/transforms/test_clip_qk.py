@@ -124,11 +124,10 @@ def test_an_attention_within_another_has_its_own_maxima() -> None:
 
 def test_the_usual_threshold_is_100() -> None:
     params, maxima = {name: jnp.ones(shape) for name, shape in SHAPES.items()}, jnp.array([100.0, 400.0])
-    for clip in (mo.clip_qk(), mo.recipes.muon_clip(0.0)):
-        updates = jax.tree.map(jnp.zeros_like, params)
-        updates, _ = clip.update(updates, clip.init(params), params, max_logits=maxima)
-        for update in updates.values():
-            np.testing.assert_allclose(update, np.tile(np.repeat([0, -0.5], SIZE), (D, 1)), rtol=1e-6)
+    updates, clip = jax.tree.map(jnp.zeros_like, params), mo.clip_qk()
+    updates, _ = clip.update(updates, clip.init(params), params, max_logits=maxima)
+    for update in updates.values():
+        np.testing.assert_allclose(update, np.tile(np.repeat([0, -0.5], SIZE), (D, 1)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, -1e-6, -50.0, -np.inf, np.inf, np.nan, TAU])
