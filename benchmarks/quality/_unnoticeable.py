@@ -114,6 +114,9 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
             "Only at a weight of zero, of which any decay is zero."
         ),
     },
+    "_transforms/checks/keywords": {
+        "near = difflib.get_close_matches(word, known, 2, cutoff=0.75)": "Only the nearest is told.",
+    },
     "_transforms/family/block_periodic": {
         "return _Block(own, tuple((1.0 if same else scale * math.sqrt(p / max(w, 2)) for p, w in zip(parts, wholes, "
         "strict=True))))": "A matrix of one entry is not divided.",

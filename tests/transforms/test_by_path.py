@@ -415,6 +415,14 @@ def test_what_does_nothing_is_refused_at_init(case: str) -> None:
         optimizer.update(params, mo.muon(RATE).init(params), params)
 
 
+def test_update_without_params_is_refused_as_without_settings() -> None:
+    params = nested(SHAPES, 0)
+    for by_path in (None, FACTORS):
+        optimizer = mo.muon(RATE, by_path=by_path)
+        with pytest.raises(ValueError, match="You are using a transformation that requires the current value of param"):
+            optimizer.update(params, optimizer.init(params))
+
+
 def test_decay_that_is_not_ours_is_refused() -> None:
     params = nested(SHAPES, 0)
     both = {"*": mo.Settings(weight_decay=0.5)}

@@ -72,20 +72,25 @@ def test_each_heads_logits_shrink_by_its_own_eta(kind: str, groups: int) -> None
     np.testing.assert_array_equal(after["mlp/kernel"], before["mlp/kernel"])
 
 
-NOPE, ROPE, VALUE, LATENT = 3, 2, 5, 4
-MLA = {
-    "wq_b/kernel": (D, 4, NOPE + ROPE),
-    "wkv_a/kernel": (D, LATENT + ROPE),
-    "wkv_b/kernel": (LATENT, 4, NOPE + VALUE),
-    "out/kernel": (4, VALUE, D),
-}
+NOPE, LATENT = 3, 4
 
 
-@pytest.mark.parametrize("values", [VALUE, 0], ids=["with values", "keys alone"])
-def test_latent_attention_leaves_the_shared_rotary_key_and_the_values(values: int) -> None:
-    layouts = {"wq_b/*": "ioo", "wkv_b/*": "ioo"}
-    before, after = clipped(MLA | {"wkv_b/kernel": (LATENT, 4, NOPE + values)}, layouts, MAXIMA)
-    eta, root = ETA[:, None], np.sqrt(ETA)[:, None]
+@pytest.mark.parametrize("layers", [(), (2,)], ids=["one layer", "scanned"])
+@pytest.mark.parametrize("rope, values", [(2, 5), (1, 0)], ids=["with values", "keys alone"])
+def test_latent_attention_leaves_the_shared_rotary_key_and_the_values(
+    rope: int, values: int, layers: tuple[int, ...]
+) -> None:
+    shapes = {
+        "wq_b/kernel": (*layers, D, 4, NOPE + rope),
+        "wkv_a/kernel": (*layers, D, LATENT + rope),
+        "wkv_b/kernel": (*layers, LATENT, 4, NOPE + values),
+        "out/kernel": (*layers, 4, 5, D),
+    }
+    stack = "b" * len(layers)
+    layouts = {"wq_b/*": f"{stack}ioo", "wkv_b/*": f"{stack}ioo", "wkv_a/*": f"{stack}io"}
+    maxima, eta = (np.stack([one, one[::-1]]) if layers else one for one in (MAXIMA, ETA))
+    before, after = clipped(shapes, layouts, maxima)
+    eta, root = (factor[..., None, :, None] for factor in (eta, np.sqrt(eta)))  # of every input and feature
     queries, keys = before["wq_b/kernel"], before["wkv_b/kernel"]
     np.testing.assert_allclose(after["wq_b/kernel"][..., :NOPE], root * queries[..., :NOPE], rtol=1e-12)
     np.testing.assert_allclose(after["wq_b/kernel"][..., NOPE:], eta * queries[..., NOPE:], rtol=1e-12)
