@@ -176,12 +176,12 @@ def test_only_if_most_is_unknown_it_alarms(rest: tuple[int, int], alarms: bool):
 
 def test_below_a_third_the_three_largest_others_are_named():
     params = {f"{name}/embedding": jnp.ones((size, 4)) for name, size in {"a": 3, "b": 9, "c": 1, "d": 5}.items()}
-    text = str(mo.summarize(params | {"kernel": jnp.ones((4, 8))}))
+    text = str(mo.summarize(params | {"kernel": jnp.ones((4, 8))}, {"kernel": "io"}))
     assert "Muon trains 30.8% of the elements" in text
     assert [line.split("trains: ")[1].split()[::3] for line in text.splitlines() if "largest" in line] == [
         ["b/embedding", "d/embedding", "a/embedding"]
     ]
-    assert "ATTENTION" not in str(mo.summarize(params | {"kernel": jnp.ones((4, 9))}))  # a third
+    assert "ATTENTION" not in str(mo.summarize(params | {"kernel": jnp.ones((4, 9))}, {"kernel": "io"}))  # a third
 
 
 def test_the_share_of_one_element():
