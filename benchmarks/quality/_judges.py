@@ -4,6 +4,19 @@ from pathlib import Path
 
 DECISIONS = ("kinds", "evidence", "roles", "real_models::test_nothing_is_wrong_in_silence")
 WORK = "assign_layouts::test_ten_thousand_leaves_cost_ten_times_one_thousand"
+# Of test_freezing.py what holds by `hold_idle`; all else there freezes in ways of its own.
+HELD = tuple(
+    f"freezing::test_{name}"
+    for name in (
+        "refused",
+        "rows_of_a_table_and_experts_of_a_stack",
+        "what_is_kept_in_other_shapes_is_held_by_rows",
+        "nothing_without_a_gradient_moves",
+        "with_gradients_it_changes_no_bit",
+        "training_goes_on_where_it_was",
+        "on_a_mesh",
+    )
+)
 # For every file that a pattern matches, the test files that shall notice: first those that are fast or hit. A file
 # belongs to the first pattern that matches it.
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -66,7 +79,11 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "_transforms/by_path/*": ("checks", "by_path"),
         "_transforms/checks/keywords": ("other_keywords",),
         "_transforms/checks/updates": ("refusals", "hostile_inputs"),
-        "_transforms/hold_idle*": ("settings", "freezing"),
+        "_transforms/hold_idle": ("new_user::test_the_message_says_what_to_do", *HELD),
+        "_transforms/hold_idle_matrices": (
+            "new_user::test_the_message_says_what_to_do",
+            "reported_faults::test_experts_that_get_no_token_keep_still",
+        ),
         "_transforms/heads": ("recipes", "refusals", "hostile_recipes"),
         "_transforms/*": ("checks", "muon", "refusals", "golden_states"),
         "_transforms/checks/*": ("checks", "clipping", "refusals"),

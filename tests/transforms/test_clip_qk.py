@@ -163,6 +163,7 @@ def test_what_did_not_pass_the_threshold_is_left_alone(value: float) -> None:
         ),
         (SHAPES, None, None, "needs parameters and maxima"),
         (SHAPES, [1.0, 1.0, 1.0], None, "'q_proj' of shape .6, 8. and layout 'io' does not hold 3 heads"),
+        ({"query/w": (4, 4, 4), "key/w": (4, 4, 4)}, [1.0] * 8, {"*/w": "ioo"}, "'query/w' .* does not hold 8 heads"),
         (SHAPES, [[1.0, 1.0]], None, "'q_proj' .* does not hold 2 heads in a stack of .1,."),
         (SHAPES, 1.0, None, "a single number"),
         (SHAPES, {"a": [1.0], "b": [1.0]}, None, "max_logits holds 'a/0' of shape .., which is no|a second"),
