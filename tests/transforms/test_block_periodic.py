@@ -18,7 +18,7 @@ from meshes import KINDS, ONE_STEP, assert_near, mesh_of, random_tree, shardings
 import muon_optax as mo
 
 LAYOUTS = {"kernel": "io", "torch": "oi", "query": "ioo", "experts": "bio", "split": mo.Layout("io", split=(8, 8, 16))}
-SHAPES = {"kernel": (16, 32), "torch": (8, 16), "query": (16, 4, 8), "experts": (4, 16, 8), "split": (16, 32)}
+SHAPES = {"kernel": (16, 32), "torch": (8, 16), "query": (16, 4, 8), "experts": (20, 16, 8), "split": (16, 32)}
 PLACEMENTS = {
     "tensor": ({"model": 4}, {"kernel": P(None, "model"), "torch": P("model"), "query": P(None, "model"),
                               "experts": P(None, "model"), "split": P("model")}),
