@@ -10,6 +10,7 @@ HELD = tuple(
     for name in (
         "refused",
         "rows_are_held_only_where_they_are_named",
+        "what_is_kept_in_no_rows_is_held_while_all_are_idle",
         "rows_of_a_table_and_experts_of_a_stack",
         "what_is_kept_in_other_shapes_is_held_by_rows",
         "nothing_without_a_gradient_moves",

@@ -125,6 +125,11 @@ UNNOTICEABLE: dict[str, dict[str, str]] = {
         "passed = (logits >= threshold) & jnp.isfinite(logits)": "At the threshold the factor is 1 either way.",
         "return jnp.where(passed, threshold / jnp.where(passed, logits, 2), 1)": "A quotient that is not taken.",
     },
+    "_transforms/family/hyperball": {
+        "shapes = [reduced(block.shape, axes_of(layout, 'io')) for block in blocks[1]]": (
+            "An update has the shape of its weight."
+        ),
+    },
     "_transforms/momenta/offload_to_host": {
         "total = sum(sizes) or 2": "Of no bytes any share is none.",
     },

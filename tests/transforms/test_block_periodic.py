@@ -115,11 +115,15 @@ class Twice:
 
 
 def test_an_orthogonalizer_may_loop_on_each_device() -> None:
-    places, values = shardings(mesh_of(data=2, model=2), {"w": P("data", "model")}), random_tree({"w": (4, 4)}, 0)
-    transform = mo.orthogonalize_block_periodic(Twice(), layouts={"w": "io"}, shardings=places)
+    """And matrices that devices hold whole get no factor, not even the user's."""
+    specs, shapes = {"w": P("data", "model"), "experts": P("data")}, {"w": (4, 4), "experts": (8, 2, 2)}
+    places, values = shardings(mesh_of(data=2, model=2), specs), random_tree(shapes, 0)
+    layouts = {"w": "io", "experts": "bio"}
+    transform = mo.orthogonalize_block_periodic(Twice(), block_scale=0.25, layouts=layouts, shardings=places)
     gradients = jax.device_put(values, places)
     updates, _ = jax.jit(transform.update)(gradients, transform.init(gradients)._replace(step=jnp.int32(1)))
-    np.testing.assert_allclose(updates["w"], 2 * 0.5**0.5 * values["w"], rtol=1e-6)
+    np.testing.assert_allclose(updates["w"], 2 * 0.25 * 0.5**0.5 * values["w"], rtol=1e-6)
+    np.testing.assert_allclose(updates["experts"], 2 * values["experts"], rtol=1e-6)
 
 
 COLLECTIVE = re.compile(r" (all-[\w-]+|reduce-scatter|collective-permute)\(")
