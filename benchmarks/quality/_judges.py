@@ -80,7 +80,11 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "_transforms/by_path/*": ("checks", "by_path"),
         "_transforms/checks/keywords": ("other_keywords",),
-        "_transforms/checks/updates": ("refusals", "hostile_inputs::test_what_is_promised_is_kept"),
+        "_transforms/checks/updates": (
+            "refusals",
+            "new_user::test_the_message_says_what_to_do",
+            "hostile_inputs::test_what_is_promised_is_kept",
+        ),
         "_transforms/hold_idle": ("new_user::test_the_message_says_what_to_do", *HELD),
         "_transforms/hold_idle_matrices": (
             "new_user::test_the_message_says_what_to_do",
