@@ -242,7 +242,8 @@ def run_pytest(copy: Path, tests: list[str], first: Sequence[str], sender: Conne
     elif PACKAGE not in sys.modules:
         # A change to what runs at import: pytest does not get to a test.
         sender.send(f"{PACKAGE} can't be imported: {printed.getvalue()[-300:]}")
-    elif status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
+    elif failure.failed == FirstFailure.failed and status != pytest.ExitCode.OK:
+        # Nothing failed, not even to be collected, and yet it did not end well.
         sender.send(RuntimeError(f"pytest ended with {status!r}: {printed.getvalue()}"))
     else:
         sender.send(None if status == pytest.ExitCode.OK else failure.failed)
