@@ -12,6 +12,21 @@ def _mesh(*first: str) -> tuple[str, ...]:
     return (*first, *(name for name in MESH if name not in first))
 
 
+# Of test_freezing.py what holds by `hold_idle`; all else there freezes in ways of its own.
+HELD = tuple(
+    f"freezing::test_{name}"
+    for name in (
+        "refused",
+        "rows_are_held_only_where_they_are_named",
+        "what_is_kept_in_no_rows_is_held_while_all_are_idle",
+        "rows_of_a_table_and_experts_of_a_stack",
+        "what_is_kept_in_other_shapes_is_held_by_rows",
+        "nothing_without_a_gradient_moves",
+        "with_gradients_it_changes_no_bit",
+        "training_goes_on_where_it_was",
+        "on_a_mesh",
+    )
+)
 # For every file that a pattern matches, the test files that shall notice: first those that are fast or hit. A file
 # belongs to the first pattern that matches it.
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -78,17 +93,30 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "_transforms/state/*": ("golden_states", "from_others", "settings"),
     },
     "transforms": {
+        "_transforms/by_path/refusals": (
+            "checks",
+            "by_path",
+            "recipes_by_path::test_what_has_no_meaning_is_refused_where_it_is_written",
+        ),
         "_transforms/by_path/*": ("checks", "by_path"),
         "_transforms/checks/keywords": ("other_keywords",),
-        "_transforms/checks/updates": ("refusals", "hostile_inputs"),
-        "_transforms/hold_idle*": ("settings", "freezing"),
+        "_transforms/checks/updates": (
+            "refusals",
+            "new_user::test_the_message_says_what_to_do",
+            "hostile_inputs::test_what_is_promised_is_kept",
+        ),
+        "_transforms/hold_idle": ("new_user::test_the_message_says_what_to_do", *HELD),
+        "_transforms/hold_idle_matrices": (
+            "new_user::test_the_message_says_what_to_do",
+            "reported_faults::test_experts_that_get_no_token_keep_still",
+        ),
         "_transforms/heads": ("recipes", "refusals", "hostile_recipes"),
         "_transforms/*": ("checks", "muon", "refusals", "golden_states"),
         "_transforms/checks/*": ("checks", "clipping", "refusals"),
     },
     "family": {
-        "_transforms/family/clip_qk": ("clip_qk", "family"),
-        "_transforms/family/block_periodic": ("block_periodic",),
+        "_transforms/family/clip_qk": ("checks", "clip_qk", "family"),
+        "_transforms/family/block_periodic": ("checks", "block_periodic"),
         "_transforms/family/*": ("checks", "family", "refusals"),
         "_transforms/momenta/quantized_trace": ("checks", "quantized_trace"),
         "_transforms/momenta/offload_to_host": ("offload_to_host",),
@@ -102,12 +130,12 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "_diagnostics/*": ("diagnostics", "recording"),
         "plots": ("recording",),
     },
+    # Without keras.py, whose tests are slow and need the extra third-party.
     "front_door": {
         "__main__": ("command",),
         "_plan": ("plan",),
         "_summary": ("summary",),
         "flax": ("labels_nnx", "labels_linen", "layouts_of"),
-        "keras": ("keras",),
         "_*": ("muon", "recipes", "refusals"),
     },
 }

@@ -67,7 +67,7 @@ def mutants(source: str) -> Iterator[Mutant]:
 
 def _first_line(statement: ast.stmt) -> str:
     # A statement's own line: of `with`, `for` or `def` not its body, of which the first line is shown by itself.
-    return ast.unparse(statement).splitlines()[0]
+    return next(line for line in ast.unparse(statement).splitlines() if not line.startswith("@"))
 
 
 def _places(node: ast.AST, statement: ast.stmt | None) -> Iterator[tuple[ast.AST, str, int | None, ast.stmt]]:

@@ -54,7 +54,7 @@ NOTES = [
     "integer plus 1, a float times 1.01), a function left out or replaced (min, max, any, all), two arguments swapped. "
     "Annotations, messages and `strict` of `zip` are not changed.",
     "Killed: a test failed, or the tests took five times as long as they do. Each change meets the default tests "
-    "of the files named for it, up to the first that fails.",
+    "of the files named for it, up to the first that fails: first those that noticed another change of its file.",
 ]
 
 
@@ -156,6 +156,7 @@ def judge(
     limits = {frozenset(judges): Limit(server, judges) for judges in tests.values()}  # in any order
     waiting = random.Random(0).sample(range(len(chosen)), len(chosen))
     verdicts: dict[int, Verdict] = {}
+    noticed: dict[str, list[str]] = {file: [] for file in tests}
 
     def work(copy: Path) -> None:
         while waiting:
@@ -167,8 +168,10 @@ def judge(
             path.write_text(mutant.source)
             # Byte code is looked up by the second in which a file was written: another change's must not be found.
             os.utime(path, (number, number))
-            verdicts[number] = run_tests(server, copy, tests[file], limit)
+            verdicts[number] = run_tests(server, copy, tests[file], limit, noticed[file])
             path.write_text(original)
+            if verdicts[number].killed:
+                noticed[file] = list(dict.fromkeys([verdicts[number].by, *noticed[file]]))
             step(f"{file}:{mutant.line} {'killed' if verdicts[number].killed else 'SURVIVED'}")
 
     with ThreadPoolExecutor(len(copies)) as pool:
@@ -198,13 +201,17 @@ class Limit:
 
 
 def run_tests(
-    server: multiprocessing.context.ForkServerContext, copy: Path, tests: Sequence[str], limit: float
+    server: multiprocessing.context.ForkServerContext,
+    copy: Path,
+    tests: Sequence[str],
+    limit: float,
+    first: Sequence[str] = (),
 ) -> Verdict:
-    """The verdict on the files as they are in ``copy``, in a process of its own."""
+    """The verdict on the files as they are in ``copy``, in a process of its own; the tests ``first`` run first."""
     receiver, sender = server.Pipe(duplex=False)
     files = [next(copy.glob(f"tests/*/test_{name.partition('::')[0]}.py")) for name in tests]
     named = [f"{file}{''.join(name.partition('::')[1:])}" for file, name in zip(files, tests, strict=True)]
-    process = server.Process(target=run_pytest, args=(copy, named, sender))
+    process = server.Process(target=run_pytest, args=(copy, named, first, sender))
     started = time.perf_counter()
     process.start()
     sender.close()
@@ -219,39 +226,46 @@ def run_tests(
     return Verdict(first_failure is not None, first_failure or "", time.perf_counter() - started)
 
 
-def run_pytest(copy: Path, tests: list[str], sender: Connection) -> None:
+def run_pytest(copy: Path, tests: list[str], first: Sequence[str], sender: Connection) -> None:
     """In a process of its own: sends the name of the first test that fails, None if none does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # or Ctrl-C would pass for a test that fails
     os.chdir(copy)
     sys.path.insert(0, str(copy))
-    first = FirstFailure()
+    failure = FirstFailure(first)
     options = ["-x", "-q", "-n0", "-pno:cacheprovider", f"--basetemp={copy.with_name('temporary')}"]
     options += ["-Wignore:Module already imported:pytest.PytestAssertRewriteWarning"]  # hypothesis, by the server
     printed = io.StringIO()
     with redirect_stdout(printed), redirect_stderr(printed):
-        status = pytest.main([*options, *tests], plugins=[first])
+        status = pytest.main([*options, *tests], plugins=[failure])
     imported = getattr(sys.modules.get(PACKAGE), "__file__", str(copy))
     if not Path(imported).is_relative_to(copy):
         sender.send(RuntimeError(f"{imported} was tested, and not the copy in {copy}"))
     elif PACKAGE not in sys.modules:
         # A change to what runs at import: pytest does not get to a test.
         sender.send(f"{PACKAGE} can't be imported: {printed.getvalue()[-300:]}")
-    elif status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
+    elif failure.failed == FirstFailure.failed and status != pytest.ExitCode.OK:
+        # Nothing failed, not even to be collected, and yet it did not end well.
         sender.send(RuntimeError(f"pytest ended with {status!r}: {printed.getvalue()}"))
     else:
-        sender.send(None if status == pytest.ExitCode.OK else first.failed)
+        sender.send(None if status == pytest.ExitCode.OK else failure.failed)
 
 
 class FirstFailure:
-    """A pytest plugin that keeps the name of the first test, or test file, that fails."""
+    """A pytest plugin that keeps the name of the first test, or test file, that fails, and runs likely ones first."""
 
     failed = "no test by name"
+
+    def __init__(self, likely: Sequence[str] = ()) -> None:
+        self._order = {name: position for position, name in enumerate(likely)}
 
     def pytest_sessionstart(self) -> None:
         # After conftest.py's own settings. An example that fails will do as it is: to make it smaller takes time.
         phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
         hypothesis.settings.register_profile("mutants", hypothesis.settings.default, phases=phases)
         hypothesis.settings.load_profile("mutants")
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: self._order.get(item.nodeid.removeprefix("tests/"), len(self._order)))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:

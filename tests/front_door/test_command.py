@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ def test_all_is_well_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main() == 0
     printed = capsys.readouterr().out
     for expected in (
-        f"muon_optax: {mo.__version__}",
+        "Of one matrix of 256 x 512:",
         f"optax:  {optax.__version__}",
         f"jax:    {jax.__version__}",
         f"backend: {jax.default_backend()}",
@@ -38,6 +39,7 @@ def test_all_is_well_here(capsys: pytest.CaptureFixture[str]) -> None:
         "optax.contrib.scale_by_muon, float32",
     ):
         assert expected in printed
+    assert printed.startswith(f"muon_optax: {mo.__version__}\n")
     verdicts = [line.split()[-1] for line in printed.splitlines() if line.startswith(("newton_schulz,", "polar"))]
     assert verdicts == ["good"] * 4
 
@@ -49,6 +51,7 @@ WRONG: dict[str, tuple[str, Orthogonalizer]] = {
     "a step left out": ("newton_schulz, float16", mo.newton_schulz(mo.KELLER[:-1], dtype=jnp.float16)),
     "nothing done": ("polar_factor, float32", lambda matrices: matrices),
     "NaN": ("polar_factor, float32", lambda matrices: matrices * jnp.nan),
+    "one NaN": ("polar_factor, float32", lambda matrices: mo.polar_factor()(matrices).at[0, 0].set(jnp.nan)),
 }
 
 
@@ -62,6 +65,58 @@ def test_an_error_beyond_its_range_fails(
     printed = capsys.readouterr().out
     assert printed.count("BEYOND ITS RANGE") == 1
     assert f"FAILED: {name}. Please report this" in printed
+
+
+def test_the_matrix_and_what_is_allowed_of_its_singular_values() -> None:
+    matrix, values = command._matrix()
+    assert matrix.shape == (256, 512)
+    np.testing.assert_allclose(np.linalg.svd(np.float64(matrix), compute_uv=False), values, rtol=1e-4)
+    assert values[0] / values[-1] == pytest.approx(10)
+    # Between the smallest and the largest, whatever lies there: the iteration in float64.
+    x = np.linspace(values[-1], values[0], 100_001) / np.linalg.norm(values)
+    for a, b, c in mo.KELLER:
+        x = a * x + b * x**3 + c * x**5
+    *newton_schulz, polar = checks(values)
+    assert [check.name for check in newton_schulz] == [
+        f"newton_schulz, {t}" for t in ("bfloat16", "float16", "float32")
+    ]
+    for check, low, high in [*((check, x.min(), x.max()) for check in newton_schulz), (polar, 1, 1)]:
+        slack = 0.02 if "bfloat16" in check.name else 0.005  # less than coefficients in bfloat16 would do: 0.03
+        assert low * (1 - slack) < check.low < low * (1 - 1e-6)
+        assert high * (1 + 1e-6) < check.high < high * (1 + slack)
+
+
+@pytest.mark.parametrize("low, high, holds", [(1, 2, True), (0.9, 2, False), (1, 2.1, False), (np.nan, np.nan, False)])
+def test_the_ends_of_a_range_are_allowed(low: float, high: float, holds: bool) -> None:
+    assert command._holds(Check("", jnp.asarray, 1, 2), (low, high)) == holds
+
+
+@pytest.mark.parametrize(
+    "backend, native, dtype",
+    [("cpu", False, "float32, which this CPU does faster"), ("cpu", True, "bfloat16"), ("tpu", False, "bfloat16")],
+)
+def test_products_and_devices_are_named(
+    backend: str, native: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(command, "cpu_multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind) for kind in "edcbaabcde"])
+    lines = command._versions()
+    assert f"products: XLA's; of bfloat16 numbers in {dtype}" in lines
+    assert f"backend: {backend}, a, b, c, d, e" in lines
+
+
+def test_times_are_medians_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    took = {"one": [5, 3, 1, 2, 4], "other": [50, 30, 10, 20, 40]}
+    readings, now = [], 7.0
+    for turn in range(5):
+        for name in took:
+            readings += [now, now + took[name][turn]]
+            now += 1000
+    monkeypatch.setattr(command.time, "perf_counter", iter(readings).__next__)
+    assert command._interleaved(dict.fromkeys(took, jnp.negative), jnp.ones(2)) == {"one": 3, "other": 30}
+    monkeypatch.setattr(command, "_interleaved", lambda runs, matrix: dict.fromkeys(runs, 0.0123))
+    assert {line.split("  ")[-2].strip() for line in command._times(jnp.eye(2))} == {"12.30 ms"}
 
 
 @pytest.mark.slow

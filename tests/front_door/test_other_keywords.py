@@ -17,6 +17,8 @@ FACTORIES = [mo.muon, mo.recipes.normuon, mo.recipes.muon_clip, mo.recipes.muon_
 # What is given, and what the answer says to write.
 ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     "beta": ({"beta": 0.9}, "write momentum=0.9, or muon_optax.nesterov_ema(0.9, debias=True)"),
+    "40 characters": ({"beta": "x" * 38}, f"write momentum='{'x' * 38}', or"),
+    "41 characters": ({"beta": "x" * 39}, "write momentum=..., or"),
     "ns_steps": ({"ns_steps": 4}, "newton_schulz(muon_optax.KELLER[:1] * 4)"),
     "ns_coeffs": ({"ns_coeffs": (3.4, -4.7, 2.0)}, "with one (a, b, c) for each step"),
     "dion": ({"ns_coeffs": "dion"}, "newton_schulz(muon_optax.YOU_JIACHENG)"),
@@ -45,6 +47,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     "betas": ({"betas": (0.9, 0.95)}, "adamw=optax.adamw(learning_rate, b1=..., b2=...)"),
     "use_muon": ({"use_muon": True}, "write layouts=, with None by path"),
     "a slip": ({"weight_decy": 0.1}, "has no argument weight_decy: write weight_decay."),
+    "part of a name": ({"sca": 1}, "has no argument sca: write scale."),
     "nothing like it": ({"xyz": 1}, "has no argument xyz: it has learning_rate, weight_decay, weight_decay_mask"),
 }
 
@@ -54,12 +57,16 @@ def test_a_wrong_argument_is_answered(given: dict[str, Any], answer: str) -> Non
     with pytest.raises(TypeError) as raised:
         mo.muon(**({"learning_rate": 0.1} if "lr" not in given else {}), **given)
     assert answer in str(raised.value)
+    assert "by position" not in str(raised.value)
     assert all(f"muon() has no argument {name}" in str(raised.value) for name in given)
 
 
 def test_several_are_answered_at_once() -> None:
-    with pytest.raises(TypeError, match=r"beta: write momentum=0.9.* adam_b2: write adamw=.* has the whole table"):
+    with pytest.raises(
+        TypeError, match=r"beta: write momentum=0.9.* adam_b2: write adamw=.* has the whole table"
+    ) as raised:
         mo.muon(0.1, beta=0.9, adam_b2=0.95)
+    assert "by position" not in str(raised.value)
 
 
 def test_parameters_by_position_go_elsewhere() -> None:

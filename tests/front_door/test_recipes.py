@@ -45,7 +45,7 @@ def trained(optimizer: Any, dtype: Any = jnp.float32) -> np.ndarray:
     return np.asarray(params["kernel"], np.float64)
 
 
-def test_normuon_equals_numpy() -> None:
+def test_normuon_in_bfloat16() -> None:
     assert oracle.relative_error(trained(mo.recipes.normuon(RATE)) - WEIGHT, NORMUON - WEIGHT) < WITHIN
 
 
@@ -87,6 +87,11 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_float32")
+def test_normuon_equals_numpy() -> None:
+    assert oracle.relative_error(trained(mo.recipes.normuon(RATE)) - WEIGHT, NORMUON - WEIGHT) < 1e-4
+
+
+@pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize("shape", MATRICES)
 def test_the_speed_runs_update_is_the_records(shape: str) -> None:
     weight, gradients = MATRICES[shape]
@@ -116,6 +121,43 @@ def test_a_sum_and_an_average_agree_where_momentum_is_constant() -> None:
     assert apart(got, of_the_record(weight, gradients, [0.95] * LONG), weight) < 1e-4
 
 
+def test_the_momentum_of_the_speed_run_warms_up_over_300_steps() -> None:
+    params = {"kernel": jnp.eye(2)}
+    optimizer = mo.recipes.muon_speedrun(0.0, adamw_learning_rate=0.0)
+
+    def step(state: Any, _: None) -> Any:
+        return optimizer.update(params, state, params)[1], None
+
+    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, length=310))(optimizer.init(params))
+    kept = 0.0
+    for number in range(310):
+        kept = (0.85 + 0.1 * min(number / 300, 1)) * kept + 1
+    np.testing.assert_allclose(state.inner_states["muon"].inner_state[0].trace["kernel"], kept * np.eye(2), rtol=1e-5)
+
+
+USUAL_DECAYS: dict[str, Any] = {
+    "normuon": (mo.recipes.normuon(RATE), 0.1),
+    "muon_clip": (mo.recipes.muon_clip(RATE), 0.1),
+    "muon_speedrun": (mo.recipes.muon_speedrun(0.0, adamw_learning_rate=RATE), 1e-4),
+    "muon_h": (mo.recipes.muon_h(0.0, adamw_learning_rate=RATE), 0.0),
+}
+
+
+@pytest.mark.parametrize("optimizer, decay", USUAL_DECAYS.values(), ids=USUAL_DECAYS)
+def test_the_usual_decay_of_what_adamw_trains(optimizer: Any, decay: float) -> None:
+    """Without a gradient decay is all that moves an embedding, and nothing moves a bias."""
+    params = {
+        "embedding": jnp.asarray(WEIGHT, jnp.float32),
+        "q_proj": jnp.eye(4),
+        "k_proj": jnp.eye(4),
+        "bias": jnp.ones(3),
+    }
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(still, optimizer.init(params), params, max_logits=jnp.ones(4))
+    np.testing.assert_allclose(updates["embedding"], -RATE * decay * WEIGHT, rtol=1e-5)
+    np.testing.assert_array_equal(updates["bias"], 0)
+
+
 def test_the_speed_run_in_bfloat16() -> None:
     weight, gradients = MATRICES["wide"]
     moved = speedrun(weight, gradients)
@@ -124,6 +166,47 @@ def test_the_speed_run_in_bfloat16() -> None:
     arguments: Any = {"adamw_learning_rate": 1e-3, "weight_decay": 0}
     rounded = trained(mo.recipes.muon_speedrun(1.0, **arguments), jnp.bfloat16)
     assert oracle.relative_error(rounded, trained(mo.recipes.muon_speedrun(1.0, **arguments))) < 5e-2
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_muon_h_equals_numpy() -> None:
+    """Nesterov momentum and the five steps of Jiacheng You to the sphere; Adam's steps to the head's; Adam's rate."""
+    start = {"kernel": WEIGHT, "head": {"kernel": WEIGHT[:, :3]}, "bias": WEIGHT[0]}
+    slopes = [{"kernel": g, "head": {"kernel": g[:, 3:6]}, "bias": g[1]} for g in GRADIENTS]
+    optimizer = mo.recipes.muon_h(RATE, adamw_learning_rate=0.05)
+    params = jax.tree.map(jnp.float32, start)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for gradient in slopes:
+        updates, state = update(jax.tree.map(jnp.float32, gradient), state, params)
+        params = optax.apply_updates(params, updates)
+
+    def adam(path: Any) -> Any:
+        mu = nu = 0.0
+        for t, gradient in enumerate(map(path, slopes), 1):
+            mu, nu = 0.9 * mu + 0.1 * gradient, 0.95 * nu + 0.05 * gradient**2
+            yield mu / (1 - 0.9**t) / (np.sqrt(nu / (1 - 0.95**t)) + 1e-8)
+
+    def momentum() -> Any:
+        m = np.zeros_like(WEIGHT)
+        for g in GRADIENTS:
+            m = 0.95 * m + g
+            yield oracle.newton_schulz(g + 0.95 * m, mo.YOU_JIACHENG)
+
+    def on_sphere(W: np.ndarray, steps: Any, rate: float) -> np.ndarray:
+        radius, step = None, family_oracle.hyperball(rate)
+        for direction in steps:
+            update, radius = step(direction, radius, W)
+            W = W + update
+        return W
+
+    want = {
+        "kernel": on_sphere(WEIGHT, momentum(), RATE),
+        "head": {"kernel": on_sphere(WEIGHT[:, :3], adam(lambda tree: tree["head"]["kernel"]), 0.05)},
+        "bias": WEIGHT[0] - 0.05 * sum(adam(lambda tree: tree["bias"])),
+    }
+    moves = [jax.tree.map(lambda leaf, before: leaf - before, tree, start) for tree in (params, want)]
+    for got, expected in zip(*map(jax.tree.leaves, moves), strict=True):
+        assert oracle.relative_error(got, expected) < 1e-4
 
 
 def test_muon_h_keeps_matrices_and_head_on_their_spheres() -> None:
@@ -154,5 +237,10 @@ def test_muon_clip_is_muon_then_clip_qk() -> None:
     want = optax.apply_updates(params, plain.update(params, plain.init(params), params)[0])
     got = optax.apply_updates(params, updates)
     np.testing.assert_allclose(got["k_proj"], want["k_proj"] * np.array([1, 1, 0.5, 0.5]), rtol=1e-6, atol=1e-7)
+    # The usual threshold is 100.
+    updates, _ = mo.recipes.muon_clip(0.0).update(
+        params, optimizer.init(params), params, max_logits=jnp.array([100.0, 400.0])
+    )
+    np.testing.assert_allclose(optax.apply_updates(params, updates)["k_proj"], np.diag([1, 1, 0.5, 0.5]), rtol=1e-6)
     with pytest.raises(ValueError, match="max_logits"):
         optimizer.update(params, optimizer.init(params), params)

@@ -171,6 +171,11 @@ OF_ONE_RECIPE: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ..
     "b2": (lambda: mo.recipes.normuon(0.1, b2=1.0), ValueError, ("b2=1.0", "[0, 1)")),
     "axis": (lambda: mo.recipes.normuon(0.1, axis="input"), ValueError, ("axis='input'", "'output'", "'longer'")),
     "threshold": (lambda: mo.recipes.muon_clip(0.1, threshold=0.0), ValueError, ("threshold=0.0",)),
+    "a number among heads": (
+        lambda: mo.recipes.muon_h(0.1, adamw_learning_rate=0.1, heads=("*head*", 5)),
+        TypeError,
+        ("heads=('*head*', 5)",),
+    ),
     "text as heads": (lambda: mo.recipes.muon_h(0.1, adamw_learning_rate=0.1, heads="lm"), TypeError, ("heads='lm'",)),
     "a rate by position": (lambda: mo.recipes.muon_h(0.1, 0.1), TypeError, ("positional",)),
     "another rate by position": (lambda: mo.recipes.muon_speedrun(0.1, 0.1), TypeError, ("positional",)),
@@ -210,6 +215,8 @@ def test_heads_may_be_out_of_sight_or_none_at_all() -> None:
     plain = mo.recipes.muon_h(0.1, adamw_learning_rate=0.1)
     updates, _ = plain.update(PARAMS, plain.init(PARAMS), PARAMS)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(updates))
+    # An optimizer of a part of a model has None for the rest.
+    optimizer.init(HEADED | {"lm_head": None})
     # The remedy of the message above.
     freed = mo.recipes.muon_h(0.1, adamw_learning_rate=0.1, heads=("up",), layouts={"up": None})
     assert "head" in freed.init(HEADED).inner_states["adamw"].inner_state.inner_states

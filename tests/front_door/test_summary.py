@@ -165,6 +165,35 @@ def test_what_nobody_knows_is_marked_counted_and_alarms():
     assert "no rule knows most" not in str(answered)
 
 
+@pytest.mark.parametrize(
+    "rest, alarms", [((8, 8), False), ((8, 10), False), ((7, 9), True)], ids=["half", "less", "most"]
+)
+def test_only_if_most_is_unknown_it_alarms(rest: tuple[int, int], alarms: bool):
+    params = {"a": {"x": jnp.ones((4, 4, 4))}, "kernel": jnp.ones(rest)}
+    with pytest.warns(UserWarning, match="No rule knows"):
+        assert ("no rule knows most" in str(mo.summarize(params))) == alarms
+
+
+def test_below_a_third_the_three_largest_others_are_named():
+    params = {f"{name}/embedding": jnp.ones((size, 4)) for name, size in {"a": 3, "b": 9, "c": 1, "d": 5}.items()}
+    text = str(mo.summarize(params | {"kernel": jnp.ones((4, 8))}, {"kernel": "io"}))
+    assert "Muon trains 30.8% of the elements" in text
+    assert [line.split("trains: ")[1].split()[::3] for line in text.splitlines() if "largest" in line] == [
+        ["b/embedding", "d/embedding", "a/embedding"]
+    ]
+    assert "ATTENTION" not in str(mo.summarize(params | {"kernel": jnp.ones((4, 9))}, {"kernel": "io"}))  # a third
+
+
+def test_the_share_of_one_element():
+    assert mo.summarize({"w": jnp.ones((1, 1))}, {"w": "io"}).muon_share == 1
+
+
+def test_a_parameter_called_as_a_counter_has_its_own_bytes():
+    params = {"count": jnp.ones(3), "kernel": jnp.ones((4, 4))}
+    measured = mo.summarize(params, optimizer=mo.muon(0.1))
+    assert [row.state_bytes for row in measured.rows] == [2 * 4 * 3, 4 * 16]
+
+
 def test_notebooks_show_the_same_as_html():
     html = mo.summarize({"<b>": jnp.ones((4, 8))})._repr_html_()
     assert "<td>&lt;b&gt;</td><td>[4, 8]</td>" in html

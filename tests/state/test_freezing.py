@@ -182,6 +182,29 @@ def test_on_a_mesh() -> None:
     assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
 
 
+def test_rows_are_held_only_where_they_are_named() -> None:
+    params, some = {"table": jnp.ones((3, 2))}, {"table": jnp.zeros((3, 2)).at[0].set(1)}
+    for per_row, want in (((), [1.9, 0.9, 0.9]), (["tab*"], [1.9, 0, 0])):
+        optimizer = mo.hold_idle(optax.trace(0.9), per_row=per_row)
+        updates, _ = optimizer.update(some, optimizer.update(params, optimizer.init(params))[1])
+        np.testing.assert_allclose(updates["table"][:, 0], want, rtol=1e-6)
+
+
+def test_what_is_kept_in_no_rows_is_held_while_all_are_idle() -> None:
+    """Whatever its type, but for counters, whose name may be a parameter's."""
+
+    def init(params: Any) -> Any:
+        return {"codes": {"table": jnp.zeros(2, jnp.int32)}, "sum": {"table": jnp.zeros(())}, "table": jnp.int32(0)}
+
+    inner = optax.GradientTransformation(
+        init, lambda updates, state, _: (updates, jax.tree.map(lambda n: n + 1, state))
+    )
+    optimizer, params = mo.hold_idle(inner, per_row=["table"]), {"table": jnp.ones((3, 2))}
+    _, state = optimizer.update({"table": jnp.zeros((3, 2)).at[0].set(1)}, optimizer.init(params))
+    _, state = optimizer.update({"table": jnp.zeros((3, 2))}, state)
+    assert (state["codes"]["table"].tolist(), float(state["sum"]["table"]), int(state["table"])) == ([1, 1], 1, 2)
+
+
 def test_refused() -> None:
     with pytest.raises(TypeError, match=r"per_row='table' is not allowed: use a sequence"):
         mo.hold_idle(muon(), per_row="table")

@@ -275,10 +275,11 @@ def test_a_state_is_carried_over(before, after, momentum):
 
 
 def test_adamws_moments_too():
-    optimizers = [optax.scale_by_adam(), mo.offload_to_host(optax.scale_by_adam(), batches=2)]
-    want, got = (train(one) for one in optimizers)
+    # Its decay asks for the parameters.
+    adamw = optax.adamw(0.1, weight_decay=0.5)
+    want, got = (train(one) for one in (adamw, mo.offload_to_host(adamw, batches=2)))
     assert_same_bits(got, want)
-    assert {leaf.sharding.memory_kind for leaf in got[1].nu.values()} == {"pinned_host"}
+    assert {leaf.sharding.memory_kind for leaf in got[1][0].nu.values()} == {"pinned_host"}
 
 
 def test_summarize_counts_what_lies_on_the_host():
@@ -327,6 +328,7 @@ def test_a_plan_prints_the_state_by_memory():
     [
         ([1, 1, 1, 1], 2, [(0, 2), (2, 4)]),
         ([8, 1, 1, 1, 1, 4], 2, [(0, 1), (1, 6)]),
+        ([1, 6, 3], 2, [(0, 2), (2, 3)]),  # the middle counts, not a third
         ([5, 5], 16, [(0, 1), (1, 2)]),
         ([0, 0], 4, [(0, 2)]),
         ([], 4, [(0, 0)]),
@@ -350,6 +352,12 @@ def test_a_batch_waits_for_the_one_before():
         fetched, put = fetched + spaces.count("Host"), put + spaces.count("Device")
     assert fetched > 0
     assert put > 0
+
+
+def test_sixteen_batches_by_default():
+    transform, params = mo.offload_to_host(mo.scheduled_trace(0.9)), [jnp.ones(2)] * 64
+    jaxpr = jax.make_jaxpr(transform.update)(params, transform.init(params))
+    assert str(jaxpr).count("= optimization_barrier") == 16 - 1
 
 
 @jax.jit

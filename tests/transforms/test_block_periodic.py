@@ -12,12 +12,13 @@ import oracle
 import pytest
 from family_oracle import leaf_of, matrices_of
 from jax.sharding import PartitionSpec as P
+from jaxpr import equations
 from meshes import KINDS, ONE_STEP, assert_near, mesh_of, random_tree, shardings, types
 
 import muon_optax as mo
 
 LAYOUTS = {"kernel": "io", "torch": "oi", "query": "ioo", "experts": "bio", "split": mo.Layout("io", split=(8, 8, 16))}
-SHAPES = {"kernel": (16, 32), "torch": (8, 16), "query": (16, 4, 8), "experts": (4, 16, 8), "split": (16, 32)}
+SHAPES = {"kernel": (16, 32), "torch": (8, 16), "query": (16, 4, 8), "experts": (20, 16, 8), "split": (16, 32)}
 PLACEMENTS = {
     "tensor": ({"model": 4}, {"kernel": P(None, "model"), "torch": P("model"), "query": P(None, "model"),
                               "experts": P(None, "model"), "split": P("model")}),
@@ -70,6 +71,59 @@ def test_blocks_between_whole_matrices(placement: str, kind: Any) -> None:
         assert types(updates) == types(gradients)
         state = new_state
     assert oracle.relative_error(blocks["kernel"], np.asarray(whole["kernel"])) > 0.3
+
+
+@pytest.mark.parametrize("given, period", [({}, 5), ({"period": 2}, 2), ({"period": 1}, 1)], ids=["default", "2", "1"])
+def test_steps_of_a_period_and_the_factor_of_blocks(given: dict[str, int], period: int) -> None:
+    """A square that devices quarter: each block is orthogonalized alone, times the root of a half."""
+    places = shardings(mesh_of(data=2, model=2), {"w": P("data", "model")})
+    gradients = jax.device_put({"w": np.float32(3 * np.eye(4))}, places)
+    transform = mo.orthogonalize_block_periodic(mo.polar_factor(), layouts={"w": "io"}, shardings=places, **given)
+    state, update, found = transform.init(gradients), jax.jit(transform.update), []
+    for _ in range(7):
+        updates, state = update(gradients, state)
+        found.append(float(updates["w"][0, 0]))
+    np.testing.assert_allclose(found, [0.5**0.5 if step % period else 1.0 for step in range(7)], rtol=1e-6)
+    branches = [
+        each for each in equations(jax.make_jaxpr(transform.update)(gradients, state)) if each.primitive.name == "cond"
+    ]
+    assert bool(branches) == (period > 1)  # without a period no step pays for a branch
+
+
+def test_of_a_divided_split_a_devices_part_is_one_block() -> None:
+    """It gets the RMS of the widest block: its side is 4, that of the widest 8."""
+    places = shardings(mesh_of(model=4), {"w": P(None, "model")})
+    own = np.float32(np.eye(4, 3))
+    gradients = jax.device_put({"w": np.tile(own, 4)}, places)
+    transform = mo.orthogonalize_block_periodic(
+        mo.polar_factor(), layouts={"w": mo.Layout("io", split=(8, 2, 2))}, shardings=places
+    )
+    updates, _ = jax.jit(transform.update)(gradients, transform.init(gradients)._replace(step=jnp.int32(1)))
+    np.testing.assert_allclose(updates["w"], 0.5**0.5 * np.tile(own, 4), atol=1e-6)
+
+
+class Twice:
+    """A loop that starts from constants, which are the same on all devices."""
+
+    dtype = jnp.float32
+
+    def flops(self, rows: int, cols: int) -> int:
+        return 2 * rows * cols
+
+    def __call__(self, matrices: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, 2, lambda _, total: total + matrices, jnp.zeros(matrices.shape))
+
+
+def test_an_orthogonalizer_may_loop_on_each_device() -> None:
+    """And matrices that devices hold whole get no factor, not even the user's."""
+    specs, shapes = {"w": P("data", "model"), "experts": P("data")}, {"w": (4, 4), "experts": (8, 2, 2)}
+    places, values = shardings(mesh_of(data=2, model=2), specs), random_tree(shapes, 0)
+    layouts = {"w": "io", "experts": "bio"}
+    transform = mo.orthogonalize_block_periodic(Twice(), block_scale=0.25, layouts=layouts, shardings=places)
+    gradients = jax.device_put(values, places)
+    updates, _ = jax.jit(transform.update)(gradients, transform.init(gradients)._replace(step=jnp.int32(1)))
+    np.testing.assert_allclose(updates["w"], 2 * 0.25 * 0.5**0.5 * values["w"], rtol=1e-6)
+    np.testing.assert_allclose(updates["experts"], 2 * values["experts"], rtol=1e-6)
 
 
 COLLECTIVE = re.compile(r" (all-[\w-]+|reduce-scatter|collective-permute)\(")

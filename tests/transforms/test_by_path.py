@@ -377,7 +377,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"by_path names 'router/\*', which matches no parameter. The paths are: 'embed/table', ",
     ),
     "shadowed": (
-        {"layers/*": mo.Settings(learning_rate=2.0), "layers/0/*": mo.Settings(learning_rate=0.1)},
+        {"embed*": mo.Settings(), "layers/*": mo.Settings(), "layers/0/*": mo.Settings(learning_rate=0.1)},
         r"by_path\['layers/0/\*'\] never acts: .* is taken by 'layers/\*'. Put it before",
     ),
     "shadowed by two": (
@@ -413,6 +413,14 @@ def test_what_does_nothing_is_refused_at_init(case: str) -> None:
     # A state restored from a run without it is checked as well.
     with pytest.raises(ValueError, match=message):
         optimizer.update(params, mo.muon(RATE).init(params), params)
+
+
+def test_update_without_params_is_refused_as_without_settings() -> None:
+    params = nested(SHAPES, 0)
+    for by_path in (None, FACTORS):
+        optimizer = mo.muon(RATE, by_path=by_path)
+        with pytest.raises(ValueError, match="You are using a transformation that requires the current value of param"):
+            optimizer.update(params, optimizer.init(params))
 
 
 def test_decay_that_is_not_ours_is_refused() -> None:
@@ -457,6 +465,11 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a transform": (lambda: mo.Settings(momentum=optax.trace(0.9)), TypeError, r"momentum=.* is not a number"),
     "an unknown scale": (lambda: mo.Settings(scale="big"), ValueError, r"The scale 'big' is not known"),
     "coefficients": (lambda: mo.Settings(orthogonalizer=mo.KELLER), TypeError, r"is not a function: pass one"),
+    "an orthogonalizer of two": (
+        lambda: mo.Settings(orthogonalizer=lambda matrices, steps: matrices),
+        TypeError,
+        r"orthogonalizer=<lambda> can't be called with \(matrices\)",
+    ),
     "momentum beside a transform": (
         lambda: mo.muon(RATE, momentum=mo.quantized_trace(0.9), by_path={"*": mo.Settings(momentum=0.5)}),
         ValueError,

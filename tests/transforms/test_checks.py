@@ -141,6 +141,21 @@ def test_the_step_is_that_of_the_matrices_branch() -> None:
         assert int(partition._step_of(state)) == expected
 
 
+def test_states_of_the_same_shapes_are_checked_once() -> None:
+    """The check runs `init`, which a step without jit need not pay for each time."""
+    begun, trace, params = [], optax.trace(0.9), {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(3)}
+
+    def init(params: Any) -> Any:
+        begun.append(params)
+        return trace.init(params)
+
+    optimizer = mo.partition_by_layout(optax.GradientTransformation(init, trace.update), optax.identity())
+    state = optimizer.init(params)
+    for _ in range(3):
+        _, state = optimizer.update(params, state, params)
+    assert len(begun) == 2
+
+
 def test_what_lies_on_a_mesh_is_moved_only_to_what_does() -> None:
     here, there = (NamedSharding(mesh_of(EXPLICIT, data=2), spec) for spec in (P("data", None), P(None, "data")))
     on_mesh, elsewhere = (jax.device_put(jnp.ones((4, 4), jnp.bfloat16), place) for place in (here, there))

@@ -72,19 +72,25 @@ def test_each_heads_logits_shrink_by_its_own_eta(kind: str, groups: int) -> None
     np.testing.assert_array_equal(after["mlp/kernel"], before["mlp/kernel"])
 
 
-NOPE, ROPE, VALUE, LATENT = 3, 2, 5, 4
-MLA = {
-    "wq_b/kernel": (D, 4, NOPE + ROPE),
-    "wkv_a/kernel": (D, LATENT + ROPE),
-    "wkv_b/kernel": (LATENT, 4, NOPE + VALUE),
-    "out/kernel": (4, VALUE, D),
-}
+NOPE, LATENT = 3, 4
 
 
-def test_latent_attention_leaves_the_shared_rotary_key_and_the_values() -> None:
-    layouts = {"wq_b/*": "ioo", "wkv_b/*": "ioo"}
-    before, after = clipped(MLA, layouts, MAXIMA)
-    eta, root = ETA[:, None], np.sqrt(ETA)[:, None]
+@pytest.mark.parametrize("layers", [(), (2,)], ids=["one layer", "scanned"])
+@pytest.mark.parametrize("rope, values", [(2, 5), (1, 0)], ids=["with values", "keys alone"])
+def test_latent_attention_leaves_the_shared_rotary_key_and_the_values(
+    rope: int, values: int, layers: tuple[int, ...]
+) -> None:
+    shapes = {
+        "wq_b/kernel": (*layers, D, 4, NOPE + rope),
+        "wkv_a/kernel": (*layers, D, LATENT + rope),
+        "wkv_b/kernel": (*layers, LATENT, 4, NOPE + values),
+        "out/kernel": (*layers, 4, 5, D),
+    }
+    stack = "b" * len(layers)
+    layouts = {"wq_b/*": f"{stack}ioo", "wkv_b/*": f"{stack}ioo", "wkv_a/*": f"{stack}io"}
+    maxima, eta = (np.stack([one, one[::-1]]) if layers else one for one in (MAXIMA, ETA))
+    before, after = clipped(shapes, layouts, maxima)
+    eta, root = (factor[..., None, :, None] for factor in (eta, np.sqrt(eta)))  # of every input and feature
     queries, keys = before["wq_b/kernel"], before["wkv_b/kernel"]
     np.testing.assert_allclose(after["wq_b/kernel"][..., :NOPE], root * queries[..., :NOPE], rtol=1e-12)
     np.testing.assert_allclose(after["wq_b/kernel"][..., NOPE:], eta * queries[..., NOPE:], rtol=1e-12)
@@ -112,6 +118,23 @@ def test_scanned_layers_and_their_biases() -> None:
 SHAPES = {"k_proj": (D, 8), "q_proj": (D, 8)}
 
 
+def test_an_attention_within_another_has_its_own_maxima() -> None:
+    shapes = {f"{scope}{name}": shape for scope in ("", "inner/") for name, shape in SHAPES.items()}
+    before, after = clipped(shapes, None, {"inner": {"max": np.array([1.0, 4 * TAU])}, "max": np.array([9 * TAU, 1.0])})
+    for scope, factor in {"": [1 / 3, 1], "inner/": [1, 1 / 2]}.items():
+        for name in SHAPES:
+            path = f"{scope}{name}"
+            np.testing.assert_allclose(after[path], np.repeat(factor, SIZE) * before[path], rtol=1e-12)
+
+
+def test_the_usual_threshold_is_100() -> None:
+    params, maxima = {name: jnp.ones(shape) for name, shape in SHAPES.items()}, jnp.array([100.0, 400.0])
+    updates, clip = jax.tree.map(jnp.zeros_like, params), mo.clip_qk()
+    updates, _ = clip.update(updates, clip.init(params), params, max_logits=maxima)
+    for update in updates.values():
+        np.testing.assert_allclose(update, np.tile(np.repeat([0, -0.5], SIZE), (D, 1)), rtol=1e-6)
+
+
 @pytest.mark.parametrize("value", [0.0, -1e-6, -50.0, -np.inf, np.inf, np.nan, TAU])
 def test_what_did_not_pass_the_threshold_is_left_alone(value: float) -> None:
     before, after = clipped(SHAPES, None, np.array([value, 2 * TAU]))
@@ -131,14 +154,33 @@ def test_what_did_not_pass_the_threshold_is_left_alone(value: float) -> None:
         ({"a/q/w": (4, 4), "a/k/w": (4, 4), "a/q_norm/scale": (4,)}, [1.0], None, "normalizes queries or keys"),
         ({"wq_b": (4, 8), "wkv_b": (4, 8)}, [1.0], None, "'wkv_b' has no down-projection"),
         ({"wq_b": (4, 8), "wkv_a": (4, 4), "wkv_b": (4, 8)}, [1.0], None, "tell 0 rotary features"),
+        ({"wq_b": (4, 8), "wkv_a": (4, 12), "wkv_b": (4, 8)}, [1.0], None, "tell 8 rotary features"),
+        (
+            {"wq_b": (4, 8), "wkv_a": (4, 6), "wkv_b": (4, 4)},
+            [1.0],
+            None,
+            "tell 2 .* have 8, those of keys and values 4",
+        ),
         (SHAPES, None, None, "needs parameters and maxima"),
         (SHAPES, [1.0, 1.0, 1.0], None, "'q_proj' of shape .6, 8. and layout 'io' does not hold 3 heads"),
+        ({"query/w": (4, 4, 4), "key/w": (4, 4, 4)}, [1.0] * 8, {"*/w": "ioo"}, "'query/w' .* does not hold 8 heads"),
         (SHAPES, [[1.0, 1.0]], None, "'q_proj' .* does not hold 2 heads in a stack of .1,."),
         (SHAPES, 1.0, None, "a single number"),
         (SHAPES, {"a": [1.0], "b": [1.0]}, None, "max_logits holds 'a/0' of shape .., which is no|a second"),
+        (
+            {"a/k": (D, 8), "a/q": (D, 8)},
+            {"c": [1.0]},
+            None,
+            "max_logits holds 'c' of shape .1,., which is no attention",
+        ),
         ({"k": (D, 6), "q": (D, 8)}, [1.0, 1.0], None, "no whole number of heads"),
         ({"k": (D, 12), "q": (D, 8)}, [1.0, 1.0], None, "no whole number of heads"),
-        ({f"{n}/{w}": (D, 8) for n in "ab" for w in "qk"}, {"a": [1.0]}, None, "lacks the maxima of 'b'"),
+        (
+            {f"{n}/{w}": (D, 8) for n in "abcdef" for w in "qk"},
+            {"a": [1.0]},
+            None,
+            "the maxima of 'b', 'c', 'd', 'e', 'f'.",
+        ),
         ({"wk": (D, 8), "wq": (D, 8), "bq": (3,)}, [1.0], None, "'bq' has shape .3,., where its kernel makes .8,."),
     ],
 )

@@ -138,6 +138,25 @@ def test_one_statistic_for_a_stack_would_show(name: str) -> None:
     assert error(got, oracle.run(PARTS[name].step, steps, weight, "oio", None)) > 0.02
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (4, 6), (6, 4)], ids=str)
+@pytest.mark.parametrize("axis", ["output", "longer"])
+def test_the_moments_of_normuon_and_the_least_that_is_divided_by(axis: Any, shape: tuple[int, int]) -> None:
+    """A factor on all moments changes no update, and of neurons of usual size none is that small."""
+    weight, steps = inputs(shape)
+    faint = np.where(np.arange(shape[1]) == 1, 1e-7, 1.0) * np.where(np.arange(shape[0]) == 1, 1e-7, 1.0)[:, None]
+    transform, step, v = (
+        mo.scale_by_normuon(axis=axis, layouts={"w": "io"}),
+        oracle.normuon(longer=axis == "longer"),
+        None,
+    )
+    state = transform.init({"w": jnp.asarray(weight, jnp.float32)})
+    for leaf in steps:
+        want, v = step(faint * leaf, v, weight)
+        updates, state = transform.update({"w": jnp.asarray(faint * leaf, jnp.float32)}, state)
+        np.testing.assert_allclose(updates["w"], want, rtol=1e-5)
+        np.testing.assert_allclose(state.moments["w"], v, rtol=1e-5)
+
+
 # Meshes: on every part, and on momentum in few bits.
 
 ON_MESH = {name: SHAPES[name] for name in ("kernel", "torch", "query", "experts", "fused")}
@@ -269,6 +288,7 @@ def test_scan_donation_and_bfloat16_parameters(name: str) -> None:
         (lambda: mo.add_cautious_decayed_weights(-0.1), "weight_decay=-0.1 is not allowed"),
         (lambda: mo.scale_by_hyperball(np.nan), "learning_rate=nan is not allowed"),
         (lambda: mo.quantized_trace(0.9, bits=2), "bits=2 is not allowed: use 8 or 4"),
+        (lambda: mo.quantized_trace(0.9, block_size=0), "block_size=0 is not allowed: use an even"),
         (lambda: mo.quantized_trace(0.9, block_size=7), "block_size=7 is not allowed: use an even"),
         (lambda: mo.quantized_trace(0.9).init({"w": jnp.ones(2, int)}), "'w' has dtype int32.*use optax.trace"),
         (lambda: mo.scale_by_normuon().init({"bias": jnp.ones(3)}), "'bias' of shape .3,. has no layout"),
@@ -277,6 +297,12 @@ def test_scan_donation_and_bfloat16_parameters(name: str) -> None:
 def test_refusals(build: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("value", [-1e-30, -1.0, 1e30])
+def test_a_radius_of_any_size_and_sign_of_entries(value: float) -> None:
+    state = mo.scale_by_hyperball(0.1, layouts={"w": "io"}).init({"w": jnp.full((2, 3), value)})
+    np.testing.assert_allclose(state.radii["w"], [[np.sqrt(6) * abs(value)]], rtol=1e-6)
 
 
 def test_a_matrix_of_zeros_has_no_sphere() -> None:

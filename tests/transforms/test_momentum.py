@@ -1,6 +1,7 @@
 """Momentum that follows a schedule, momentum as an average: equal to NumPy, to Optax, and as muon's argument."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import jax
@@ -49,14 +50,20 @@ def test_a_schedule_equals_numpy(nesterov: bool) -> None:
     assert np.abs(got[1:] - late[1:]).max() > 0.1  # a schedule read one step late
 
 
-@pytest.mark.parametrize("accumulator", [None, "float32", "bfloat16"])
+@pytest.mark.parametrize("arguments", [(), *product((False, True), (None, "float32", "bfloat16"))], ids=str)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("nesterov", [False, True], ids=["plain", "nesterov"])
-def test_a_constant_decay_is_optaxs_trace_bit_for_bit(nesterov: bool, dtype: str, accumulator: Any) -> None:
-    want, kept = steps_of(optax.trace(0.95, nesterov, accumulator), dtype)
+def test_a_constant_decay_is_optaxs_trace_bit_for_bit(dtype: str, arguments: tuple[Any, ...]) -> None:
+    want, kept = steps_of(optax.trace(0.95, *arguments), dtype)
     for decay in (0.95, lambda step: 0.95):
-        got, state = steps_of(mo.scheduled_trace(decay, nesterov, accumulator), dtype)
+        got, state = steps_of(mo.scheduled_trace(decay, *arguments), dtype)
         assert_trees_equal((got, state.trace), (want, kept.trace))
+
+
+def test_all_dtypes_that_a_state_goes_on_in_are_named_in_order() -> None:
+    gradients = {dtype: jnp.ones(2, dtype) for dtype in ("float32", "bfloat16", "float16")}
+    state, said = mo.scheduled_trace(0.9).init(gradients), "its momentum is bfloat16 and float16 and float32, and goes"
+    with jax.enable_x64(True), pytest.warns(mo.MuonWarning, match=said):
+        mo.scheduled_trace(0.9, momentum_dtype=jnp.float64).update(gradients, state)
 
 
 def test_the_decay_of_a_schedule_is_not_rounded_to_bfloat16() -> None:

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from meshes import AUTO_FIRST, ONE_STEP, assert_near, lie_alike, mesh_of, random_tree, shardings, types
+from meshes import AUTO_FIRST, EXPLICIT, ONE_STEP, assert_near, lie_alike, mesh_of, random_tree, shardings, types
 from trees import assert_trees_equal
 
 import muon_optax as mo
@@ -30,19 +30,19 @@ def rounded(momentum: np.ndarray, bits: int, block_size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("nesterov", [False, True], ids=["plain", "nesterov"])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits, block_size", [(8, 16), (4, 16), (4, 2)])
 @pytest.mark.parametrize("name", SHAPES)
-def test_parity(name: str, bits: Any, nesterov: bool) -> None:
+def test_parity(name: str, bits: Any, block_size: int, nesterov: bool) -> None:
     rng = np.random.default_rng(0)
     gradients = np.float32(rng.standard_normal((4, *SHAPES[name])))
-    transform = mo.quantized_trace(0.9, nesterov, bits=bits, block_size=16)
+    transform = mo.quantized_trace(0.9, nesterov, bits=bits, block_size=block_size)
     state, memory = transform.init(jnp.zeros(SHAPES[name])), np.zeros(SHAPES[name] or (1,))
     for gradient in gradients:
         updates, state = transform.update(jnp.asarray(gradient), state)
         momentum = 0.9 * memory + gradient
         want = gradient + 0.9 * momentum if nesterov else momentum
         np.testing.assert_allclose(updates, want.reshape(gradient.shape), rtol=1e-5, atol=1e-6)
-        memory = rounded(momentum, bits, 16)
+        memory = rounded(momentum, bits, block_size)
 
 
 @pytest.mark.parametrize("bits, at_most", [(8, 0.27), (4, 0.14)])
@@ -87,13 +87,20 @@ def test_the_error_does_not_grow(kind: str, bits: Any, steps: int) -> None:
 
 
 def test_an_entry_that_is_not_finite_harms_no_other() -> None:
-    gradient = jnp.ones((2, 8)).at[0, 3].set(jnp.nan).at[1, 2].set(-jnp.inf)
+    gradient = jnp.full((2, 8), 0.25).at[0, 3].set(jnp.nan).at[1, 2].set(-jnp.inf)
     for bits in (8, 4):
         transform = mo.quantized_trace(0.5, bits=bits, block_size=4)
         _, state = transform.update(gradient, transform.init(gradient))
         updates, _ = transform.update(jnp.ones((2, 8)), state)
         np.testing.assert_array_equal(np.isnan(updates), ~np.isfinite(gradient))
-        np.testing.assert_array_equal(updates[np.isfinite(gradient)], 1.5)
+        np.testing.assert_array_equal(updates[np.isfinite(gradient)], 1.125)
+
+
+def test_a_block_of_zeros_makes_no_nan_on_the_way() -> None:
+    """What people turn on to find a NaN of their own must not stop at `init`."""
+    with jax.debug_nans(True), jax.disable_jit():
+        state = mo.quantized_trace(0.5).init({"w": jnp.zeros((2, 8))})
+    np.testing.assert_array_equal(state.codes["w"], 0)
 
 
 def test_a_block_never_straddles_rows() -> None:
@@ -124,6 +131,30 @@ def test_codes_and_scales_lie_as_their_parameter() -> None:
     # Blocks of 128 would lie on two devices each.
     straddling = mo.state_shardings(mo.quantized_trace(0.9), params)
     assert (straddling.codes["n"].spec, straddling.scales["n"].spec) == (P(None, "data"), P())
+
+
+# Of a last axis of 64 entries on several devices: blocks of 32 of which each lies on one device, or not.
+TRAVEL = {
+    "two blocks a device": (P(None, "one"), 32, P(None, "one")),
+    "half a block": (P(None, ("one", "other")), 32, P(None, None)),
+    "one block": (P(None, ("one", "other")), 16, P(None, ("one", "other"))),
+    "rows are divided": (P("one", None), 32, P("one", None)),
+}
+
+
+@pytest.mark.parametrize("spec, block_size, lies", TRAVEL.values(), ids=TRAVEL)
+def test_only_blocks_that_lie_on_several_devices_travel(spec: P, block_size: int, lies: P) -> None:
+    mesh = mesh_of(EXPLICIT, one=2, other=2)
+    plain = random_tree({"w": (6, 64)}, 0)
+    params = jax.device_put(plain, shardings(mesh, {"w": spec}))
+    transform = mo.quantized_trace(0.9, bits=4, block_size=block_size)
+    state = transform.init(params)
+    updates, after = jax.jit(transform.update)(params, state)
+    assert [kept.scales["w"].sharding.spec for kept in (state, after)] == [lies, lies]
+    assert [array.sharding.spec for array in (after.codes["w"], updates["w"])] == [spec, spec]
+    want = transform.update(plain, transform.init(plain))
+    assert_near((updates, after.scales), (want[0], want[1].scales))
+    np.testing.assert_array_equal(after.codes["w"], want[1].codes["w"])
 
 
 # The longest axis that eight devices divide: the last, the first, none, and the last with half a block on each.

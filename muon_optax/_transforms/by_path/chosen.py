@@ -70,7 +70,7 @@ class Chosen:
         for glob, numbers in (groups or {None: []}).items():
             settings = EVERYWHERE if glob is None else self.by_path[glob]
             results = function(settings, *([column[number] for number in numbers] for column in columns))
-            made = made or [[None] * len(columns[0]) for _ in results]
+            made = made or [[None] * structure.num_leaves for _ in results]
             for column, result in zip(made, results, strict=True):
                 for number, value in zip(numbers, result, strict=True):
                     column[number] = value

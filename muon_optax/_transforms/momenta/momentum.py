@@ -13,7 +13,7 @@ Momentum: TypeAlias = optax.ScalarOrSchedule | optax.GradientTransformation
 
 
 def keep_momentum(
-    momentum: Momentum, nesterov: bool = True, dtype: jax.typing.DTypeLike | None = None
+    momentum: Momentum, nesterov: bool, dtype: jax.typing.DTypeLike | None
 ) -> optax.GradientTransformation:
     """``scheduled_trace`` for a number or a schedule, which count the step alike; a transform as it is.
 

@@ -126,7 +126,7 @@ def _sizes(state: Any, like: Any) -> list[int]:
 
 def _batches(sizes: Sequence[int], batches: int) -> list[range]:
     """The numbers of the leaves in each batch, which are neighbors; at least one batch, which may be empty."""
-    total = max(1, sum(sizes))
+    total = sum(sizes) or 1
     # A leaf belongs to the batch in which its middle lies.
     batch = [int(batches * (end - size / 2) / total) for size, end in zip(sizes, accumulate(sizes), strict=True)]
     ends = list(accumulate(len(list(own)) for _, own in groupby(batch)))

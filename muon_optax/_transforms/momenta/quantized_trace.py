@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from muon_optax._layouts.paths import NamedLeaf, named_leaves, show
 from muon_optax._mesh.typed import relocate, relocate_like
 from muon_optax._transforms.checks.arguments import check_flag, check_number
 
-Bits = Literal[8, 4]
+Bits: TypeAlias = Literal[8, 4]
 
 
 class QuantizedTraceState(NamedTuple):
@@ -127,11 +127,11 @@ def quantized(momentum: jax.Array, bits: Bits, block_size: int) -> tuple[jax.Arr
     blocks = _in_blocks(momentum, block_size)
     finite = jnp.isfinite(blocks)
     scales = jnp.max(jnp.where(finite, jnp.abs(blocks), 0), axis=-1, keepdims=True, initial=0) / limit
-    ratios = jnp.round(jnp.where(finite, blocks, 0) / jnp.where(scales == 0, 1, scales))
+    ratios = jnp.round(blocks / jnp.where(scales == 0, 1, scales))
     # Symmetry leaves one code over, which means "not finite". A scale of NaN would spoil the whole block.
     codes = jnp.where(finite, ratios, -limit - 1).astype(jnp.int8)
     codes = relocate_like(_out_of_blocks(codes, momentum.shape), momentum)
-    return (codes if bits == 8 else _packed(codes)), scales[..., 0]
+    return (codes if bits == 8 else _packed(codes)), scales.squeeze(-1)
 
 
 def restored(codes: jax.Array, scales: jax.Array, shape: tuple[int, ...], bits: Bits, block_size: int) -> jax.Array:
@@ -147,7 +147,7 @@ def _in_blocks(array: jax.Array, block_size: int) -> jax.Array:
     """``(*rest, n)`` as ``(*rest, blocks, size)``, zeros behind the last entry."""
     array = jnp.atleast_1d(array)
     last = array.shape[-1]
-    size = min(block_size, max(1, last))
+    size = min(block_size, max(2, last))  # two even of one entry: a byte of codes holds a pair
     count = math.ceil(last / size)
     array = _with_whole_blocks(array, size)
     if last < count * size:
@@ -174,8 +174,7 @@ def _with_whole_blocks(array: jax.Array, size: int) -> jax.Array:
 
 def _packed(codes: jax.Array) -> jax.Array:
     """Two four-bit codes a byte, neighbors together: a shard of an even size keeps its own."""
-    pairs = _in_blocks(codes, 2).astype(jnp.uint8) & 0xF
-    low, high = pairs[..., 0], pairs[..., -1] if pairs.shape[-1] == 2 else 0
+    low, high = jnp.unstack(_in_blocks(codes, 2).astype(jnp.uint8) & 0xF, axis=-1)
     return low | (high << 4)
 
 
