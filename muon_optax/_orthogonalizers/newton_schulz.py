@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import jax
@@ -137,11 +138,11 @@ def newton_schulz(
     if products == "symmetric" and norm == "aol":
         raise ValueError('products="symmetric" does not rescale rows: use another norm than "aol", or products="xla".')
 
-    return _NewtonSchulz(coefficients, dtype, method, norm, products)
+    return _shared(coefficients, dtype, method, norm, products)
 
 
 @dataclass(frozen=True)
-class _NewtonSchulz:
+class NewtonSchulz:
     """An orthogonalizer that says what it costs and in which dtype it multiplies, for those that plan its work."""
 
     coefficients: Coefficients
@@ -182,6 +183,14 @@ class _NewtonSchulz:
 
     def _chosen(self, short: int, long: int, choose: Callable[..., Iteration]) -> Iteration:
         return choose(self.coefficients, short, long, self.dtype) if self.method == "auto" else self.method
+
+
+@lru_cache
+def _shared(
+    coefficients: Coefficients, dtype: jnp.dtype, method: Method, norm: Norm, products: Products
+) -> NewtonSchulz:
+    # One object for equal settings: JAX traces a shape once for all optimizers of a process, as in a sweep.
+    return NewtonSchulz(coefficients, dtype, method, norm, products)
 
 
 def _by_kernels(

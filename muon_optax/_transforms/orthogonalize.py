@@ -18,7 +18,7 @@ from muon_optax._mesh.given import as_given, check_given, plan_in_sight
 from muon_optax._mesh.typed import gather, relocate_like
 from muon_optax._orthogonalizers.batching import map_matrices, map_stacks
 from muon_optax._orthogonalizers.coefficients import KELLER, Coefficients
-from muon_optax._orthogonalizers.newton_schulz import Method, Products, newton_schulz
+from muon_optax._orthogonalizers.newton_schulz import Method, NewtonSchulz, Products, newton_schulz
 from muon_optax._orthogonalizers.orthogonalizer import MatrixFunction, Orthogonalizers, for_all
 from muon_optax._orthogonalizers.start import Norm
 
@@ -184,6 +184,10 @@ def _each_by_its_own(
 
 
 def _keeping_shapes(orthogonalizer: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    # It keeps them, and JAX finds what it traced of it in other optimizers, which it can't of a function made here.
+    if isinstance(orthogonalizer, NewtonSchulz):
+        return orthogonalizer
+
     def checked(matrices: jax.Array) -> jax.Array:
         result = orthogonalizer(matrices)
         shape = getattr(result, "shape", None)

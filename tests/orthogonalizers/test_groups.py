@@ -9,6 +9,7 @@ import pytest
 
 import muon_optax as mo
 from muon_optax._orthogonalizers import batching as _groups
+from muon_optax._orthogonalizers import newton_schulz as _newton_schulz
 
 
 def random_arrays(*shapes):
@@ -207,3 +208,22 @@ def test_matrices_of_one_shape_share_a_trace() -> None:
     text = jax.jit(transform.update).lower(params, transform.init(params)).as_text()
     assert len(traced) == len(set(traced)) <= 6  # alone and in a batch, for each of three shapes
     assert len(text.splitlines()) <= 1200
+
+
+@pytest.mark.parametrize("settings, traces", [({}, 1), ({"norm": "schatten4"}, 2)], ids=["equal", "other"])
+def test_optimizers_with_equal_settings_share_a_trace(
+    settings: dict, traces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a sweep, which differ in rates."""
+    made, traced = _newton_schulz.direct_newton_schulz, []
+
+    def recorded(*arguments):
+        traced.append(arguments)
+        return made(*arguments)
+
+    monkeypatch.setattr(_newton_schulz, "direct_newton_schulz", recorded)
+    params = {"kernel": jnp.ones((7, 10 + traces))}
+    for rate, given in ((0.1, {}), (0.2, settings)):
+        optimizer = mo.muon(rate, orthogonalizer=mo.newton_schulz(**given), layouts={"kernel": "io"})
+        jax.eval_shape(optimizer.update, params, optimizer.init(params), params)
+    assert len(traced) == traces
