@@ -35,4 +35,4 @@ def without_repetitions(leaves: Sequence[NamedLeaf]) -> tuple[list[NamedLeaf], d
         for block in group[KEPT:]:
             for leaf, other in zip(blocks[block], blocks[group[KEPT - 1]], strict=True):
                 alike[leaf.path] = other.path
-    return ([leaf for leaf in leaves if leaf.path not in alike] if alike else list(leaves)), alike
+    return [leaf for leaf in leaves if leaf.path not in alike], alike

@@ -26,7 +26,7 @@ class Pair(NamedTuple):
         # Haliax's layers have several output axes; without a stack one is likelier, and the other axis counts layers.
         if self.outputs_first and stack.sizes and bias in (weight[: len(bias)], weight[-len(bias) :]):
             return True
-        return len(bias) == 1 and (weight[0] == bias[0] or weight[-2] == bias[0] or weight[-1] == bias[0])
+        return len(bias) == 1 and bias[0] in (weight[0], weight[-2])
 
     def allows_inputs_within(self, stack: LayerStack) -> bool:
         """The same, or the bias lacks one axis within: heads of an Einsum come first, positions of a ConvLocal."""
@@ -69,8 +69,28 @@ class Scope:
 
     @cached_property
     def likely(self) -> tuple[LayerStack, ...]:
-        """The stacks that the scope's shapes suggest, within what its biases allow."""
-        return tuple(stack for stack in self._by_shapes() if not self._allowed or stack in self._allowed)
+        """Stacks without norms and biases, where all leaves share an axis and the kernels fit each other without it."""
+        kernels = self.kernels
+        if (
+            self.has_convolution
+            or self.has_flat_weight
+            or self.has_unnamed
+            or not kernels
+            or min(map(len, self.shapes)) < 2
+        ):
+            return ()
+        if self.attention_fits(UNSTACKED) or self.may_be_heads:
+            return ()
+        various = len(kernels) > 1 or (bool(self.queries) and bool(self.outs))
+        front, behind = ({shape[axis] for shape in self.shapes} for axis in (0, 1))
+        found = ()
+        if len(front) == 1 and various and _meet(kernels, 1):
+            found = (LayerStack(0, tuple(front)),)
+        # Kernels that agree in their first size too may be dense layers of several axes, or a stack in front.
+        behind = set() if self.has_outputs_first else behind
+        if len(behind) == 1 and _meet(kernels, 0) and (found or len({kernel[0] for kernel in kernels}) > 1):
+            found += (LayerStack(1, tuple(behind)),)
+        return found
 
     def _by_norms(self) -> tuple[LayerStack, ...]:
         many = {norm for norm in self.norms if len(norm) > 1}
@@ -107,30 +127,6 @@ class Scope:
         return tuple(s for s in fitting if all(p.allows(s) for p in self.pairs)) or tuple(
             s for s in fitting if all(p.allows_inputs_within(s) for p in self.pairs)
         )
-
-    def _by_shapes(self) -> tuple[LayerStack, ...]:
-        """Stacks without norms and biases, where all leaves share an axis and the kernels fit each other without it."""
-        kernels = self.kernels
-        if (
-            self.has_convolution
-            or self.has_flat_weight
-            or self.has_unnamed
-            or not kernels
-            or min(map(len, self.shapes)) < 2
-        ):
-            return ()
-        if self.attention_fits(UNSTACKED) or self.may_be_heads:
-            return ()
-        various = len(kernels) > 1 or (bool(self.queries) and bool(self.outs))
-        front, behind = ({shape[axis] for shape in self.shapes} for axis in (0, 1))
-        found = ()
-        if len(front) == 1 and various and _meet(kernels, 1):
-            found = (LayerStack(0, tuple(front)),)
-        # Kernels that agree in their first size too may be dense layers of several axes, or a stack in front.
-        behind = set() if self.has_outputs_first else behind
-        if len(behind) == 1 and _meet(kernels, 0) and (found or len({kernel[0] for kernel in kernels}) > 1):
-            found += (LayerStack(1, tuple(behind)),)
-        return found
 
     @property
     def may_be_heads(self) -> bool:
