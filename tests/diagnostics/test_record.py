@@ -255,6 +255,7 @@ def test_switched_off_the_program_is_the_same() -> None:
     assert on != plain
 
 
+@pytest.mark.slow
 def test_the_cost_of_the_main_job_is_below_three_percent() -> None:
     """FLOPs of the optimizer alone; XLA counts the branch that measures, which one step of thirty takes."""
     params = train_gpt(4, 128, 2)

@@ -627,6 +627,7 @@ def test_a_bad_step_is_skipped_and_one_too_many_is_named() -> None:
         diagnostics.raise_if_nonfinite(resumed, "params", step=6)
 
 
+@pytest.mark.slow
 def test_the_page_reports_the_step_and_the_leaf_where_a_nan_loss_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,6 +208,7 @@ MUTATIONS: dict[str, tuple[Mutation, Check]] = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_the_named_test_fails(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mutate, check = MUTATIONS[mutation]

@@ -257,11 +257,16 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@cache
+def wrapped_state_of(wrapper: str, name: str) -> Any:
+    setting = SETTINGS[name]
+    return jax.eval_shape(WRAPPERS[wrapper](setting.build()).init, tree(0, setting.shapes))
+
+
 def wrapped_failure(wrapper: str, before: str, now: str) -> str | None:
-    wrap, (one, other) = WRAPPERS[wrapper], (SETTINGS[name] for name in (before, now))
-    changed = differing(one, other)
-    state = jax.eval_shape(wrap(one.build()).init, tree(0, one.shapes))
-    params, optimizer = tree(0, other.shapes), wrap(other.build())
+    state, other = wrapped_state_of(wrapper, before), SETTINGS[now]
+    changed = differing(SETTINGS[before], other)
+    params, optimizer = tree(0, other.shapes), WRAPPERS[wrapper](other.build())
     try:
         _, after = jax.eval_shape(optimizer.update, params, state, params)
     except ValueError as error:
