@@ -366,7 +366,12 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+USUAL = ("TrainState", "nnx.Optimizer", "MultiSteps")
+
+
+@pytest.mark.parametrize(
+    "place", [pytest.param(name, marks=[] if name in USUAL else [pytest.mark.slow]) for name in PLACES]
+)
 def test_read_from_whatever_holds_it(place: str) -> None:
     expected, got = by_hand(), diagnostics.recorded(PLACES[place]())
     assert (got.steps, got.paths, got.matrices) == (expected.steps, expected.paths, expected.matrices)

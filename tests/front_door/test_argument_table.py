@@ -104,6 +104,7 @@ LINES: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given, build", LINES.values(), ids=LINES)
 def test_a_line_of_optaxs_table(given: dict[str, Any], build: Callable[[], Any]) -> None:
     theirs = optax.contrib.muon(**{"learning_rate": 0.1} | given)

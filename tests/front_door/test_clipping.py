@@ -36,6 +36,7 @@ WAYS: dict[str, Callable[[], Any]] = {
     "of each leaf": lambda: before_muon(optax.clip_by_block_rms(0.1), optax.clip_by_block_rms(0.1)),
 }
 OWN = ["of AdamW's leaves", "in adamw=", "of each leaf"]
+in_turn = pytest.mark.parametrize("way", [OWN[0], *(pytest.param(way, marks=pytest.mark.slow) for way in OWN[1:])])
 
 
 @cache
@@ -92,7 +93,7 @@ def test_a_clip_of_the_whole_tree_starves_what_adamw_trains() -> None:
     assert moved("of the whole tree", 1e8) < 0.4 * moved("of the whole tree", 1.0)
 
 
-@pytest.mark.parametrize("way", OWN)
+@in_turn
 def test_a_clip_of_their_own_does_not(way: str) -> None:
     assert moved(way, 1e8) == pytest.approx(moved(way, 1.0), rel=0.05)
 
@@ -104,7 +105,7 @@ def one_update(way: str, path: str, change: Callable[[jax.Array], jax.Array]) ->
     return by_path(jax.jit(optimizer.update)(changed(large, path, change), optimizer.init(params), params)[0])
 
 
-@pytest.mark.parametrize("way", OWN)
+@in_turn
 def test_no_bit_of_adamws_updates_depends_on_a_matrix(way: str) -> None:
     calm, wild = (one_update(way, EXPLODES, lambda gradient, f=factor: f * gradient) for factor in (1.0, 1e8))
     for path in model()[2]:

@@ -459,7 +459,11 @@ def test_every_measure_in_every_mode_of_jax(mode: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["Auto", "Explicit"])
-@pytest.mark.parametrize("spec", [("data", "model"), ("model",), (None, "data")], ids=str)
+@pytest.mark.parametrize(
+    "spec",
+    [("data", "model"), *(pytest.param(one, marks=pytest.mark.slow) for one in (("model",), (None, "data")))],
+    ids=str,
+)
 def test_sharded_leaves_are_measured_like_whole_ones(kind: AxisType, spec: tuple[str | None, ...]) -> None:
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
     whole = leaf(oracle.gaussian(16, 32))

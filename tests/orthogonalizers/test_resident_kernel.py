@@ -181,6 +181,7 @@ def test_the_scale_of_a_matrix_does_not_matter(dtype: str) -> None:
     assert near_one(jnp.asarray(matrix), jnp.float32).max() <= 2
 
 
+@pytest.mark.slow
 @methods
 def test_on_a_tpu_that_is_simulated_no_two_accesses_race(method: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Memory that nobody wrote is NaN there, beyond the edges of an array too."""

@@ -99,6 +99,7 @@ def test_apply(short: Tiling, dtype: jax.typing.DTypeLike, wide: bool, whole: bo
     assert oracle.relative_error(run(given, X, scalars, dtype), want) <= RTOL[dtype]
 
 
+@pytest.mark.slow
 def test_on_a_tpu_that_is_simulated_no_two_accesses_race(capfd: pytest.CaptureFixture[str]) -> None:
     """Memory that nobody wrote is NaN there; JAX prints a race, and from 0.12 on raises one."""
     short, simulated = SIDES["tiles"], pltpu.InterpretParams(detect_races=True)

@@ -61,7 +61,10 @@ def in_plain_jax(
 @orientations
 @methods
 @dtypes
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset",
+    [pytest.param(name, marks=[] if name in ("keller", "cubic") else [pytest.mark.slow]) for name in PRESETS],
+)
 def test_the_iteration_is_about_as_exact_as_with_whole_products(
     preset: str, dtype: str, method: str, tall: bool
 ) -> None:

@@ -279,7 +279,12 @@ def wrapped_failure(wrapper: str, before: str, now: str) -> str | None:
     return None if not changed and jax.tree.structure(after) == jax.tree.structure(state) else f"taken: {changed}"
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+ALIKE = ("apply_if_finite", "masked", "conditionally_mask")  # to those that the default run takes
+
+
+@pytest.mark.parametrize(
+    "wrapper", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in WRAPPERS]
+)
 def test_wrappers_pass_on_what_changed(wrapper: str) -> None:
     kinds = [name for name in KINDS if name != "muon_clip"]  # whose maxima wrappers don't hand on alike
     failures = {(before, now): wrapped_failure(wrapper, before, now) for before in kinds for now in kinds}

@@ -118,7 +118,13 @@ def assert_near(got: Any, want: Any) -> None:
         np.testing.assert_allclose(got[path], want[path], rtol=0, atol=SAME * max(0.1, moved), err_msg=path)
 
 
-@pytest.mark.parametrize("rate", [RATE, optax.linear_schedule(RATE, 0.0, 10)], ids=["number", "schedule"])
+@pytest.mark.parametrize(
+    "rate",
+    [
+        pytest.param(RATE, id="number"),
+        pytest.param(optax.linear_schedule(RATE, 0.0, 10), id="schedule", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("use", USES)
 def test_each_parameter_goes_as_it_would_alone(use: str, rate: Any) -> None:
     recipe, by_path = USES[use]
