@@ -107,7 +107,8 @@ def test_another_seed_draws_other_changes() -> None:
 def test_every_file_with_code_has_judges_that_exist() -> None:
     judged = {file: tests for group in GROUPS for file, tests in files_of(PACKAGE, group).items()}
     files = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in PACKAGE.glob("**/*.py")}
-    assert {file for file, path in files.items() if next(mutants(path.read_text()), None)} <= judged.keys()
+    changeable = {file for file, path in files.items() if next(mutants(path.read_text()), None)}
+    assert changeable - judged.keys() == {"keras"}  # Its tests are slow and need the extra third-party.
     for name in {test.partition("::")[0] for tests in judged.values() for test in tests}:
         assert len(list(ROOT.glob(f"tests/*/test_{name}.py"))) == 1, name
 
