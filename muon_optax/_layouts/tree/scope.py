@@ -69,7 +69,7 @@ class Scope:
 
     @cached_property
     def likely(self) -> tuple[LayerStack, ...]:
-        """Stacks without norms and biases, where all leaves share an axis and the kernels fit each other without it."""
+        """The stacks that shapes suggest, where all leaves share an axis and the kernels fit each other without it."""
         kernels = self.kernels
         if (
             self.has_convolution
